@@ -1,0 +1,1 @@
+"""The server keeps the engine running: API, worker, scheduler, and what they store."""
