@@ -1,0 +1,1 @@
+"""What the service stores, and how: models, migrations and the engine's ports on PostgreSQL."""

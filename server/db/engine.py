@@ -1,0 +1,62 @@
+"""Connections to PostgreSQL."""
+
+from typing import Any
+
+import orjson
+from sqlalchemy import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
+
+
+def async_url(database_url: str) -> URL:
+    """Return the URL as SQLAlchemy wants it for asyncpg, from any form operators write (`postgres://…?sslmode=require`)."""
+    url = make_url(database_url)
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise ValueError(f"the database URL must start with `postgresql://`, not `{url.drivername}://`")
+    sslmode = url.query.get("sslmode")
+    url = url.set(drivername="postgresql+asyncpg").difference_update_query(["sslmode"])
+    return url.update_query_dict({"ssl": sslmode}) if sslmode else url
+
+
+def create_engine(
+    database_url: str,
+    *,
+    pool_size: int = 10,
+    max_overflow: int = 5,
+    pooled: bool = True,
+    application_name: str = "integration-hub",
+    statement_cache_size: int = 100,
+) -> AsyncEngine:
+    """Open a pool of connections, lazily. Every session runs in UTC.
+
+    `pooled=False` opens one connection for each use, for short-lived commands. Set `statement_cache_size`
+    to 0 behind a pooler that shares connections between transactions.
+    """
+    pool: dict[str, Any] = (
+        {"pool_size": pool_size, "max_overflow": max_overflow, "pool_timeout": 30, "pool_recycle": 1800}
+        if pooled
+        else {"poolclass": NullPool}
+    )
+    return create_async_engine(
+        async_url(database_url),
+        # A database that restarted is noticed when a connection is taken, not in the middle of a page.
+        pool_pre_ping=pooled,
+        json_serializer=_dump_json,
+        json_deserializer=orjson.loads,
+        connect_args={
+            "timeout": 10,
+            "statement_cache_size": statement_cache_size,
+            "prepared_statement_cache_size": statement_cache_size,
+            "server_settings": {"timezone": "UTC", "application_name": application_name},
+        },
+        **pool,
+    )
+
+
+def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Return what opens sessions: `async with sessions.begin() as session:` is one transaction."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def _dump_json(value: Any) -> str:
+    return orjson.dumps(value, default=str).decode()

@@ -1,0 +1,632 @@
+"""Every table the service owns.
+
+The platform's own tables are not here: `server.host` reads those as the platform manifest describes them, and
+`venue_id` carries no foreign key because the platform owns venues. All times are timestamptz. Enum members
+are stored by value; `Priority` is declared most urgent first, so `ORDER BY priority` is the order of work.
+
+A change here needs a migration: `tests/integration/test_migrations.py` compares the two.
+"""
+
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Enum,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Numeric,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, INET, JSON, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class IntegrationStatus(StrEnum):
+    DISCONNECTED = "disconnected"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    ERROR = "error"
+    SUSPENDED = "suspended"
+
+
+class HealthStatus(StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    UNKNOWN = "unknown"
+
+
+class OperationType(StrEnum):
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+    SYNC = "sync"
+    RECONCILE = "reconcile"
+
+
+class Priority(StrEnum):
+    CRITICAL = "CRITICAL"
+    HIGH = "HIGH"
+    NORMAL = "NORMAL"
+    LOW = "LOW"
+
+
+class OperationStatus(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    DEAD_LETTER = "dead_letter"
+    PAUSED = "paused"
+    RECOVERING = "recovering"
+
+
+class WebhookStatus(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    PROCESSED = "processed"
+    FAILED = "failed"
+    IGNORED = "ignored"
+
+
+class Direction(StrEnum):
+    PUSH = "push"
+    PULL = "pull"
+
+
+class LinkState(StrEnum):
+    LINKED = "linked"
+    BROKEN = "broken"
+
+
+def _enum(members: type[StrEnum], name: str) -> Enum:
+    return Enum(members, name=name, values_callable=lambda kind: [member.value for member in kind])
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012 -- SQLAlchemy reads this class attribute itself
+        str: Text(),
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(),
+        list[Any]: JSONB(),
+        list[str]: ARRAY(Text()),
+        IntegrationStatus: _enum(IntegrationStatus, "integration_status"),
+        HealthStatus: _enum(HealthStatus, "health_status"),
+        OperationType: _enum(OperationType, "operation_type"),
+        Priority: _enum(Priority, "operation_priority"),
+        OperationStatus: _enum(OperationStatus, "operation_status"),
+        WebhookStatus: _enum(WebhookStatus, "webhook_status"),
+        Direction: _enum(Direction, "direction"),
+        LinkState: _enum(LinkState, "link_state"),
+    }
+
+
+ID = Annotated[UUID, mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))]
+Provider = Annotated[str, mapped_column(String(50))]
+Name = Annotated[str, mapped_column(String(255))]
+Environment = Annotated[str, mapped_column(String(20), server_default="production")]
+Now = Annotated[datetime, mapped_column(server_default=text("now()"))]
+Count = Annotated[int, mapped_column(server_default="0")]
+No = Annotated[bool, mapped_column(server_default=text("false"))]
+Yes = Annotated[bool, mapped_column(server_default=text("true"))]
+EmptyObject = Annotated[dict[str, Any], mapped_column(server_default=text("'{}'::jsonb"))]
+Money = Annotated[Decimal, mapped_column(Numeric(10, 2))]
+
+
+class FieldMappingTemplate(Base):
+    """A mapping to start from. Files in `mapping-templates/` are copied here, venues add their own."""
+
+    __tablename__ = "field_mapping_templates"
+
+    id: Mapped[ID]
+    name: Mapped[str] = mapped_column(String(100))
+    description: Mapped[str | None]
+    venue_type: Mapped[str | None] = mapped_column(String(50), index=True)
+    integration_type: Mapped[Provider] = mapped_column(index=True)
+    mappings: Mapped[dict[str, Any]]
+    validation_rules: Mapped[dict[str, Any] | None]
+    usage_count: Mapped[Count]
+    last_used_at: Mapped[datetime | None]
+    is_default: Mapped[No] = mapped_column(index=True)
+    is_active: Mapped[Yes]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+
+class IntegrationConfig(Base):
+    """A venue's use of a connector."""
+
+    __tablename__ = "integration_configs"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID] = mapped_column(index=True)
+    integration_type: Mapped[Provider]
+    environment: Mapped[Environment]
+    status: Mapped[IntegrationStatus] = mapped_column(server_default="disconnected", index=True)
+    account: Mapped[str | None] = mapped_column(doc="The account's id at the provider.")
+    connection: Mapped[EmptyObject] = mapped_column(doc="Values learned at connect, such as a location id.")
+    connected_at: Mapped[datetime | None]
+    disconnected_at: Mapped[datetime | None]
+    last_sync_at: Mapped[datetime | None]
+    next_sync_at: Mapped[datetime | None]
+    config: Mapped[EmptyObject]
+    field_mappings: Mapped[EmptyObject]
+    template_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("field_mapping_templates.id", ondelete="SET NULL")
+    )
+    template_applied_at: Mapped[datetime | None]
+    health_status: Mapped[HealthStatus] = mapped_column(server_default="unknown", index=True)
+    health_checked_at: Mapped[datetime | None]
+    failure_count: Mapped[Count]
+    last_error: Mapped[str | None]
+    last_error_at: Mapped[datetime | None]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+    __table_args__ = (
+        UniqueConstraint("venue_id", "integration_type"),
+        CheckConstraint("failure_count >= 0", name="failure_count_not_negative"),
+        Index(
+            "ix_integration_configs_account",
+            "integration_type",
+            "account",
+            postgresql_where=text("account IS NOT NULL"),
+        ),
+        Index(
+            "ix_integration_configs_due",
+            "next_sync_at",
+            postgresql_where=text("status = 'connected'::integration_status"),
+        ),
+    )
+
+
+class OAuthToken(Base):
+    """One integration's OAuth credentials. Both tokens are sealed by `server.vault`."""
+
+    __tablename__ = "oauth_tokens"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID] = mapped_column(index=True)
+    integration_type: Mapped[Provider]
+    environment: Mapped[Environment]
+    encrypted_access_token: Mapped[str]
+    encrypted_refresh_token: Mapped[str | None]
+    encryption_key_version: Mapped[int] = mapped_column(server_default="1")
+    scopes: Mapped[list[str]] = mapped_column(server_default=text("'{}'::text[]"))
+    token_type: Mapped[str] = mapped_column(String(50), server_default="Bearer")
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    refresh_expires_at: Mapped[datetime | None]
+    refresh_count: Mapped[Count]
+    last_refreshed_at: Mapped[datetime | None]
+    refresh_failed_count: Mapped[Count]
+    created_by: Mapped[UUID | None]
+    created_ip: Mapped[str | None] = mapped_column(INET())
+    last_used_at: Mapped[datetime | None]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+    __table_args__ = (UniqueConstraint("venue_id", "integration_type"),)
+
+
+class VenueApiKey(Base):
+    """One integration's other credentials: a sealed JSON object of the manifest's credential fields."""
+
+    __tablename__ = "venue_api_keys"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID] = mapped_column(index=True)
+    integration_type: Mapped[Provider]
+    environment: Mapped[Environment]
+    encrypted_api_key: Mapped[str]
+    encrypted_api_secret: Mapped[str | None]
+    key_name: Mapped[Name | None]
+    is_valid: Mapped[Yes]
+    last_validated_at: Mapped[datetime | None]
+    validation_error: Mapped[str | None]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+    __table_args__ = (UniqueConstraint("venue_id", "integration_type", "environment"),)
+
+
+class Operation(Base):
+    """One durable unit of work. A worker holds it by a lease and writes under its fencing token."""
+
+    __tablename__ = "sync_queue"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    operation_type: Mapped[OperationType]
+    entity_type: Mapped[str] = mapped_column(String(100))
+    entity_id: Mapped[Name | None]
+    payload: Mapped[EmptyObject]
+    idempotency_key: Mapped[Name | None] = mapped_column(unique=True)
+    priority: Mapped[Priority] = mapped_column(server_default="NORMAL")
+    status: Mapped[OperationStatus] = mapped_column(server_default="pending")
+    attempts: Mapped[Count]
+    max_attempts: Mapped[int] = mapped_column(server_default="10")
+    next_retry_at: Mapped[datetime | None] = mapped_column(index=True)
+    queued_at: Mapped[Now]
+    started_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime] = mapped_column(server_default=text("now() + interval '7 days'"), index=True)
+    last_error: Mapped[str | None]
+    error_count: Mapped[Count]
+    correlation_id: Mapped[Name | None]
+    run_id: Mapped[UUID | None] = mapped_column(index=True, doc="`sync_logs.sync_id` of its run.")
+    stop_requested: Mapped[No]
+    result: Mapped[dict[str, Any] | None]
+    progress: Mapped[dict[str, Any] | None]
+    lease_owner: Mapped[Name | None]
+    lease_expires_at: Mapped[datetime | None]
+    fencing_token: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", doc="Grows with every claim; a commit under an older one is refused."
+    )
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+    __table_args__ = (
+        CheckConstraint("attempts >= 0", name="attempts_not_negative"),
+        CheckConstraint("max_attempts > 0", name="max_attempts_positive"),
+        CheckConstraint(
+            "status <> 'processing'::operation_status"
+            " OR (lease_owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
+            name="processing_is_leased",
+        ),
+        Index("ix_sync_queue_venue_id_status", "venue_id", "status"),
+        Index("ix_sync_queue_priority_status", "priority", "status"),
+        Index(
+            "ix_sync_queue_claimable",
+            "priority",
+            "queued_at",
+            postgresql_where=text(
+                "status = ANY (ARRAY['pending', 'failed', 'recovering']::operation_status[])"
+            ),
+        ),
+        Index(
+            "ix_sync_queue_leases",
+            "lease_expires_at",
+            postgresql_where=text("status = 'processing'::operation_status"),
+        ),
+        Index(
+            "uq_sync_queue_running_sync",
+            "venue_id",
+            "integration_type",
+            unique=True,
+            postgresql_where=text(
+                "operation_type = 'sync'::operation_type AND status = 'processing'::operation_status"
+            ),
+        ),
+    )
+
+
+class SyncLog(Base):
+    """What a run did: one row for the run, or one for each of its mappings."""
+
+    __tablename__ = "sync_logs"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    sync_id: Mapped[UUID | None] = mapped_column(index=True)
+    operation: Mapped[str] = mapped_column(String(50))
+    entity_type: Mapped[str | None] = mapped_column(String(100))
+    entity_count: Mapped[int | None]
+    status: Mapped[str] = mapped_column(String(20))
+    success_count: Mapped[Count]
+    error_count: Mapped[Count]
+    skip_count: Mapped[Count]
+    duration_ms: Mapped[int | None]
+    api_calls_made: Mapped[int | None]
+    details: Mapped[dict[str, Any] | None]
+    errors: Mapped[list[Any] | None]
+    started_at: Mapped[Now]
+    completed_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_sync_logs_venue_id_started_at", "venue_id", "started_at"),)
+
+
+class Webhook(Base):
+    """One event of a delivery, kept before it is acknowledged. The same event is kept once."""
+
+    __tablename__ = "integration_webhooks"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID | None]
+    integration_type: Mapped[Provider]
+    event_type: Mapped[Name]
+    event_id: Mapped[Name | None]
+    headers: Mapped[dict[str, Any] | None]
+    payload: Mapped[dict[str, Any]]
+    signature: Mapped[str | None] = mapped_column(String(500))
+    status: Mapped[WebhookStatus] = mapped_column(server_default="pending")
+    processed_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+    retry_count: Mapped[Count]
+    external_id: Mapped[Name | None] = mapped_column(index=True)
+    received_at: Mapped[Now] = mapped_column(index=True)
+
+    __table_args__ = (
+        UniqueConstraint("integration_type", "external_id"),
+        Index("ix_integration_webhooks_venue_id_status", "venue_id", "status"),
+    )
+
+
+class IntegrationHealth(Base):
+    """What the last look at an integration measured."""
+
+    __tablename__ = "integration_health"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    success_rate: Mapped[Decimal | None] = mapped_column(Numeric(5, 2))
+    average_sync_time_ms: Mapped[int | None]
+    last_success_at: Mapped[datetime | None]
+    last_failure_at: Mapped[datetime | None]
+    sync_count_24h: Mapped[Count]
+    success_count_24h: Mapped[Count]
+    failure_count_24h: Mapped[Count]
+    api_calls_24h: Mapped[Count]
+    api_quota_remaining: Mapped[int | None]
+    api_quota_resets_at: Mapped[datetime | None]
+    queue_depth: Mapped[Count]
+    oldest_queue_item_at: Mapped[datetime | None]
+    calculated_at: Mapped[Now] = mapped_column(index=True)
+
+    __table_args__ = (UniqueConstraint("venue_id", "integration_type"),)
+
+
+class IntegrationCost(Base):
+    """What an integration used in a billing period."""
+
+    __tablename__ = "integration_costs"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    period_start: Mapped[date]
+    period_end: Mapped[date]
+    api_calls: Mapped[Count]
+    data_synced_mb: Mapped[Money | None]
+    base_cost: Mapped[Money | None]
+    overage_cost: Mapped[Money | None]
+    total_cost: Mapped[Money | None]
+    included_in_plan: Mapped[Yes]
+    billed_to_venue: Mapped[No]
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        UniqueConstraint("venue_id", "integration_type", "period_start"),
+        CheckConstraint("period_end >= period_start", name="period_in_order"),
+    )
+
+
+class RecordLink(Base):
+    """A local record and a remote record known to be the same thing."""
+
+    __tablename__ = "record_links"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    entity: Mapped[str] = mapped_column(String(100))
+    resource: Mapped[str] = mapped_column(String(100))
+    local_id: Mapped[Name]
+    remote_id: Mapped[Name | None]
+    fingerprint: Mapped[str | None] = mapped_column(String(128), doc="Of the body last pushed.")
+    agreed: Mapped[EmptyObject] = mapped_column(doc="The local values both sides last agreed on.")
+    remote_version: Mapped[Name | None]
+    remote_changed_at: Mapped[datetime | None]
+    last_direction: Mapped[Direction | None]
+    state: Mapped[LinkState] = mapped_column(server_default="linked")
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+    __table_args__ = (
+        UniqueConstraint(
+            "venue_id", "integration_type", "entity", "resource", "local_id", name="uq_record_links_local"
+        ),
+        Index(
+            "uq_record_links_remote",
+            "venue_id",
+            "integration_type",
+            "resource",
+            "remote_id",
+            unique=True,
+            postgresql_where=text("remote_id IS NOT NULL"),
+        ),
+    )
+
+
+class SyncWatermark(Base):
+    """How far a mapping got in one direction."""
+
+    __tablename__ = "sync_watermarks"
+
+    venue_id: Mapped[UUID] = mapped_column(primary_key=True)
+    integration_type: Mapped[Provider] = mapped_column(primary_key=True)
+    entity: Mapped[str] = mapped_column(String(100), primary_key=True)
+    resource: Mapped[str] = mapped_column(String(100), primary_key=True)
+    direction: Mapped[Direction] = mapped_column(primary_key=True)
+    position: Mapped[dict[str, Any]]
+    updated_at: Mapped[Now]
+
+
+class PendingWrite(Base):
+    """A write recorded before it is sent, and deleted with the links it made: nothing is sent twice."""
+
+    __tablename__ = "pending_writes"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    entity: Mapped[str] = mapped_column(String(100))
+    resource: Mapped[str] = mapped_column(String(100))
+    call_key: Mapped[Name] = mapped_column(doc="The idempotency key the provider is given.")
+    # json, not jsonb: jsonb reorders keys, and a write is repeated word for word.
+    items: Mapped[list[Any]] = mapped_column(JSON())
+    attempt: Mapped[int] = mapped_column(server_default="1")
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        UniqueConstraint(
+            "venue_id", "integration_type", "entity", "resource", "call_key", name="uq_pending_writes_call"
+        ),
+    )
+
+
+class RecordFailure(Base):
+    """A record that can't be synced for now; deleted when it can."""
+
+    __tablename__ = "record_failures"
+
+    venue_id: Mapped[UUID] = mapped_column(primary_key=True)
+    integration_type: Mapped[Provider] = mapped_column(primary_key=True)
+    entity: Mapped[str] = mapped_column(String(100), primary_key=True)
+    resource: Mapped[str] = mapped_column(String(100), primary_key=True)
+    direction: Mapped[Direction] = mapped_column(primary_key=True)
+    record_id: Mapped[Name] = mapped_column(primary_key=True, doc="Local on push, remote on pull.")
+    code: Mapped[str] = mapped_column(String(100))
+    message: Mapped[str]
+    retryable: Mapped[bool]
+    field: Mapped[str | None] = mapped_column(String(500))
+    attempts: Mapped[int] = mapped_column(server_default="1")
+    run_id: Mapped[UUID | None]
+    first_failed_at: Mapped[Now]
+    last_failed_at: Mapped[Now]
+
+
+class OAuthState(Base):
+    """An authorization that was begun. Good once, and for ten minutes; only the state's hash is kept."""
+
+    __tablename__ = "oauth_states"
+
+    state_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    environment: Mapped[Environment]
+    user_id: Mapped[Name]
+    encrypted_verifier: Mapped[str | None]
+    redirect_uri: Mapped[str]
+    config: Mapped[EmptyObject]
+    used_at: Mapped[datetime | None]
+    created_at: Mapped[Now]
+    expires_at: Mapped[datetime] = mapped_column(
+        server_default=text("now() + interval '10 minutes'"), index=True
+    )
+
+
+class AuditEntry(Base):
+    """Who did what. Rows are only ever added."""
+
+    __tablename__ = "audit_log"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    venue_id: Mapped[UUID | None]
+    integration_type: Mapped[Provider | None]
+    actor: Mapped[Name]
+    action: Mapped[str] = mapped_column(String(100))
+    target: Mapped[Name | None]
+    details: Mapped[EmptyObject]
+    ip: Mapped[str | None] = mapped_column(INET())
+    request_id: Mapped[Name | None]
+    created_at: Mapped[Now] = mapped_column(index=True)
+
+    __table_args__ = (Index("ix_audit_log_venue_id_created_at", "venue_id", "created_at"),)
+
+
+class MappingVersion(Base):
+    """One version of an integration's mapping; any of them can be restored."""
+
+    __tablename__ = "mapping_versions"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    version: Mapped[int]
+    mappings: Mapped[dict[str, Any]]
+    reason: Mapped[str] = mapped_column(String(50))
+    template_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("field_mapping_templates.id", ondelete="SET NULL")
+    )
+    heal_plan: Mapped[dict[str, Any] | None]
+    created_by: Mapped[Name | None]
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        UniqueConstraint("venue_id", "integration_type", "version"),
+        CheckConstraint("version > 0", name="version_positive"),
+    )
+
+
+class ObservedField(Base):
+    """A field that records of a resource really carried, and the types it had."""
+
+    __tablename__ = "observed_fields"
+
+    venue_id: Mapped[UUID] = mapped_column(primary_key=True)
+    integration_type: Mapped[Provider] = mapped_column(primary_key=True)
+    resource: Mapped[str] = mapped_column(String(100), primary_key=True)
+    path: Mapped[str] = mapped_column(String(500), primary_key=True)
+    types: Mapped[list[str]]
+    seen_count: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    first_seen_at: Mapped[Now]
+    last_seen_at: Mapped[Now]
+
+
+class OutboxMessage(Base):
+    """Something to tell the outside, written in the transaction that made it true."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    venue_id: Mapped[UUID | None]
+    topic: Mapped[str] = mapped_column(String(100))
+    payload: Mapped[dict[str, Any]]
+    attempts: Mapped[Count]
+    available_at: Mapped[Now]
+    published_at: Mapped[datetime | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        Index("ix_outbox_unpublished", "available_at", postgresql_where=text("published_at IS NULL")),
+    )
+
+
+class IdempotencyKey(Base):
+    """A caller's `Idempotency-Key` and the answer it got; no answer yet means the request is in flight."""
+
+    __tablename__ = "idempotency_keys"
+
+    caller: Mapped[Name] = mapped_column(primary_key=True)
+    key: Mapped[Name] = mapped_column(primary_key=True)
+    request_hash: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int | None] = mapped_column(doc="The HTTP status of the answer.")
+    response: Mapped[dict[str, Any] | None]
+    created_at: Mapped[Now]
+    expires_at: Mapped[datetime] = mapped_column(
+        server_default=text("now() + interval '24 hours'"), index=True
+    )
