@@ -1,0 +1,153 @@
+"""One request, one page, and the places a value can be sent.
+
+Plain values: a request can be written down as JSON, kept beside a watermark and sent again tomorrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+from engine.errors import ExpressionError
+
+PLACES = ("query", "header", "body")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call, before authentication and encoding.
+
+    `url` is a path below the connector's server, or absolute. `body` is a plain JSON value or None;
+    how it is encoded is the connector's business.
+    """
+
+    method: str
+    url: str
+    query: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+
+    @classmethod
+    def parse(cls, text: str) -> Request:
+        """Read `GET /customers?limit=5`, the way manifests and test cases write a request."""
+        method, _, url = text.partition(" ")
+        path, _, query = url.partition("?")
+        if not path or method != method.upper():
+            raise ExpressionError(f"`{text}` isn't a call; write it as `GET /path`")
+        return cls(method, path, dict(parse_qsl(query, keep_blank_values=True)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request as a JSON object; `from_json` reads it back."""
+        return {
+            "method": self.method,
+            "url": self.url,
+            "query": dict(self.query),
+            "headers": dict(self.headers),
+            "body": self.body,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Request:
+        return cls(value["method"], value["url"], value["query"], value["headers"], value["body"])
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answered list call: what was asked, the decoded answer, and the records found in it."""
+
+    request: Request
+    body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+    records: list[dict[str, Any]] = field(default_factory=list)
+    size: int = 0  # bytes of the answer, as sent
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value goes in a request: `query limit`, `header Retry-After`, `body query.filter`, `body`.
+
+    A body place is a dotted path of names and `[n]`; bare `body` is the whole body.
+    """
+
+    where: str
+    name: str
+    steps: tuple[str | int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Read a place as manifests write it; raises ExpressionError with what was expected."""
+        where, _, name = text.strip().partition(" ")
+        name = name.strip()
+        if where not in PLACES or (not name and where != "body"):
+            raise ExpressionError(f"`{text}` isn't a place; write `query name`, `header Name` or `body path`")
+        return cls(where, name, parse_steps(name) if where == "body" and name else ())
+
+    @property
+    def text(self) -> str:
+        """The place as it was written."""
+        return f"{self.where} {self.name}".strip()
+
+    def get(self, request: Request) -> Any:
+        """Return the value the request carries in this place, or None."""
+        if self.where == "query":
+            return request.query.get(self.name)
+        if self.where == "header":
+            return request.headers.get(self.name)
+        value = request.body
+        for step in self.steps:
+            if isinstance(step, int):
+                if not isinstance(value, list) or step >= len(value):
+                    return None
+                value = value[step]
+            else:
+                if not isinstance(value, Mapping):
+                    return None
+                value = value.get(step)
+        return value
+
+    def put(self, request: Request, value: Any) -> Request:
+        """Return the request with `value` in this place; the given request is left as it was."""
+        if self.where == "query":
+            return replace(request, query={**request.query, self.name: value})
+        if self.where == "header":
+            return replace(request, headers={**request.headers, self.name: str(value)})
+        return replace(request, body=_put_steps(request.body, self.steps, value))
+
+
+def parse_steps(text: str) -> tuple[str | int, ...]:
+    """Split `a.b[0].c` into `("a", "b", 0, "c")`; raises ExpressionError naming the offset."""
+    steps: list[str | int] = []
+    position = 0
+    for part in text.split("."):
+        name, bracket, rest = part.partition("[")
+        if name:
+            steps.append(name)
+        elif not bracket or not steps:
+            raise ExpressionError(f"`{text}` has an empty name; a path is names, dots and `[n]`", position)
+        while bracket:
+            number, closing, rest = rest.partition("]")
+            if not closing or not number.isdigit():
+                raise ExpressionError(f"`{text}` needs a whole number in `[ ]`", position + len(name))
+            steps.append(int(number))
+            _, bracket, rest = rest.partition("[") if rest.startswith("[") else ("", "", rest)
+            if rest and not bracket:
+                raise ExpressionError(f"`{text}` needs a dot after `]`", position + len(part))
+        position += len(part) + 1
+    return tuple(steps)
+
+
+def _put_steps(target: Any, steps: tuple[str | int, ...], value: Any) -> Any:
+    if not steps:
+        return value
+    step, rest = steps[0], steps[1:]
+    if isinstance(step, int):
+        items = list(target) if isinstance(target, list) else []
+        items.extend({} for _ in range(step + 1 - len(items)))
+        items[step] = _put_steps(items[step], rest, value)
+        return items
+    mapping = dict(target) if isinstance(target, Mapping) else {}
+    mapping[step] = _put_steps(mapping.get(step), rest, value)
+    return mapping

@@ -1,0 +1,238 @@
+"""What the engine needs from outside, and the plain values that cross the border.
+
+Every port has an implementation in memory (`engine.memory`) and one on PostgreSQL or SQL (`server`);
+both pass the same contract suite in `tests/contract/ports/`.
+
+A record is a plain JSON object whose numbers may be Decimal. Times are RFC 3339 text in UTC, money is a
+Decimal in major units, ids are text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NoReturn, Protocol
+
+Record = dict[str, Any]
+Direction = Literal["push", "pull"]
+RecordKey = tuple[str, str, Direction, str]  # entity, resource, direction, local id (push) or remote id (pull)
+
+
+class Secret:
+    """A value that can't be printed, formatted, compared, pickled or serialised by accident."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the value. Call it where the value leaves for the provider or the vault, nowhere else."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "***"
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret can't be pickled")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What it takes to call one provider account.
+
+    `values` are the manifest's credential fields, or `access_token` and `refresh_token` for OAuth.
+    `connection` are plain values learned when connecting (account id, location ids, data centre).
+    """
+
+    values: Mapping[str, Secret]
+    connection: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = "production"
+    expires_at: datetime | None = None
+    method: str | None = None  # which of the manifest's authentication methods; None: the only one
+
+
+class CredentialSource(Protocol):
+    """Opens credentials, and refreshes them under a lock shared by all processes."""
+
+    async def current(self) -> Credentials:
+        """Return credentials fit for use now; refreshes first when they are about to expire."""
+
+    async def refresh(self, refused: Credentials) -> Credentials:
+        """Return newer credentials than `refused`, which the provider has just answered with 401.
+
+        Raises AuthenticationError when there is nothing to refresh with or the grant is dead.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A local and a remote record that are the same thing.
+
+    `fingerprint` is that of the last body agreed for the remote side (None: must be written), `agreed` the
+    local values both sides last agreed on, `remote_version` the provider's version or moment of change.
+    """
+
+    entity: str
+    resource: str
+    local_id: str
+    remote_id: str
+    fingerprint: str | None = None
+    agreed: Mapping[str, Any] = field(default_factory=dict)
+    remote_version: str | None = None
+    last_direction: Direction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingItem:
+    """One record of a write that has been announced but not yet answered."""
+
+    local_id: str
+    remote_id: str | None
+    body: Mapping[str, Any]
+    fingerprint: str
+    agreed: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWrite:
+    """A call about to be made. It is saved first, so that after a crash it is repeated word for word.
+
+    `key` is the provider's idempotency key, derived from the integration, the records and their content.
+    """
+
+    key: str
+    entity: str
+    resource: str
+    items: tuple[PendingItem, ...]
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFailure:
+    """A record that couldn't be synced, kept so that it can be seen and retried by itself."""
+
+    entity: str
+    resource: str
+    direction: Direction
+    record_id: str  # local id on push, remote id on pull
+    code: str
+    message: str
+    retryable: bool
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one page or batch changes in the hub's own books; saved all together or not at all."""
+
+    links: Sequence[Link] = ()
+    unlinked: Sequence[Link] = ()
+    failures: Sequence[RecordFailure] = ()
+    settled: Sequence[RecordKey] = ()  # earlier failures of these records are over
+    finished_writes: Sequence[str] = ()  # keys of pending writes that have been answered
+    position: tuple[str, str, Direction, Mapping[str, Any]] | None = None  # entity, resource, direction, value
+
+
+class SyncState(Protocol):
+    """What is remembered between runs of one integration: links, positions, writes under way, failures.
+
+    Bound to one venue and provider. Every method that saves raises LeaseLostError when another worker
+    has taken the run over.
+    """
+
+    async def links_by_local(self, resource: str, local_ids: Sequence[str]) -> dict[str, Link]:
+        """Return the links of these local ids, keyed by local id; ids without a link are left out."""
+
+    async def links_by_remote(self, resource: str, remote_ids: Sequence[str]) -> dict[str, Link]:
+        """Return the links of these remote ids, keyed by remote id."""
+
+    async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
+        """Return how far this mapping got, as last committed, or None."""
+
+    async def announce(self, writes: Sequence[PendingWrite], *, instead_of: Sequence[str] = ()) -> None:
+        """Save writes before they are sent, in one transaction; those with the keys `instead_of` are dropped."""
+
+    async def announced(self, entity: str, resource: str) -> list[PendingWrite]:
+        """Return writes that were announced and never finished, oldest first."""
+
+    async def commit(self, commit: Commit) -> None:
+        """Save all of it in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPage:
+    """Some records of the platform in the order they changed; `position` is where the next page starts."""
+
+    records: list[Record]
+    position: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HostChange:
+    """Fields to write to one record of the platform; only the named fields change."""
+
+    local_id: str
+    values: Mapping[str, Any]
+    create: bool = False
+
+
+class HostStore(Protocol):
+    """The platform's own records, as its manifest describes them. Bound to one venue."""
+
+    async def venue(self) -> Record:
+        """Return the venue's record: at least id, name and currency."""
+
+    def changed(
+        self, entity: str, since: Mapping[str, Any] | None, *, page_size: int = 500
+    ) -> AsyncIterator[HostPage]:
+        """Stream the records that changed since a position (None: all), oldest change first.
+
+        Each record has its declared fields and `id`. A record with missing values has them as None.
+        """
+
+    async def fetch(self, entity: str, ids: Sequence[str]) -> dict[str, Record]:
+        """Return these records by id; unknown ids are left out."""
+
+    async def find(self, entity: str, field: str, values: Sequence[str]) -> dict[str, list[str]]:
+        """Return the ids of records whose `field` equals a value, ignoring case: value, lower-cased, to ids."""
+
+    async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
+        """Write the changes in one transaction; returns local id to message for those refused.
+
+        Creating an id that exists updates it, so a repeated page does no harm.
+        """
+
+
+class RateLimiter(Protocol):
+    """Spaces calls out. A key names a budget: an account, or one call of an account."""
+
+    async def acquire(self, key: str, rate: float, burst: float) -> None:
+        """Wait until one call may be made under a budget of `rate` calls per second."""
+
+    async def hold(self, key: str, seconds: float) -> None:
+        """Let nobody call under this budget for a while: the provider said so."""
+
+
+class Clock(Protocol):
+    """Time, waiting and chance; tests bring their own."""
+
+    def now(self) -> datetime:
+        """Return the time in UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
