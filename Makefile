@@ -16,6 +16,10 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export UV_CACHE_DIR := $(CURDIR)/.venv/.cache
 export PIP_NO_CACHE_DIR := 1
 endif
+# Trust what the machine trusts, a company's own authority included; without any, uv brings its own list.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
+export UV_SYSTEM_CERTS ?= 1
+endif
 # Installed programs must not be told to import from elsewhere.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
