@@ -1,0 +1,269 @@
+"""Check the shape of a document against `schemas/`, reporting every violation in words.
+
+The sentences come from here, the key names and phrases from the schemas: `x-expected` says what was wanted
+("a duration such as `5 minutes`"), `x-name` what an object without a key of its own is called ("a rule"). A choice by `type` is written as `if`/`then`, so a failure is always about the branch the author chose.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed, nearest
+from engine.documents import Document, Steps
+
+if TYPE_CHECKING:
+    from jsonschema import Draft7Validator
+    from jsonschema.exceptions import ValidationError
+
+SCHEMAS = Path(__file__).parent.parent / "schemas"
+
+TYPE_WORDS: Mapping[str, str] = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "`true` or `false`",
+    "object": "a group of keys",
+    "array": "a list",
+    "null": "nothing",
+}
+TRUTH: Mapping[str, str] = {
+    **dict.fromkeys(("yes", "on", "y", "true", "enabled"), "true"),
+    **dict.fromkeys(("no", "off", "n", "false", "disabled"), "false"),
+}
+
+
+@lru_cache
+def load_schema(name: str) -> Mapping[str, Any]:
+    """Return a schema by name: `connector`, `mapping-template` or `platform`."""
+    schema: Mapping[str, Any] = json.loads((SCHEMAS / f"{name}.schema.json").read_text("utf-8"))
+    return schema
+
+
+def validate(document: Document, schema_name: str) -> list[Diagnostic]:
+    """Return every violation of a schema, in file order; an empty list when the shape is right."""
+    if not isinstance(document.data, dict):
+        message = f"the file must hold keys, not {shown(document.data)}"
+        return [document.diagnostic("wrong-type", message, ())]
+    found: list[Diagnostic] = []
+    for error in _validator(schema_name).iter_errors(document.data):
+        found.extend(_diagnostics(error, document, schema_name))
+    return in_file_order(found)
+
+
+@lru_cache
+def _validator(name: str) -> "Draft7Validator":
+    from jsonschema import Draft7Validator
+    from referencing import Registry
+
+    # An empty registry: a reference to elsewhere fails instead of being fetched.
+    registry: Registry[Any] = Registry()
+    return Draft7Validator(load_schema(name), registry=registry)
+
+
+def shown(value: object) -> str:
+    """Name a value as an author wrote it: text in backticks, cut when long."""
+    if isinstance(value, dict):
+        return "a group of keys"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or value == "":
+        return "nothing"
+    text = json.dumps(value) if isinstance(value, bool | int | float) else str(value)
+    kind = "the text " if isinstance(value, str) else ""
+    return f"{kind}`{text if len(text) <= 60 else text[:57] + '…'}`"
+
+
+def subject(path: Steps, schema: Mapping[str, Any] | None = None, value: object = None) -> str:
+    """Name the thing at a path the way a sentence would: `list`, an item of `scopes`, the file."""
+    if schema and "x-name" in schema:
+        named = str(schema["x-name"])
+    elif not path:
+        named = "the file"
+    elif isinstance(path[-1], str):
+        named = f"`{path[-1]}`"
+    else:
+        above = next((step for step in reversed(path) if isinstance(step, str)), "the file")
+        named = f"an item of `{above}`"
+    chosen = value.get("type") if isinstance(value, dict) else None
+    if schema and schema.get("x-by-type") and isinstance(chosen, str):
+        named += f" of type `{chosen}`"
+    return named
+
+
+def _diagnostics(error: "ValidationError", document: Document, schema_name: str) -> Iterator[Diagnostic]:
+    path: Steps = tuple(error.absolute_path)
+    handler = _HANDLERS.get(str(error.validator), _other)
+    if "propertyNames" in error.absolute_schema_path:
+        handler = _name
+    yield from handler(error, document, path, schema_name)
+
+
+def _unknown_keys(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    schema: Mapping[str, Any] = error.schema
+    allowed = list(schema.get("properties", ()))
+    name = subject(path, schema, error.instance)
+    for key in error.instance:
+        if key in allowed:
+            continue
+        advice = did_you_mean(key, allowed)
+        homes = [home for home in _homes(schema_name).get(key, ()) if home != name]
+        if not advice and homes:
+            advice = (f"`{key}` is a key of {listed(homes, 4)}",)
+        takes = f"{name} takes {listed(allowed)}" if allowed else f"{name} takes no keys"
+        yield document.diagnostic(
+            "unknown-key", f"`{key}` is not a key of {name}", (*path, key), *advice, takes, key=True
+        )
+
+
+def _missing(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    name = subject(path, error.schema, error.instance)
+    allowed = list(error.schema.get("properties", ()))
+    misspelt = {nearest(key, allowed) for key in error.instance if key not in allowed}
+    for key in error.schema["required"]:
+        # One violation is reported for each missing key, and only its message tells which.
+        if key not in error.instance and key not in misspelt and error.message.startswith(f"'{key}' "):
+            about = error.schema.get("properties", {}).get(key, {})
+            example = next(iter(about.get("examples", ())), None)
+            advice = (f"for example `{key}: {_inline(example)}`",) if example is not None else ()
+            yield document.diagnostic("missing-key", f"{name} needs `{key}`", path, *advice, key=bool(path))
+
+
+def _wrong_type(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    kinds = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+    wanted = error.schema.get("x-expected") or " or ".join(TYPE_WORDS[kind] for kind in kinds)
+    value = error.instance
+    advice: tuple[str, ...] = ()
+    if isinstance(value, bool | int | float) and "string" in kinds:
+        advice = (f'put it in quotes: "{document.written(path)}"',)
+    elif isinstance(value, str) and "boolean" in kinds and value.lower() in TRUTH:
+        advice = (f"did you mean `{TRUTH[value.lower()]}`?",)
+    elif isinstance(value, str) and {"integer", "number"} & set(kinds) and value.isdecimal():
+        advice = ("leave the quotes out",) if document.written(path) != value else ()
+    elif "array" in kinds and not isinstance(value, dict) and value is not None:
+        advice = (f"write it as a list: [{document.written(path)}]",)
+    yield document.diagnostic(
+        "wrong-type", f"{subject(path)} must be {wanted}, not {shown(value)}", path, *advice
+    )
+
+
+def _unknown_value(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    choices = [error.validator_value] if error.validator == "const" else error.validator_value
+    words = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
+    advice = did_you_mean(error.instance, words) if isinstance(error.instance, str) else ()
+    name = subject(path)
+    message = f"{name} cannot be {shown(error.instance).removeprefix('the text ')}"
+    yield document.diagnostic(
+        "unknown-value", message, path, *advice, f"{name} is one of {listed(words, 40)}"
+    )
+
+
+def _wrong_form(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    wanted = error.schema.get("x-expected", "written another way")
+    yield document.diagnostic(
+        "wrong-form", f"{subject(path)} must be {wanted}, not {shown(error.instance)}", path
+    )
+
+
+def _name(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    wanted = error.schema.get("x-expected", "written another way")
+    message = f"the name `{error.instance}` must be {wanted}"
+    yield document.diagnostic("wrong-form", message, (*path, str(error.instance)), key=True)
+
+
+def _out_of_range(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    bound = "at least" if error.validator == "minimum" else "at most"
+    message = f"{subject(path)} must be {bound} {error.validator_value}, not {shown(error.instance)}"
+    yield document.diagnostic("out-of-range", message, path)
+
+
+def _too_few(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    what = {"minItems": "item", "minProperties": "key"}[str(error.validator)]
+    more = "" if error.validator_value == 1 else "s"
+    message = f"{subject(path)} needs at least {error.validator_value} {what}{more}"
+    yield document.diagnostic("too-few", message, path, key=bool(path))
+
+
+def _repeated(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    for index, item in enumerate(error.instance):
+        if item in error.instance[:index]:
+            message = f"{shown(item)} is in {subject(path)} twice"
+            yield document.diagnostic("repeated-item", message, (*path, index))
+
+
+def _other(
+    error: "ValidationError", document: Document, path: Steps, schema_name: str
+) -> Iterator[Diagnostic]:
+    wanted = error.schema.get("x-expected", "written another way")
+    yield document.diagnostic(
+        "wrong-form", f"{subject(path)} must be {wanted}, not {shown(error.instance)}", path
+    )
+
+
+_HANDLERS: Mapping[str, Callable[["ValidationError", Document, Steps, str], Iterator[Diagnostic]]] = {
+    "additionalProperties": _unknown_keys,
+    "required": _missing,
+    "type": _wrong_type,
+    "enum": _unknown_value,
+    "const": _unknown_value,
+    "pattern": _wrong_form,
+    "minLength": _wrong_form,
+    "minimum": _out_of_range,
+    "maximum": _out_of_range,
+    "minItems": _too_few,
+    "minProperties": _too_few,
+    "uniqueItems": _repeated,
+}
+
+
+def _inline(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@lru_cache
+def _homes(name: str) -> Mapping[str, tuple[str, ...]]:
+    """Every key of a schema, with the objects that take it: what to say of a key in the wrong place."""
+    homes: dict[str, dict[str, None]] = {}
+    root = load_schema(name)
+    seen: set[tuple[int, str]] = set()
+
+    def walk(schema: object, named: str) -> None:
+        if isinstance(schema, list):
+            for each in schema:
+                walk(each, named)
+        if not isinstance(schema, dict) or (id(schema), named) in seen:
+            return
+        seen.add((id(schema), named))
+        here = str(schema.get("x-name", named))
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            walk(root["definitions"][reference.rpartition("/")[2]], here)
+            return
+        for key, inner in schema.get("properties", {}).items():
+            if schema.get("additionalProperties") is False:
+                homes.setdefault(key, {})[here] = None
+            walk(inner, f"`{key}`")
+        for word in ("allOf", "then", "else", "items", "additionalProperties"):
+            walk(schema.get(word), here)
+
+    walk(root, "the file")
+    return {key: tuple(where) for key, where in homes.items()}
