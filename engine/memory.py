@@ -1,0 +1,154 @@
+"""Every port, in memory: for tests, previews and `hub pull`/`hub push` without a server.
+
+They keep the same promises as the ones on PostgreSQL; the contract suite in `tests/contract/ports/` checks both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from engine.errors import AuthenticationError
+from engine.ports import (
+    Commit,
+    Credentials,
+    Direction,
+    HostChange,
+    HostPage,
+    Link,
+    PendingWrite,
+    Record,
+    RecordFailure,
+    RecordKey,
+)
+
+
+class SystemClock:
+    """The clock on the wall and the system's own chance."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def random(self) -> float:
+        return random.random()  # noqa: S311 - spreads retries, keeps no secret
+
+
+@dataclass(slots=True)
+class StaticCredentials:
+    """Credentials that never change: a refused one stays refused."""
+
+    credentials: Credentials
+
+    async def current(self) -> Credentials:
+        return self.credentials
+
+    async def refresh(self, refused: Credentials) -> Credentials:
+        raise AuthenticationError("the provider refuses these credentials", status=401)
+
+
+@dataclass(slots=True)
+class MemorySyncState:
+    """What a sync remembers, in dicts."""
+
+    links: dict[tuple[str, str], Link] = field(default_factory=dict)  # (resource, local id)
+    positions: dict[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=dict)
+    pending: dict[str, PendingWrite] = field(default_factory=dict)
+    failures: dict[RecordKey, RecordFailure] = field(default_factory=dict)
+
+    async def links_by_local(self, resource: str, local_ids: Sequence[str]) -> dict[str, Link]:
+        found = ((local_id, self.links.get((resource, local_id))) for local_id in local_ids)
+        return {local_id: link for local_id, link in found if link}
+
+    async def links_by_remote(self, resource: str, remote_ids: Sequence[str]) -> dict[str, Link]:
+        wanted = set(remote_ids)
+        return {
+            link.remote_id: link
+            for (name, _), link in self.links.items()
+            if name == resource and link.remote_id in wanted
+        }
+
+    async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
+        return self.positions.get((entity, resource, direction))
+
+    async def announce(self, writes: Sequence[PendingWrite], *, instead_of: Sequence[str] = ()) -> None:
+        for key in instead_of:
+            self.pending.pop(key, None)
+        self.pending.update((write.key, write) for write in writes)
+
+    async def announced(self, entity: str, resource: str) -> list[PendingWrite]:
+        return [write for write in self.pending.values() if (write.entity, write.resource) == (entity, resource)]
+
+    async def commit(self, commit: Commit) -> None:
+        for link in commit.unlinked:
+            self.links.pop((link.resource, link.local_id), None)
+        self.links.update(((link.resource, link.local_id), link) for link in commit.links)
+        for key in commit.settled:
+            self.failures.pop(key, None)
+        for failure in commit.failures:
+            self.failures[(failure.entity, failure.resource, failure.direction, failure.record_id)] = failure
+        for write_key in commit.finished_writes:
+            self.pending.pop(write_key, None)
+        if commit.position:
+            entity, resource, direction, value = commit.position
+            self.positions[(entity, resource, direction)] = value
+
+
+@dataclass(slots=True)
+class MemoryHost:
+    """A platform in dicts: entity to id to record. `changes` counts up; a record keeps the number of its last."""
+
+    venue_record: Record
+    records: dict[str, dict[str, Record]] = field(default_factory=dict)
+    order: dict[tuple[str, str], int] = field(default_factory=dict)
+    changes: int = 0
+
+    def put(self, entity: str, record: Record) -> None:
+        """Write a record as the platform itself would."""
+        self.changes += 1
+        self.order[(entity, record["id"])] = self.changes
+        self.records.setdefault(entity, {})[record["id"]] = record
+
+    async def venue(self) -> Record:
+        return self.venue_record
+
+    async def changed(
+        self, entity: str, since: Mapping[str, Any] | None, *, page_size: int = 500
+    ) -> AsyncIterator[HostPage]:
+        after = since["change"] if since else 0
+        rows = sorted(
+            ((self.order[(entity, key)], record) for key, record in self.records.get(entity, {}).items()),
+            key=lambda row: row[0],
+        )
+        rows = [row for row in rows if row[0] > after]
+        for start in range(0, len(rows), page_size):
+            page = rows[start : start + page_size]
+            yield HostPage([dict(record) for _, record in page], {"change": page[-1][0]})
+
+    async def fetch(self, entity: str, ids: Sequence[str]) -> dict[str, Record]:
+        records = self.records.get(entity, {})
+        return {record_id: dict(records[record_id]) for record_id in ids if record_id in records}
+
+    async def find(self, entity: str, field: str, values: Sequence[str]) -> dict[str, list[str]]:
+        wanted, found = {value.lower() for value in values}, dict[str, list[str]]()
+        for record_id, record in self.records.get(entity, {}).items():
+            value = str(record.get(field) or "").lower()
+            if value in wanted:
+                found.setdefault(value, []).append(record_id)
+        return found
+
+    async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
+        for change in changes:
+            old = self.records.get(entity, {}).get(change.local_id, {"id": change.local_id})
+            self.put(entity, {**old, **change.values})
+        return {}

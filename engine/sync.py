@@ -1,0 +1,555 @@
+"""One run of one mapping: pull what changed at the provider, push what changed on the platform.
+
+Both go page by page, and each page is saved whole before the next counts: a crash repeats at most a page, and
+repeating it changes nothing. A push announces its calls before it makes them, so that after a crash they are
+repeated word for word under the same idempotency keys. What happens to one record is that record's alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from engine.client import ProviderClient, ReadRecord, Write, WriteGroup, WriteResult
+from engine.errors import HubError, MappingError, StaleCursorError, StoppedError
+from engine.fields import FieldCatalog
+from engine.manifest import Connector
+from engine.mapping import Mapping as FieldMapping
+from engine.mapping import MappingScope
+from engine.ports import (
+    Clock,
+    Commit,
+    Direction,
+    HostChange,
+    HostStore,
+    Link,
+    PendingItem,
+    PendingWrite,
+    Record,
+    RecordFailure,
+    RecordKey,
+    SyncState,
+)
+from engine.reconcile import fingerprint, local_id_for, moment, plain, resolve
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 5  # of one announced write, over runs, before it is left to its failure
+CHUNK = 50  # calls announced, made and saved together
+KEPT_FAILURES = 100  # in a tally; all of them are saved
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened so far, in records; `seconds` and `api_calls` are this mapping's alone."""
+
+    entity: str
+    resource: str
+    direction: Direction
+    read: int = 0
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    failed: int = 0
+    conflicts: int = 0
+    api_calls: int = 0
+    seconds: float = 0.0
+    failures: list[RecordFailure] = field(default_factory=list)
+
+    def add_failure(self, failure: RecordFailure) -> None:
+        self.failed += 1
+        if len(self.failures) < KEPT_FAILURES:
+            self.failures.append(failure)
+
+
+class Sync:
+    """Runs one mapping of one venue. `stop` is asked between pages; `on_progress` is told after each."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        mapping: FieldMapping,
+        client: ProviderClient,
+        host: HostStore,
+        state: SyncState,
+        *,
+        venue: Record,
+        clock: Clock,
+        fields: FieldCatalog,
+        stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Tally], None] = lambda tally: None,
+    ) -> None:
+        self.connector = connector
+        self.mapping = mapping
+        self.client = client
+        self.host = host
+        self.state = state
+        self.venue = venue
+        self.clock = clock
+        self.fields = fields
+        self.stop = stop
+        self.on_progress = on_progress
+
+    # ---- pull -------------------------------------------------------------------------------------------
+
+    async def pull(self) -> Tally:
+        """Bring the platform in step with what changed at the provider since the last finished pull.
+
+        Raises ProviderError for what stops the run, StoppedError, LeaseLostError.
+        """
+        tally = self._tally("pull")
+        position = dict(await self.state.position(*self._here, "pull") or {})
+        try:
+            await self._walk(tally, position)
+        except StaleCursorError:
+            position.pop("walk", None)  # the cursor died; the watermark is still good
+            await self._walk(tally, position)
+        return tally
+
+    async def _walk(self, tally: Tally, position: dict[str, Any]) -> None:
+        walk = position.get("walk") or {"started": self.clock.now().isoformat(), "resume": None}
+        since = moment(position.get("since"))
+        newest: dict[str, str | None] = {}  # what was seen at the edge of the last page: feeds repeat a record
+        started, calls = self.clock.monotonic(), self.client.calls
+        seconds, api_calls = tally.seconds, tally.api_calls
+        async for batch in self.client.pages(self.mapping.resource, since=since, resume=walk["resume"]):
+            if batch.resume is None:
+                position = {"since": walk["started"]}
+            else:
+                position = {**position, "walk": {**walk, "resume": batch.resume}}
+            await self._pull_page(tally, _first_of_each(batch.records, newest), position)
+            tally.seconds = seconds + self.clock.monotonic() - started
+            tally.api_calls = api_calls + self.client.calls - calls
+            self.on_progress(tally)
+            if batch.resume is not None:
+                self._check_stop()
+        tally.api_calls = api_calls + self.client.calls - calls
+
+    async def _pull_page(
+        self, tally: Tally, rows: Sequence[ReadRecord], position: Mapping[str, Any]
+    ) -> None:
+        mapping, resource = self.mapping, self.mapping.resource
+        tally.read += len(rows)
+        known = await self.state.links_by_remote(resource, [row.id for row in rows])
+        unlinked = [known[row.id] for row in rows if row.deleted and row.id in known]
+        tally.skipped += sum(row.deleted for row in rows)
+        rows = [row for row in rows if not row.deleted and not _is_older(row, known.get(row.id), tally)]
+        rows = [row for row in rows if self._wanted(row, tally)]
+
+        scope = self._scope(await self._local_ids_of_links(rows))
+        theirs: dict[str, dict[str, Any]] = {}
+        failures: list[RecordFailure] = []
+        for row in rows:
+            try:
+                theirs[row.id] = mapping.pull(row.record, scope)
+            except HubError as error:
+                failures.append(self._failure("pull", row.id, error, getattr(error, "field", None)))
+        rows = [row for row in rows if row.id in theirs]
+
+        links: list[Link] = []
+        changed: list[ReadRecord] = []
+        for row in rows:
+            link = known.get(row.id)
+            if link and link.agreed.get("theirs") == plain(theirs[row.id]):
+                tally.unchanged += 1
+                if row.changed_at and row.changed_at != link.remote_version:
+                    links.append(replace(link, remote_version=row.changed_at))
+            else:
+                changed.append(row)
+
+        matched = await self._match([row for row in changed if row.id not in known])
+        local_ids = {
+            row.id: known[row.id].local_id
+            if row.id in known
+            else matched.get(row.id) or local_id_for(str(self.venue["id"]), self.connector.name, resource, row.id)
+            for row in changed
+        }
+        ours = await self.host.fetch(mapping.entity, list(local_ids.values())) if changed else {}
+
+        changes: list[HostChange] = []
+        merged: dict[str, tuple[Link, Record, bool]] = {}
+        for row in changed:
+            local_id, their = local_ids[row.id], theirs[row.id]
+            our, link = ours.get(local_id), known.get(row.id)
+            if our is None:
+                changes.append(HostChange(local_id, their, create=True))
+                taken, ours_win = their, False
+            else:
+                resolution = resolve(
+                    our,
+                    their,
+                    link.agreed if link else {},
+                    rule="provider_wins" if mapping.direction == "pull" else mapping.when_both_changed,
+                    theirs_newer=_theirs_newer(row.changed_at, our.get("changed_at")),
+                    fields=self.fields,
+                )
+                tally.conflicts += len(resolution.conflicts)
+                taken, ours_win = resolution.take, resolution.ours_win
+                if taken:
+                    changes.append(HostChange(local_id, taken))
+            agreed = {**(our or {"id": local_id}), **taken}
+            new = Link(
+                entity=mapping.entity,
+                resource=resource,
+                local_id=local_id,
+                remote_id=row.id,
+                agreed=self._agreed(agreed, their),
+                remote_version=row.changed_at,
+                last_direction="pull",
+            )
+            merged[local_id] = (new, agreed, ours_win)
+
+        refused = await self.host.upsert(mapping.entity, changes) if changes else {}
+        written = {change.local_id: change for change in changes}
+        push_scope = self._scope(await self._remote_ids_of_links([record for _, record, _ in merged.values()]))
+        for local_id, (link, record, ours_win) in merged.items():
+            if local_id in refused:
+                failures.append(self._failure("pull", link.remote_id, MappingError(refused[local_id])))
+                continue
+            links.append(replace(link, fingerprint=None if ours_win else self._push_fingerprint(record, push_scope)))
+            change = written.get(local_id)
+            if change is None:
+                tally.unchanged += 1
+            elif change.create:
+                tally.created += 1
+            else:
+                tally.updated += 1
+        for failure in failures:
+            tally.add_failure(failure)
+        failed = {failure.record_id for failure in failures}
+        await self.state.commit(
+            Commit(
+                links=links,
+                unlinked=unlinked,
+                failures=failures,
+                settled=[self._key("pull", row.id) for row in rows if row.id not in failed],
+                position=(*self._here, "pull", position),
+            )
+        )
+
+    def _wanted(self, row: ReadRecord, tally: Tally) -> bool:
+        condition = self.mapping.only_pull_when
+        if condition is None:
+            return True
+        wanted = bool(condition.evaluate(row.record, {"record": row.record, "venue": self.venue}))
+        tally.skipped += not wanted
+        return wanted
+
+    async def _match(self, rows: Sequence[ReadRecord]) -> dict[str, str]:
+        """Pair records that existed on both sides before the first sync; only where it is beyond doubt."""
+        mapping = self.mapping
+        if not rows or mapping.match_on is None or mapping.match_path is None:
+            return {}
+        values: dict[str, str] = {}
+        claims: dict[str, int] = {}
+        for row in rows:
+            value = mapping.match_path.find(row.record)
+            if isinstance(value, str) and value.strip():
+                values[row.id] = value.strip().lower()
+                claims[values[row.id]] = claims.get(values[row.id], 0) + 1
+        found = await self.host.find(mapping.entity, mapping.match_on, list(claims))
+        single = {value: ids[0] for value, ids in found.items() if len(ids) == 1 and claims.get(value) == 1}
+        taken = await self.state.links_by_local(mapping.resource, list(single.values()))
+        return {
+            remote_id: single[value]
+            for remote_id, value in values.items()
+            if value in single and single[value] not in taken
+        }
+
+    # ---- push -------------------------------------------------------------------------------------------
+
+    async def push(self, ids: Sequence[str] | None = None) -> Tally:
+        """Bring the provider in step with what changed on the platform; with `ids`, these records only.
+
+        An unchanged record costs no call. Raises ProviderError for what stops the run, StoppedError,
+        LeaseLostError.
+        """
+        tally = self._tally("push")
+        started, calls = self.clock.monotonic(), self.client.calls
+
+        def report() -> None:
+            tally.seconds = self.clock.monotonic() - started
+            tally.api_calls = self.client.calls - calls
+            self.on_progress(tally)
+
+        await self._repeat_unanswered(tally, report)
+        if ids is not None:
+            records = await self.host.fetch(self.mapping.entity, ids)
+            await self._push_page(tally, list(records.values()), None, report)
+            return tally
+        since = await self.state.position(*self._here, "push")
+        async for page in self.host.changed(self.mapping.entity, since):
+            self._check_stop()
+            await self._push_page(tally, page.records, page.position, report)
+        return tally
+
+    async def _repeat_unanswered(self, tally: Tally, report: Callable[[], None]) -> None:
+        for pending in batched(await self.state.announced(*self._here), CHUNK):
+            self._check_stop()
+            groups = [
+                WriteGroup(
+                    resource=self.mapping.resource,
+                    key=write.key,
+                    writes=tuple(
+                        Write(item.local_id, item.remote_id, dict(item.body), write.key) for item in write.items
+                    ),
+                )
+                for write in pending
+            ]
+            await self._send(tally, pending, groups)
+            report()
+
+    async def _push_page(
+        self,
+        tally: Tally,
+        records: Sequence[Record],
+        position: Mapping[str, Any] | None,
+        report: Callable[[], None],
+    ) -> None:
+        mapping = self.mapping
+        tally.read += len(records)
+        links = await self.state.links_by_local(mapping.resource, [str(record["id"]) for record in records])
+        scope = self._scope(await self._remote_ids_of_links(records))
+        writes: list[Write] = []
+        items: dict[str, PendingItem] = {}
+        failures: list[RecordFailure] = []
+        for record in records:
+            local_id = str(record["id"])
+            try:
+                if not mapping.wants(record, scope):
+                    tally.skipped += 1
+                    continue
+                body = mapping.push(record, scope)
+            except HubError as error:
+                failures.append(self._failure("push", local_id, error, getattr(error, "field", None)))
+                continue
+            link, print_ = links.get(local_id), fingerprint(body)
+            if link and link.fingerprint == print_:
+                tally.unchanged += 1
+                continue
+            remote_id = link.remote_id if link else None
+            items[local_id] = PendingItem(local_id, remote_id, body, print_, self._agreed(record, {}))
+            writes.append(Write(local_id, remote_id, body, self._write_key(local_id, print_, 1)))
+        for failure in failures:
+            tally.add_failure(failure)
+        groups = self.client.plan(mapping.resource, writes)
+        for chunk in batched(groups, CHUNK):
+            self._check_stop()
+            pending = [
+                PendingWrite(group.key, *self._here, tuple(items[write.local_id] for write in group.writes))
+                for group in chunk
+            ]
+            await self.state.announce(pending)
+            await self._send(tally, pending, chunk)
+            report()
+        await self.state.commit(
+            Commit(
+                failures=failures,
+                position=(*self._here, "push", position) if position is not None else None,
+            )
+        )
+        report()
+
+    async def _send(
+        self, tally: Tally, pending: Sequence[PendingWrite], groups: Sequence[WriteGroup]
+    ) -> None:
+        """Make the announced calls and save what became of each record."""
+        async with asyncio.TaskGroup() as tasks:
+            sent = [tasks.create_task(self._attempt(group)) for group in groups]
+        links: list[Link] = []
+        failed: list[RecordFailure] = []
+        finished: list[str] = []
+        again: list[PendingWrite] = []
+        replaced: list[str] = []
+        stopped: HubError | None = None
+        down: HubError | None = None
+        for write, task in zip(pending, sent, strict=True):
+            outcome = task.result()
+            if isinstance(outcome, HubError):  # the run can't go on; this call stays announced
+                stopped = stopped or outcome
+                continue
+            items = {item.local_id: item for item in write.items}
+            retry: list[PendingItem] = []
+            unanswered = False
+            for result in outcome:
+                item = items[result.write.local_id]
+                if result.error is None:
+                    links.append(self._pushed_link(item, result))
+                    tally.created += item.remote_id is None
+                    tally.updated += item.remote_id is not None
+                    continue
+                failure = self._failure("push", item.local_id, result.error, result.error.field, result.retryable)
+                failed.append(failure)
+                tally.add_failure(failure)
+                if result.retryable:
+                    down = result.error
+                if not result.answered:
+                    unanswered = True  # it may have happened: only the same call under the same key is safe
+                elif result.retryable and write.attempt < MAX_ATTEMPTS:
+                    retry.append(item)
+            if unanswered:
+                continue
+            if retry:
+                # A provider may replay a stored failure for its key, so the next try takes a new one.
+                attempt = write.attempt + 1
+                key = fingerprint([write.key, attempt])
+                again.append(replace(write, key=key, items=tuple(retry), attempt=attempt))
+                replaced.append(write.key)
+            else:
+                finished.append(write.key)
+        if again:
+            await self.state.announce(again, instead_of=replaced)
+        await self.state.commit(
+            Commit(
+                links=links,
+                failures=failed,
+                settled=[self._key("push", link.local_id) for link in links],
+                finished_writes=finished,
+            )
+        )
+        if stopped is not None:
+            raise stopped
+        if down is not None and not links:
+            raise down  # nothing gets through: better to come back later than to try every record
+
+    async def _attempt(self, group: WriteGroup) -> list[WriteResult] | HubError:
+        try:
+            return await self.client.send(group)
+        except HubError as error:
+            return error
+
+    def _pushed_link(self, item: PendingItem, result: WriteResult) -> Link:
+        theirs: Mapping[str, Any] = {}
+        try:
+            theirs = self.mapping.pull(result.record or dict(item.body), self._scope({}))
+        except HubError:
+            theirs = {}  # only makes the next pull look closer
+        return Link(
+            entity=self.mapping.entity,
+            resource=self.mapping.resource,
+            local_id=item.local_id,
+            remote_id=result.remote_id or item.remote_id or "",
+            fingerprint=item.fingerprint,
+            agreed={**item.agreed, "theirs": plain(theirs)},
+            remote_version=result.changed_at,
+            last_direction="push",
+        )
+
+    # ---- both -------------------------------------------------------------------------------------------
+
+    @property
+    def _here(self) -> tuple[str, str]:
+        return self.mapping.entity, self.mapping.resource
+
+    def _tally(self, direction: Direction) -> Tally:
+        return Tally(self.mapping.entity, self.mapping.resource, direction)
+
+    def _scope(self, links: Mapping[tuple[str, str], str]) -> MappingScope:
+        return MappingScope(venue=self.venue, links=links, now=self.clock.now().isoformat())
+
+    def _check_stop(self) -> None:
+        if self.stop():
+            raise StoppedError("the sync was asked to stop; what was done so far is kept")
+
+    def _key(self, direction: Direction, record_id: str) -> RecordKey:
+        return (*self._here, direction, record_id)
+
+    def _failure(
+        self,
+        direction: Direction,
+        record_id: str,
+        error: HubError,
+        field_name: str | None = None,
+        retryable: bool | None = None,
+    ) -> RecordFailure:
+        return RecordFailure(
+            *self._here,
+            direction=direction,
+            record_id=record_id,
+            code=error.code,
+            message=error.message,
+            retryable=error.retryable if retryable is None else retryable,
+            field=field_name,
+        )
+
+    def _write_key(self, local_id: str, print_: str, attempt: int) -> str:
+        return fingerprint([str(self.venue["id"]), self.connector.name, *self._here, local_id, print_, attempt])
+
+    def _agreed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+        pulled = self.mapping.pulled_fields
+        return {"ours": plain({name: ours.get(name) for name in pulled}), "theirs": plain(theirs)}
+
+    def _push_fingerprint(self, record: Record, scope: MappingScope) -> str | None:
+        if self.mapping.direction == "pull":
+            return None
+        try:
+            return fingerprint(self.mapping.push(record, scope))
+        except HubError:
+            return None
+
+    async def _remote_ids_of_links(self, records: Sequence[Record]) -> dict[tuple[str, str], str]:
+        """Look up, for `link` rules, the remote ids of what these local records refer to: a query per resource."""
+        wanted: dict[str, set[str]] = {}
+        for rule in self.mapping.link_rules:
+            values = (record.get(rule.local_field) for record in records)
+            wanted.setdefault(rule.resource, set()).update(str(value) for value in values if value is not None)
+        found: dict[tuple[str, str], str] = {}
+        for resource, ids in wanted.items():
+            links = await self.state.links_by_local(resource, list(ids)) if ids else {}
+            found.update(((resource, local_id), link.remote_id) for local_id, link in links.items())
+        return found
+
+    async def _local_ids_of_links(self, rows: Iterable[ReadRecord]) -> dict[tuple[str, str], str]:
+        wanted: dict[str, set[str]] = {}
+        for row in rows:
+            for rule in self.mapping.link_rules:
+                value = rule.path.find(row.record)
+                if isinstance(value, str):
+                    wanted.setdefault(rule.resource, set()).add(value)
+        found: dict[tuple[str, str], str] = {}
+        for resource, ids in wanted.items():
+            links = await self.state.links_by_remote(resource, list(ids))
+            found.update(((resource, remote_id), link.local_id) for remote_id, link in links.items())
+        return found
+
+
+def _first_of_each(rows: Sequence[ReadRecord], newest: dict[str, str | None]) -> list[ReadRecord]:
+    """Keep the first row of each id, on a page and over its edge.
+
+    A feed reports one record many times, newest first. Later, older rows are also caught by the link's version;
+    only rows of the very same moment need to be remembered, so `newest` stays small.
+    """
+    kept = []
+    for row in rows:
+        if row.id in newest and not _theirs_newer(row.changed_at, newest[row.id]):
+            continue
+        newest[row.id] = row.changed_at
+        kept.append(row)
+    if rows:
+        edge = rows[-1].changed_at
+        for known_id in [known_id for known_id, at in newest.items() if at != edge or at is None]:
+            del newest[known_id]
+    return kept
+
+
+def _is_older(row: ReadRecord, link: Link | None, tally: Tally) -> bool:
+    """Say whether the platform has already seen a newer state of this record."""
+    if link is None or row.changed_at is None or link.remote_version is None:
+        return False
+    seen, now = moment(link.remote_version), moment(row.changed_at)
+    older = bool(seen and now and now < seen)
+    tally.unchanged += older
+    return older
+
+
+def _theirs_newer(theirs: str | None, ours: str | None) -> bool:
+    their_moment, our_moment = moment(theirs), moment(ours)
+    return bool(their_moment and our_moment and their_moment > our_moment)
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut a sequence into runs of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
