@@ -126,7 +126,7 @@ Provider = Annotated[str, mapped_column(String(50))]
 Name = Annotated[str, mapped_column(String(255))]
 Environment = Annotated[str, mapped_column(String(20), server_default="production")]
 Now = Annotated[datetime, mapped_column(server_default=text("now()"))]
-Count = Annotated[int, mapped_column(server_default="0")]
+Count = Annotated[int, mapped_column(server_default=text("0"))]
 No = Annotated[bool, mapped_column(server_default=text("false"))]
 Yes = Annotated[bool, mapped_column(server_default=text("true"))]
 EmptyObject = Annotated[dict[str, Any], mapped_column(server_default=text("'{}'::jsonb"))]
@@ -211,7 +211,7 @@ class OAuthToken(Base):
     environment: Mapped[Environment]
     encrypted_access_token: Mapped[str]
     encrypted_refresh_token: Mapped[str | None]
-    encryption_key_version: Mapped[int] = mapped_column(server_default="1")
+    encryption_key_version: Mapped[int] = mapped_column(server_default=text("1"))
     scopes: Mapped[list[str]] = mapped_column(server_default=text("'{}'::text[]"))
     token_type: Mapped[str] = mapped_column(String(50), server_default="Bearer")
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
@@ -265,7 +265,7 @@ class Operation(Base):
     priority: Mapped[Priority] = mapped_column(server_default="NORMAL")
     status: Mapped[OperationStatus] = mapped_column(server_default="pending")
     attempts: Mapped[Count]
-    max_attempts: Mapped[int] = mapped_column(server_default="10")
+    max_attempts: Mapped[int] = mapped_column(server_default=text("10"))
     next_retry_at: Mapped[datetime | None] = mapped_column(index=True)
     queued_at: Mapped[Now]
     started_at: Mapped[datetime | None]
@@ -281,7 +281,9 @@ class Operation(Base):
     lease_owner: Mapped[Name | None]
     lease_expires_at: Mapped[datetime | None]
     fencing_token: Mapped[int] = mapped_column(
-        BigInteger, server_default="0", doc="Grows with every claim; a commit under an older one is refused."
+        BigInteger,
+        server_default=text("0"),
+        doc="Grows with every claim; a commit under an older one is refused.",
     )
     created_at: Mapped[Now]
     updated_at: Mapped[Now]
@@ -487,7 +489,7 @@ class PendingWrite(Base):
     call_key: Mapped[Name] = mapped_column(doc="The idempotency key the provider is given.")
     # json, not jsonb: jsonb reorders keys, and a write is repeated word for word.
     items: Mapped[list[Any]] = mapped_column(JSON())
-    attempt: Mapped[int] = mapped_column(server_default="1")
+    attempt: Mapped[int] = mapped_column(server_default=text("1"))
     created_at: Mapped[Now]
 
     __table_args__ = (
@@ -512,7 +514,7 @@ class RecordFailure(Base):
     message: Mapped[str]
     retryable: Mapped[bool]
     field: Mapped[str | None] = mapped_column(String(500))
-    attempts: Mapped[int] = mapped_column(server_default="1")
+    attempts: Mapped[int] = mapped_column(server_default=text("1"))
     run_id: Mapped[UUID | None]
     first_failed_at: Mapped[Now]
     last_failed_at: Mapped[Now]
@@ -591,7 +593,7 @@ class ObservedField(Base):
     resource: Mapped[str] = mapped_column(String(100), primary_key=True)
     path: Mapped[str] = mapped_column(String(500), primary_key=True)
     types: Mapped[list[str]]
-    seen_count: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    seen_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     first_seen_at: Mapped[Now]
     last_seen_at: Mapped[Now]
 
