@@ -46,13 +46,13 @@ class Document:
     def place(self, path: Sequence[str | int], key: bool = False) -> Place:
         """Return (line, column, length), counted from 1, of the value at a path, or of its key.
 
-        The value of a block is its first key. A path that is not in the file gives the nearest one above it.
+        The value of a block is its first key; an item of a list has no key but its own place. A path that is not in the file gives the nearest one above it.
         """
         steps = tuple(path)
-        table = self._keys if key else self._values
+        table = self._keys if key and steps and isinstance(steps[-1], str) else self._values
         while steps and steps not in table:
             steps, table = steps[:-1], self._keys
-        return table.get(steps, (1, 1, 1))
+        return table.get(steps) or self._values.get(steps, (1, 1, 1))
 
     def diagnostic(
         self, code: str, message: str, path: Sequence[str | int], *advice: str, key: bool = False
@@ -153,105 +153,89 @@ def scalar(text: str) -> str | int | float | bool | None:
     return float(text) if number.group(1) else int(text)
 
 
-# What the parser says (a part of its problem, and of what it was doing), what we say instead, what helps,
-# and whether the place is where the unfinished thing began.
-SYNTAX: Sequence[tuple[str, str, str, tuple[str, ...], bool]] = (
-    (
+@dataclass(frozen=True, slots=True)
+class _Syntax:
+    """What the parser says (part of its problem, and of what it was doing), and what we say instead."""
+
+    problem: str
+    message: str
+    advice: tuple[str, ...]
+    doing: str = ""
+    where_it_began: bool = False  # point at the start of the unfinished thing
+
+
+SYNTAX: Sequence[_Syntax] = (
+    _Syntax(
         "mapping values are not allowed",
-        "",
         "a `:` cannot stand here",
         (
             "if it belongs to the value, put the value in quotes",
             "if it follows a key, give the key the same indentation as the keys beside it",
         ),
-        False,
     ),
-    (
+    _Syntax(
         "block sequence entries are not allowed",
-        "",
         "a list cannot start here",
         ("put each `-` on a line of its own, or write the list as [a, b]",),
-        False,
     ),
-    (
+    _Syntax(
         "found unexpected end of stream",
-        "quoted scalar",
         "this quote is never closed",
         ("add the closing quote",),
-        True,
+        doing="quoted scalar",
+        where_it_began=True,
     ),
-    (
+    _Syntax(
         "unknown escape character",
-        "",
         "this escape is not known",
         ("use single quotes, or write the backslash twice",),
-        False,
     ),
-    (
+    _Syntax(
         "did not find expected ',' or ']'",
-        "",
         "this `[` is never closed",
         ("put a comma between the items and a `]` after the last",),
-        True,
+        where_it_began=True,
     ),
-    (
+    _Syntax(
         "did not find expected ',' or '}'",
-        "",
-        "this `{{` is never closed",
+        "this `{` is never closed",
         ("put a comma between the keys and a `}` after the last",),
-        True,
+        where_it_began=True,
     ),
-    (
+    _Syntax(
         "did not find expected key",
-        "block mapping",
         "a key was expected here",
-        (
-            "give the line the same indentation as the keys beside it",
-            "text after a closing quote needs to be inside the quotes",
-        ),
-        False,
+        ("give the line the same indentation as the keys beside it",),
+        doing="block mapping",
     ),
-    (
+    _Syntax(
         "did not find expected '-' indicator",
-        "",
         "another item of the list was expected here",
         ("start it with `-`, or indent the line deeper to continue the item above",),
-        False,
     ),
-    (
+    _Syntax(
         "could not find expected ':'",
-        "",
         "this key has no `:` after it",
         ("write it as `key: value`",),
-        True,
+        where_it_began=True,
     ),
-    (
-        "cannot start any token",
-        "",
-        "text cannot start with `{character}`",
+    _Syntax("cannot start any token", "text cannot start with CHARACTER", ("put the value in quotes",)),
+    _Syntax(
+        "expected alphabetic or numeric character",
+        "text cannot start with CHARACTER",
         ("put the value in quotes",),
-        False,
+        where_it_began=True,
     ),
-    (
-        "did not find expected alphabetic or numeric character",
-        "",
-        "text cannot start with `{character}`",
+    _Syntax(
+        "undefined tag handle",
+        "text cannot start with CHARACTER",
         ("put the value in quotes",),
-        True,
+        where_it_began=True,
     ),
-    (
+    _Syntax(
         "did not find expected <document start>",
-        "",
         "nothing can follow the document here",
         ("give the line the same indentation as the keys of the file",),
-        False,
-    ),
-    (
-        "found undefined tag handle",
-        "",
-        "text cannot start with `{character}`",
-        ("put the value in quotes",),
-        True,
     ),
 )
 
@@ -348,7 +332,7 @@ class _Reader:
                 return made
             name = self._key(kind, event, events, start, path)
             inner = (*path, name)
-            if name in made:
+            if name in made and name != "<<":
                 line = self.keys[inner][0]
                 advice = (f"it was first written on line {line}; keep one of the two",)
                 self._refuse("duplicate-key", f"`{name}` is written twice", event, advice)
@@ -384,8 +368,8 @@ class _Reader:
             )
         elif event.style == "" and not isinstance(scalar(event.value), str):
             shown = event.value or "nothing"
-            advice = (f'write it in quotes: "{event.value}"',) if event.value else ()
-            self._refuse("key-not-text", f"a key must be text, and `{shown}` is not", event, advice)
+            quoted = (f'write it in quotes: "{event.value}"',) if event.value else ()
+            self._refuse("key-not-text", f"a key must be text, and `{shown}` is not", event, quoted)
         return str(event.value)
 
     def _plain(self, event: Any) -> None:
@@ -443,42 +427,41 @@ class _Reader:
         self.found.append(Diagnostic(code, message, self.file, line, column, length or whole, advice))
 
     def _syntax(self, error: Any) -> None:
-        mark = error.problem_mark or error.context_mark
-        line, column = min(mark.line, len(self.lines) - 1), mark.column
-        if any(each.code == "unquoted-braces" and each.line == line + 1 for each in self.found):
+        at = self._within_file(error.problem_mark or error.context_mark)
+        line = self.lines[at.line]
+        if any(each.code == "unquoted-braces" and each.line == at.line + 1 for each in self.found):
             return
-        braces = BARE_BRACES.search(self.lines[line][: column + 2])
-        if braces:
-            opening = _Mark(line, braces.start(1))
-            said = self._braces(opening)
-            if said:
-                self.found.append(said)
-                return
-        character = self.lines[line][column : column + 1]
-        indent = self.lines[line][: len(self.lines[line]) - len(self.lines[line].lstrip())]
-        if character == "\t" or "\t" in indent:
-            at = column if character == "\t" else indent.index("\t")
-            advice = ("indent with spaces",)
-            self.found.append(
-                Diagnostic("tab", "a tab cannot indent a line", self.file, line + 1, at + 1, 1, advice)
+        braces = BARE_BRACES.search(line[: at.column + 2])
+        said = self._braces(_Mark(at.line, braces.start(1))) if braces else None
+        if said:
+            self.found.append(said)
+            return
+        indent = line[: len(line) - len(line.lstrip())]
+        if "\t" in (line[at.column : at.column + 1], *indent):
+            at = at if line[at.column : at.column + 1] == "\t" else _Mark(at.line, indent.index("\t"))
+            self._say("tab", "a tab cannot indent a line", at, ("indent with spaces",))
+            return
+        if "expected key" in error.problem and line[: at.column].rstrip().endswith(("'", '"')):
+            self._say(
+                "syntax", "text follows the closing quote", at, ("put all of the value inside the quotes",)
             )
             return
-        context = error.context_mark if error.context_mark is not None else mark
-        for problem, start, message, advice, at_context in SYNTAX:
-            if problem in (error.problem or "") and start in (error.context or ""):
-                place = (
-                    _Mark(min(context.line, len(self.lines) - 1), context.column)
-                    if at_context
-                    else _Mark(line, column)
-                )
-                said_at = self.lines[place.line][place.column : place.column + 1]
-                sentence = message.format(character=said_at, line=context.line + 1)
-                self.found.append(
-                    Diagnostic("syntax", sentence, self.file, place.line + 1, place.column + 1, 1, advice)
-                )
+        for row in SYNTAX:
+            if row.problem in error.problem and row.doing in (error.context or ""):
+                place = self._within_file(error.context_mark) if row.where_it_began else at
+                character = self.lines[place.line][place.column : place.column + 1]
+                shown = "a backtick" if character == "`" else f"`{character}`"
+                self._say("syntax", row.message.replace("CHARACTER", shown), place, row.advice)
                 return
-        sentence = f"this line cannot be read: {error.problem}"
-        self.found.append(Diagnostic("syntax", sentence, self.file, line + 1, column + 1))
+        self._say("syntax", f"this line cannot be read: {error.problem}", at, ())
+
+    def _say(self, code: str, message: str, at: "_Mark", advice: tuple[str, ...]) -> None:
+        self.found.append(Diagnostic(code, message, self.file, at.line + 1, at.column + 1, 1, advice))
+
+    def _within_file(self, mark: Any) -> "_Mark":
+        """Marks at the end of the file lie below the last line."""
+        line = min(mark.line, len(self.lines) - 1)
+        return _Mark(line, min(mark.column, len(self.lines[line])))
 
 
 @dataclass(frozen=True, slots=True)

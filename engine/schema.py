@@ -1,11 +1,13 @@
 """Check the shape of a document against `schemas/`, reporting every violation in words.
 
 The sentences come from here, the key names and phrases from the schemas: `x-expected` says what was wanted
-("a duration such as `5 minutes`"), `x-name` what an object without a key of its own is called ("a rule"). A choice by `type` is written as `if`/`then`, so a failure is always about the branch the author chose.
+("a duration such as `5 minutes`"), `x-name` what an object without a key of its own is called ("a rule").
+A choice by `type` is written as `if`/`then`, so a failure is always about the branch the author chose.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,8 @@ def validate(document: Document, schema_name: str) -> list[Diagnostic]:
         return [document.diagnostic("wrong-type", message, ())]
     found: list[Diagnostic] = []
     for error in _validator(schema_name).iter_errors(document.data):
-        found.extend(_diagnostics(error, document, schema_name))
+        violation = _Violation.of(error, schema_name)
+        found.extend(_HANDLERS.get(violation.keyword, _wrong_form)(violation, document))
     return in_file_order(found)
 
 
@@ -92,37 +95,45 @@ def subject(path: Steps, schema: Mapping[str, Any] | None = None, value: object 
     return named
 
 
-def _diagnostics(error: "ValidationError", document: Document, schema_name: str) -> Iterator[Diagnostic]:
-    path: Steps = tuple(error.absolute_path)
-    handler = _HANDLERS.get(str(error.validator), _other)
-    if "propertyNames" in error.absolute_schema_path:
-        handler = _name
-    yield from handler(error, document, path, schema_name)
+@dataclass(frozen=True, slots=True)
+class _Violation:
+    """One failed keyword: what it wanted, of which value, in which schema."""
+
+    keyword: str
+    wanted: Any
+    schema: Mapping[str, Any]
+    instance: Any
+    path: Steps
+    message: str
+    schema_name: str
+
+    @classmethod
+    def of(cls, error: "ValidationError", schema_name: str) -> "_Violation":
+        keyword = "propertyNames" if "propertyNames" in error.absolute_schema_path else str(error.validator)
+        schema: Any = error.schema
+        path = tuple(error.absolute_path)
+        return cls(keyword, error.validator_value, schema, error.instance, path, error.message, schema_name)
 
 
-def _unknown_keys(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
+def _unknown_keys(error: _Violation, document: Document) -> Iterator[Diagnostic]:
     schema: Mapping[str, Any] = error.schema
     allowed = list(schema.get("properties", ()))
-    name = subject(path, schema, error.instance)
+    name = subject(error.path, schema, error.instance)
     for key in error.instance:
         if key in allowed:
             continue
         advice = did_you_mean(key, allowed)
-        homes = [home for home in _homes(schema_name).get(key, ()) if home != name]
+        homes = [home for home in _homes(error.schema_name).get(key, ()) if home != name]
         if not advice and homes:
             advice = (f"`{key}` is a key of {listed(homes, 4)}",)
         takes = f"{name} takes {listed(allowed)}" if allowed else f"{name} takes no keys"
         yield document.diagnostic(
-            "unknown-key", f"`{key}` is not a key of {name}", (*path, key), *advice, takes, key=True
+            "unknown-key", f"`{key}` is not a key of {name}", (*error.path, key), *advice, takes, key=True
         )
 
 
-def _missing(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
-    name = subject(path, error.schema, error.instance)
+def _missing(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+    name = subject(error.path, error.schema, error.instance)
     allowed = list(error.schema.get("properties", ()))
     misspelt = {nearest(key, allowed) for key in error.instance if key not in allowed}
     for key in error.schema["required"]:
@@ -131,107 +142,83 @@ def _missing(
             about = error.schema.get("properties", {}).get(key, {})
             example = next(iter(about.get("examples", ())), None)
             advice = (f"for example `{key}: {_inline(example)}`",) if example is not None else ()
-            yield document.diagnostic("missing-key", f"{name} needs `{key}`", path, *advice, key=bool(path))
+            yield document.diagnostic("missing-key", f"{name} needs `{key}`", error.path, *advice, key=True)
 
 
-def _wrong_type(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
-    kinds = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+def _wrong_type(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+    kinds = [error.wanted] if isinstance(error.wanted, str) else error.wanted
     wanted = error.schema.get("x-expected") or " or ".join(TYPE_WORDS[kind] for kind in kinds)
     value = error.instance
     advice: tuple[str, ...] = ()
     if isinstance(value, bool | int | float) and "string" in kinds:
-        advice = (f'put it in quotes: "{document.written(path)}"',)
+        advice = (f'put it in quotes: "{document.written(error.path)}"',)
     elif isinstance(value, str) and "boolean" in kinds and value.lower() in TRUTH:
         advice = (f"did you mean `{TRUTH[value.lower()]}`?",)
     elif isinstance(value, str) and {"integer", "number"} & set(kinds) and value.isdecimal():
-        advice = ("leave the quotes out",) if document.written(path) != value else ()
+        advice = ("leave the quotes out",) if document.written(error.path) != value else ()
     elif "array" in kinds and not isinstance(value, dict) and value is not None:
-        advice = (f"write it as a list: [{document.written(path)}]",)
+        advice = (f"write it as a list: [{document.written(error.path)}]",)
     yield document.diagnostic(
-        "wrong-type", f"{subject(path)} must be {wanted}, not {shown(value)}", path, *advice
+        "wrong-type", f"{subject(error.path)} must be {wanted}, not {shown(value)}", error.path, *advice
     )
 
 
-def _unknown_value(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
-    choices = [error.validator_value] if error.validator == "const" else error.validator_value
+def _unknown_value(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+    choices = [error.wanted] if error.keyword == "const" else error.wanted
     words = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
     advice = did_you_mean(error.instance, words) if isinstance(error.instance, str) else ()
-    name = subject(path)
+    name = subject(error.path)
     message = f"{name} cannot be {shown(error.instance).removeprefix('the text ')}"
     yield document.diagnostic(
-        "unknown-value", message, path, *advice, f"{name} is one of {listed(words, 40)}"
+        "unknown-value", message, error.path, *advice, f"{name} is one of {listed(words, 40)}"
     )
 
 
-def _wrong_form(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
-    wanted = error.schema.get("x-expected", "written another way")
+def _wrong_form(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+    wanted = error.schema.get("x-expected", "text" if error.keyword == "minLength" else "written another way")
     yield document.diagnostic(
-        "wrong-form", f"{subject(path)} must be {wanted}, not {shown(error.instance)}", path
+        "wrong-form", f"{subject(error.path)} must be {wanted}, not {shown(error.instance)}", error.path
     )
 
 
-def _name(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
+def _name(error: _Violation, document: Document) -> Iterator[Diagnostic]:
     wanted = error.schema.get("x-expected", "written another way")
     message = f"the name `{error.instance}` must be {wanted}"
-    yield document.diagnostic("wrong-form", message, (*path, str(error.instance)), key=True)
+    yield document.diagnostic("wrong-form", message, (*error.path, str(error.instance)), key=True)
 
 
-def _out_of_range(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
-    bound = "at least" if error.validator == "minimum" else "at most"
-    message = f"{subject(path)} must be {bound} {error.validator_value}, not {shown(error.instance)}"
-    yield document.diagnostic("out-of-range", message, path)
+def _out_of_range(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+    bound = "at least" if error.keyword == "minimum" else "at most"
+    message = f"{subject(error.path)} must be {bound} {error.wanted}, not {shown(error.instance)}"
+    yield document.diagnostic("out-of-range", message, error.path)
 
 
-def _too_few(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
-    what = {"minItems": "item", "minProperties": "key"}[str(error.validator)]
-    more = "" if error.validator_value == 1 else "s"
-    message = f"{subject(path)} needs at least {error.validator_value} {what}{more}"
-    yield document.diagnostic("too-few", message, path, key=bool(path))
+def _too_few(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+    what = {"minItems": "item", "minProperties": "key"}[error.keyword]
+    more = "" if error.wanted == 1 else "s"
+    message = f"{subject(error.path)} needs at least {error.wanted} {what}{more}"
+    yield document.diagnostic("too-few", message, error.path, key=True)
 
 
-def _repeated(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
+def _repeated(error: _Violation, document: Document) -> Iterator[Diagnostic]:
     for index, item in enumerate(error.instance):
         if item in error.instance[:index]:
-            message = f"{shown(item)} is in {subject(path)} twice"
-            yield document.diagnostic("repeated-item", message, (*path, index))
+            message = f"{shown(item)} is in {subject(error.path)} twice"
+            yield document.diagnostic("repeated-item", message, (*error.path, index))
 
 
-def _other(
-    error: "ValidationError", document: Document, path: Steps, schema_name: str
-) -> Iterator[Diagnostic]:
-    wanted = error.schema.get("x-expected", "written another way")
-    yield document.diagnostic(
-        "wrong-form", f"{subject(path)} must be {wanted}, not {shown(error.instance)}", path
-    )
-
-
-_HANDLERS: Mapping[str, Callable[["ValidationError", Document, Steps, str], Iterator[Diagnostic]]] = {
+_HANDLERS: Mapping[str, Callable[[_Violation, Document], Iterator[Diagnostic]]] = {
     "additionalProperties": _unknown_keys,
     "required": _missing,
     "type": _wrong_type,
     "enum": _unknown_value,
     "const": _unknown_value,
-    "pattern": _wrong_form,
-    "minLength": _wrong_form,
     "minimum": _out_of_range,
     "maximum": _out_of_range,
     "minItems": _too_few,
     "minProperties": _too_few,
     "uniqueItems": _repeated,
+    "propertyNames": _name,
 }
 
 
