@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from engine.errors import ExpressionError
+from engine.expressions import parse_steps
 
 PLACES = ("query", "header", "body")
 
@@ -115,28 +116,6 @@ class Place:
         if self.where == "header":
             return replace(request, headers={**request.headers, self.name: str(value)})
         return replace(request, body=_put_steps(request.body, self.steps, value))
-
-
-def parse_steps(text: str) -> tuple[str | int, ...]:
-    """Split `a.b[0].c` into `("a", "b", 0, "c")`; raises ExpressionError naming the offset."""
-    steps: list[str | int] = []
-    position = 0
-    for part in text.split("."):
-        name, bracket, rest = part.partition("[")
-        if name:
-            steps.append(name)
-        elif not bracket or not steps:
-            raise ExpressionError(f"`{text}` has an empty name; a path is names, dots and `[n]`", position)
-        while bracket:
-            number, closing, rest = rest.partition("]")
-            if not closing or not number.isdigit():
-                raise ExpressionError(f"`{text}` needs a whole number in `[ ]`", position + len(name))
-            steps.append(int(number))
-            _, bracket, rest = rest.partition("[") if rest.startswith("[") else ("", "", rest)
-            if rest and not bracket:
-                raise ExpressionError(f"`{text}` needs a dot after `]`", position + len(part))
-        position += len(part) + 1
-    return tuple(steps)
 
 
 def _put_steps(target: Any, steps: tuple[str | int, ...], value: Any) -> Any:
