@@ -1,16 +1,12 @@
 """Every port, in memory: for tests, previews and `hub pull`/`hub push` without a server.
 
-They keep the same promises as the ones on PostgreSQL; the contract suite in `tests/contract/ports/` checks both.
+They keep the same promises as the ones on PostgreSQL; the suite in `tests/contract/ports/` checks both.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from engine.errors import AuthenticationError
@@ -26,22 +22,6 @@ from engine.ports import (
     RecordFailure,
     RecordKey,
 )
-
-
-class SystemClock:
-    """The clock on the wall and the system's own chance."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    def random(self) -> float:
-        return random.random()  # noqa: S311 - spreads retries, keeps no secret
 
 
 @dataclass(slots=True)
@@ -62,6 +42,7 @@ class MemorySyncState:
     """What a sync remembers, in dicts."""
 
     links: dict[tuple[str, str], Link] = field(default_factory=dict)  # (resource, local id)
+    local_ids: dict[tuple[str, str], str] = field(default_factory=dict)  # (resource, remote id)
     positions: dict[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=dict)
     pending: dict[str, PendingWrite] = field(default_factory=dict)
     failures: dict[RecordKey, RecordFailure] = field(default_factory=dict)
@@ -71,12 +52,8 @@ class MemorySyncState:
         return {local_id: link for local_id, link in found if link}
 
     async def links_by_remote(self, resource: str, remote_ids: Sequence[str]) -> dict[str, Link]:
-        wanted = set(remote_ids)
-        return {
-            link.remote_id: link
-            for (name, _), link in self.links.items()
-            if name == resource and link.remote_id in wanted
-        }
+        found = ((remote_id, self.local_ids.get((resource, remote_id))) for remote_id in remote_ids)
+        return {remote_id: self.links[resource, local_id] for remote_id, local_id in found if local_id}
 
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         return self.positions.get((entity, resource, direction))
@@ -87,12 +64,19 @@ class MemorySyncState:
         self.pending.update((write.key, write) for write in writes)
 
     async def announced(self, entity: str, resource: str) -> list[PendingWrite]:
-        return [write for write in self.pending.values() if (write.entity, write.resource) == (entity, resource)]
+        return [
+            write for write in self.pending.values() if (write.entity, write.resource) == (entity, resource)
+        ]
 
     async def commit(self, commit: Commit) -> None:
         for link in commit.unlinked:
-            self.links.pop((link.resource, link.local_id), None)
-        self.links.update(((link.resource, link.local_id), link) for link in commit.links)
+            self._forget(link.resource, link.local_id)
+        for link in commit.links:  # the newest link ends an older claim on either record
+            self._forget(link.resource, link.local_id)
+            self._forget(link.resource, self.local_ids.get((link.resource, link.remote_id)))
+        for link in commit.links:
+            self.links[link.resource, link.local_id] = link
+            self.local_ids[link.resource, link.remote_id] = link.local_id
         for key in commit.settled:
             self.failures.pop(key, None)
         for failure in commit.failures:
@@ -103,10 +87,15 @@ class MemorySyncState:
             entity, resource, direction, value = commit.position
             self.positions[(entity, resource, direction)] = value
 
+    def _forget(self, resource: str, local_id: str | None) -> None:
+        link = self.links.pop((resource, local_id), None) if local_id else None
+        if link:
+            self.local_ids.pop((resource, link.remote_id), None)
+
 
 @dataclass(slots=True)
 class MemoryHost:
-    """A platform in dicts: entity to id to record. `changes` counts up; a record keeps the number of its last."""
+    """A platform in dicts: entity to id to record. `order` has the number of each record's last change."""
 
     venue_record: Record
     records: dict[str, dict[str, Record]] = field(default_factory=dict)

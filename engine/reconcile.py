@@ -20,7 +20,17 @@ import orjson
 from engine.fields import FieldCatalog
 from engine.ports import Link
 
-__all__ = ["ConflictRule", "Link", "Resolution", "fingerprint", "local_id_for", "moment", "plain", "resolve", "same"]
+__all__ = [
+    "ConflictRule",
+    "Link",
+    "Resolution",
+    "fingerprint",
+    "local_id_for",
+    "moment",
+    "plain",
+    "resolve",
+    "same",
+]
 
 ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins"]
 
@@ -33,7 +43,7 @@ def fingerprint(value: Any) -> str:
 
 
 def local_id_for(venue_id: str, connector: str, resource: str, remote_id: str) -> str:
-    """Return the id a remote record gets on the platform: always the same one, so a repeated page makes no twin."""
+    """Return a remote record's id on the platform: always the same, so a repeated page makes no twin."""
     return str(uuid5(_NAMESPACE, f"{venue_id}/{connector}/{resource}/{remote_id}"))
 
 
@@ -73,7 +83,7 @@ def plain_value(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """`take` are their values to write on the platform; `ours_win` says that the provider has to be written."""
+    """`take` are their values for the platform; `ours_win` says that the provider has to be written."""
 
     take: Mapping[str, Any]
     ours_win: bool
@@ -91,8 +101,9 @@ def resolve(
 ) -> Resolution:
     """Merge field by field against what was last agreed.
 
-    `ours` are the platform's values now, `theirs` the provider's in the platform's terms. `agreed` is a link's
-    (`{"ours": …, "theirs": …}`), empty for a pair just matched: then a missing value takes the other side's.
+    `ours` are the platform's values now, `theirs` the provider's in the platform's terms. `agreed` is a
+    link's (`{"ours": …, "theirs": …}`), empty for a pair just matched: then a missing value takes the other
+    side's.
     """
     agreed_ours, agreed_theirs = agreed.get("ours"), agreed.get("theirs")
     take: dict[str, Any] = {}

@@ -112,7 +112,9 @@ class Sync:
     async def _walk(self, tally: Tally, position: dict[str, Any]) -> None:
         walk = position.get("walk") or {"started": self.clock.now().isoformat(), "resume": None}
         since = moment(position.get("since"))
-        newest: dict[str, str | None] = {}  # what was seen at the edge of the last page: feeds repeat a record
+        newest: dict[
+            str, str | None
+        ] = {}  # what was seen at the edge of the last page: feeds repeat a record
         started, calls = self.clock.monotonic(), self.client.calls
         seconds, api_calls = tally.seconds, tally.api_calls
         async for batch in self.client.pages(self.mapping.resource, since=since, resume=walk["resume"]):
@@ -128,9 +130,7 @@ class Sync:
                 self._check_stop()
         tally.api_calls = api_calls + self.client.calls - calls
 
-    async def _pull_page(
-        self, tally: Tally, rows: Sequence[ReadRecord], position: Mapping[str, Any]
-    ) -> None:
+    async def _pull_page(self, tally: Tally, rows: Sequence[ReadRecord], position: Mapping[str, Any]) -> None:
         mapping, resource = self.mapping, self.mapping.resource
         tally.read += len(rows)
         known = await self.state.links_by_remote(resource, [row.id for row in rows])
@@ -164,7 +164,8 @@ class Sync:
         local_ids = {
             row.id: known[row.id].local_id
             if row.id in known
-            else matched.get(row.id) or local_id_for(str(self.venue["id"]), self.connector.name, resource, row.id)
+            else matched.get(row.id)
+            or local_id_for(str(self.venue["id"]), self.connector.name, resource, row.id)
             for row in changed
         }
         ours = await self.host.fetch(mapping.entity, list(local_ids.values())) if changed else {}
@@ -204,12 +205,16 @@ class Sync:
 
         refused = await self.host.upsert(mapping.entity, changes) if changes else {}
         written = {change.local_id: change for change in changes}
-        push_scope = self._scope(await self._remote_ids_of_links([record for _, record, _ in merged.values()]))
+        push_scope = self._scope(
+            await self._remote_ids_of_links([record for _, record, _ in merged.values()])
+        )
         for local_id, (link, record, ours_win) in merged.items():
             if local_id in refused:
                 failures.append(self._failure("pull", link.remote_id, MappingError(refused[local_id])))
                 continue
-            links.append(replace(link, fingerprint=None if ours_win else self._push_fingerprint(record, push_scope)))
+            links.append(
+                replace(link, fingerprint=None if ours_win else self._push_fingerprint(record, push_scope))
+            )
             change = written.get(local_id)
             if change is None:
                 tally.unchanged += 1
@@ -294,7 +299,8 @@ class Sync:
                     resource=self.mapping.resource,
                     key=write.key,
                     writes=tuple(
-                        Write(item.local_id, item.remote_id, dict(item.body), write.key) for item in write.items
+                        Write(item.local_id, item.remote_id, dict(item.body), write.key)
+                        for item in write.items
                     ),
                 )
                 for write in pending
@@ -381,7 +387,9 @@ class Sync:
                     tally.created += item.remote_id is None
                     tally.updated += item.remote_id is not None
                     continue
-                failure = self._failure("push", item.local_id, result.error, result.error.field, result.retryable)
+                failure = self._failure(
+                    "push", item.local_id, result.error, result.error.field, result.retryable
+                )
                 failed.append(failure)
                 tally.add_failure(failure)
                 if result.retryable:
@@ -476,7 +484,9 @@ class Sync:
         )
 
     def _write_key(self, local_id: str, print_: str, attempt: int) -> str:
-        return fingerprint([str(self.venue["id"]), self.connector.name, *self._here, local_id, print_, attempt])
+        return fingerprint(
+            [str(self.venue["id"]), self.connector.name, *self._here, local_id, print_, attempt]
+        )
 
     def _agreed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
         pulled = self.mapping.pulled_fields
@@ -491,11 +501,13 @@ class Sync:
             return None
 
     async def _remote_ids_of_links(self, records: Sequence[Record]) -> dict[tuple[str, str], str]:
-        """Look up, for `link` rules, the remote ids of what these local records refer to: a query per resource."""
+        """Look up the remote ids of what these records refer to by `link` rules: a query per resource."""
         wanted: dict[str, set[str]] = {}
         for rule in self.mapping.link_rules:
             values = (record.get(rule.local_field) for record in records)
-            wanted.setdefault(rule.resource, set()).update(str(value) for value in values if value is not None)
+            wanted.setdefault(rule.resource, set()).update(
+                str(value) for value in values if value is not None
+            )
         found: dict[tuple[str, str], str] = {}
         for resource, ids in wanted.items():
             links = await self.state.links_by_local(resource, list(ids)) if ids else {}
@@ -519,8 +531,8 @@ class Sync:
 def _first_of_each(rows: Sequence[ReadRecord], newest: dict[str, str | None]) -> list[ReadRecord]:
     """Keep the first row of each id, on a page and over its edge.
 
-    A feed reports one record many times, newest first. Later, older rows are also caught by the link's version;
-    only rows of the very same moment need to be remembered, so `newest` stays small.
+    A feed reports one record many times, newest first. Later, older rows are also caught by the link's
+    version; only rows of the very same moment need to be remembered, so `newest` stays small.
     """
     kept = []
     for row in rows:

@@ -1,0 +1,454 @@
+"""The commands that need no server: `hub lint`, `call`, `pull`, `push`, `preview`.
+
+Exit status 0: done and clean; 1: problems were found or records failed; 2: misuse.
+Heavy imports happen inside the commands, so that `hub lint` starts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from engine.client import ProviderClient
+    from engine.manifest import Connector, Resource
+
+CONNECTORS = Path("connectors")
+TEMPLATES = Path("mapping-templates")
+PLATFORM = "platform.yaml"
+PUSH_AT_ONCE = 500  # records planned together by `hub push`
+
+
+@click.group()
+def commands() -> None:
+    """Commands that need no server."""
+
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print JSON, for machines.")
+credential = click.option(
+    "--credential",
+    "-c",
+    "credentials",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A credential the manifest asks for, such as apiKey=sk_test_…; for OAuth access_token=…. "
+    "HUB_CREDENTIAL_<NAME> in the environment does the same and keeps it out of the shell's history.",
+)
+environment = click.option(
+    "--environment", "-e", default="production", show_default=True, help="The manifest's server to call."
+)
+connection = click.option(
+    "--connection",
+    multiple=True,
+    metavar="NAME=JSON",
+    help='A value learned when connecting, such as location_ids=["L1"]. Without any, they are looked up.',
+)
+
+
+# ---- lint ----------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--format", "style", type=click.Choice(["text", "json", "github"]), default="text", show_default=True
+)
+@as_json
+def lint(paths: tuple[Path, ...], style: str, json_output: bool) -> None:
+    """Check manifests and mapping templates; without PATHS, all of connectors/ and mapping-templates/."""
+    from engine.diagnostics import render
+    from engine.lint import lint_file
+
+    files = list(_yaml_files(paths or (CONNECTORS, TEMPLATES)))
+    if not files:
+        raise click.UsageError(f"no YAML file found in {', '.join(map(str, paths)) or 'connectors/'}")
+    diagnostics = [found for file in files for found in lint_file(file)]
+    style = "json" if json_output else style
+    text = render(diagnostics, style)
+    if text:
+        click.echo(text)
+    if style == "text":
+        click.echo(f"{_count(len(diagnostics), 'problem')} in {_count(len(files), 'file')}", err=True)
+    sys.exit(1 if diagnostics else 0)
+
+
+def _yaml_files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(path.rglob("*.yaml"))
+        elif path.exists():
+            yield path
+        else:
+            raise click.UsageError(f"{path} doesn't exist")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+# ---- preview -------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("template", type=click.Path(exists=True, path_type=Path))
+@click.argument("sample", type=click.File("r"))
+@click.option("--entity", help="Only the mappings of this entity.")
+@click.option("--resource", help="Only the mappings to this resource.")
+@click.option("--direction", type=click.Choice(["push", "pull"]), default="push", show_default=True)
+@click.option("--venue", default='{"id": "venue", "currency": "USD"}', help="The venue's record, as JSON.")
+@as_json
+def preview(
+    template: Path,
+    sample: TextIO,
+    entity: str | None,
+    resource: str | None,
+    direction: str,
+    venue: str,
+    json_output: bool,
+) -> None:
+    """Show what TEMPLATE makes of the record in SAMPLE (JSON, `-` for standard input). Nothing is sent."""
+    from engine.documents import read_document
+    from engine.errors import HubError
+    from engine.manifest import load_connector, load_platform
+    from engine.mapping import MappingScope
+    from engine.templates import load_template
+
+    record = _read_json(sample.read(), "SAMPLE")
+    venue_record = _read_json(venue, "--venue")
+    with _authors_errors():
+        name = read_document(template).data.get("connector")
+        connector = load_connector(_connector_path(str(name)))
+        loaded = load_template(template, connector, load_platform(CONNECTORS / PLATFORM))
+    shown = []
+    failed = False
+    for mapping in loaded.mappings:
+        if entity not in (None, mapping.entity) or resource not in (None, mapping.resource):
+            continue
+        if mapping.direction not in (direction, "bidirectional"):
+            continue
+        row: dict[str, Any] = {"entity": mapping.entity, "resource": mapping.resource, "direction": direction}
+        links = {
+            (rule.resource, str(record.get(rule.local_field))): f"<{rule.resource} id>"
+            for rule in mapping.link_rules
+        }
+        scope = MappingScope(venue=venue_record, links=links, now="2025-01-01T00:00:00Z")
+        try:
+            if direction == "push" and not mapping.wants(record, scope):
+                row["skipped"] = "`only_when` doesn't hold"
+            else:
+                row["mapped"] = (
+                    mapping.push(record, scope) if direction == "push" else mapping.pull(record, scope)
+                )
+        except HubError as error:
+            row["error"] = error.message
+            failed = True
+        shown.append(row)
+    if json_output:
+        click.echo(json.dumps({"original": record, "mappings": shown}, default=str, ensure_ascii=False))
+    else:
+        for row in shown:
+            click.secho(f"{row['entity']} {'→' if direction == 'push' else '←'} {row['resource']}", bold=True)
+            click.echo(
+                json.dumps(
+                    row.get("mapped", row.get("skipped") or row.get("error")),
+                    default=str,
+                    indent=2,
+                    ensure_ascii=False,
+                )
+            )
+    sys.exit(1 if failed else 0)
+
+
+# ---- call, pull, push ----------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("connector")
+@click.argument("request", metavar='"METHOD /path"')
+@click.option("--data", help="A JSON body.")
+@credential
+@environment
+@as_json
+def call(
+    connector: str,
+    request: str,
+    data: str | None,
+    credentials: tuple[str, ...],
+    environment: str,
+    json_output: bool,
+) -> None:
+    """Make one real request, signed and encoded as CONNECTOR's manifest says, and print the answer."""
+    from dataclasses import replace
+
+    from engine.calls import Request
+    from engine.errors import ExpressionError
+
+    try:
+        parsed = Request.parse(request)
+    except ExpressionError as error:
+        raise click.UsageError(error.message) from error
+    if data:
+        parsed = replace(parsed, body=_read_json(data, "--data"))
+
+    async def run(client: ProviderClient) -> None:
+        answer = await client.call(parsed)
+        click.echo(json.dumps(answer, indent=None if json_output else 2, ensure_ascii=False, default=str))
+
+    _with_client(connector, credentials, environment, (), run)
+
+
+@commands.command()
+@click.argument("connector")
+@click.argument("resource")
+@click.option(
+    "--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"]), help="Only what changed since (UTC)."
+)
+@click.option(
+    "--out", type=click.File("w"), default="-", help="Where the JSON lines go; default standard output."
+)
+@credential
+@environment
+@connection
+@as_json
+def pull(
+    connector: str,
+    resource: str,
+    since: Any,
+    out: TextIO,
+    credentials: tuple[str, ...],
+    environment: str,
+    connection: tuple[str, ...],
+    json_output: bool,
+) -> None:
+    """Read all records of RESOURCE as JSON lines."""
+    from datetime import UTC
+
+    moment = since.replace(tzinfo=UTC) if since else None
+
+    async def run(client: ProviderClient) -> None:
+        _resource_of(client.connector, resource)
+        count = 0
+        with _progress(f"reading {connector} {resource}", json_output) as tell:
+            async for batch in client.pages(resource, since=moment):
+                for row in batch.records:
+                    out.write(json.dumps(row.record, ensure_ascii=False, default=str) + "\n")
+                count += len(batch.records)
+                tell(f"{count} records, {client.calls} calls")
+        _report({"read": count, "api_calls": client.calls}, json_output)
+
+    _with_client(connector, credentials, environment, connection, run)
+
+
+@commands.command()
+@click.argument("connector")
+@click.argument("resource")
+@click.argument("file", type=click.File("r"))
+@credential
+@environment
+@connection
+@as_json
+def push(
+    connector: str,
+    resource: str,
+    file: TextIO,
+    credentials: tuple[str, ...],
+    environment: str,
+    connection: tuple[str, ...],
+    json_output: bool,
+) -> None:
+    """Write the records in FILE (JSON lines) to RESOURCE. A line with an id updates, others create.
+
+    The idempotency key comes from the line's content: pushing the same file twice creates nothing twice where
+    the provider keeps keys. Prints one JSON line per record: its id there, or what was wrong.
+    """
+
+    async def run(client: ProviderClient) -> None:
+        from engine.client import Write
+        from engine.reconcile import fingerprint
+
+        spec = _resource_of(client.connector, resource)
+        counts = {"written": 0, "failed": 0}
+        with _progress(f"writing {connector} {resource}", json_output) as tell:
+            for lines in _chunks(file, PUSH_AT_ONCE):
+                writes = []
+                for number, line in lines:
+                    body = _read_json(line, f"line {number}")
+                    found = spec.id.find(body)
+                    remote_id = str(found) if found else None
+                    key = fingerprint([connector, resource, body])
+                    writes.append(Write(f"{key[:16]}", remote_id, body, key))
+                for group in client.plan(resource, writes):
+                    for result in await client.send(group):
+                        ok = result.error is None
+                        counts["written" if ok else "failed"] += 1
+                        row = (
+                            {"id": result.remote_id}
+                            if ok
+                            else {"error": str(result.error), "record": result.write.body}
+                        )
+                        click.echo(json.dumps(row, ensure_ascii=False, default=str))
+                    tell(f"{counts['written']} written, {counts['failed']} failed")
+        _report({**counts, "api_calls": client.calls}, json_output)
+        if counts["failed"]:
+            sys.exit(1)
+
+    _with_client(connector, credentials, environment, connection, run)
+
+
+def _chunks(file: TextIO, size: int) -> Iterator[list[tuple[int, str]]]:
+    chunk: list[tuple[int, str]] = []
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            chunk.append((number, line))
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+# ---- shared --------------------------------------------------------------------------------------
+
+
+def _connector_path(name: str) -> Path:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CONNECTORS / f"{name}.yaml"
+    if not path.exists():
+        from engine.diagnostics import nearest
+
+        known = [file.stem for file in CONNECTORS.glob("*.yaml") if file.name != PLATFORM]
+        guess = nearest(name, known)
+        raise click.UsageError(f"no connector `{name}`" + (f"; did you mean `{guess}`?" if guess else ""))
+    return path
+
+
+def _resource_of(connector: Connector, name: str) -> Resource:
+    from engine.diagnostics import nearest
+
+    if name not in connector.resources:
+        guess = nearest(name, list(connector.resources))
+        known = ", ".join(connector.resources)
+        raise click.UsageError(
+            f"{connector.name} has no resource `{name}`; "
+            + (f"did you mean `{guess}`? " if guess else "")
+            + f"it has {known}"
+        )
+    return connector.resources[name]
+
+
+def _read_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise click.UsageError(
+            f"{what} isn't JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+
+
+def _with_client(
+    name: str,
+    credentials: tuple[str, ...],
+    environment: str,
+    connection: tuple[str, ...],
+    run: Callable[[ProviderClient], Awaitable[None]],
+) -> None:
+    from engine.errors import HubError
+    from engine.manifest import load_connector
+
+    with _authors_errors():
+        connector = load_connector(_connector_path(name))
+    if environment not in connector.servers:
+        raise click.UsageError(
+            f"{connector.name} has no server `{environment}`; it has {', '.join(connector.servers)}"
+        )
+    try:
+        asyncio.run(_run_client(connector, credentials, environment, connection, run))
+    except HubError as error:
+        click.secho(f"error: {error.message}", fg="red", err=True)
+        sys.exit(1)
+
+
+async def _run_client(
+    connector: Connector,
+    credentials: tuple[str, ...],
+    environment: str,
+    connection: tuple[str, ...],
+    run: Callable[[ProviderClient], Awaitable[None]],
+) -> None:
+    from engine.client import ProviderClient
+    from engine.clock import SystemClock
+    from engine.memory import StaticCredentials
+    from engine.ports import Credentials, Secret
+    from engine.rate_limits import LocalRateLimiter
+    from engine.transport import open_client, parse_overrides
+
+    given = {
+        key.removeprefix("HUB_CREDENTIAL_").lower(): value
+        for key, value in os.environ.items()
+        if key.startswith("HUB_CREDENTIAL_")
+    } | dict(_pair(text, "--credential") for text in credentials)
+    asked = [field.name for method in connector.auth for field in method.credentials]
+    values = {
+        next((name for name in asked if name.lower() == key), key): Secret(value)
+        for key, value in given.items()
+    }
+    learned = {
+        key: _read_json(value, f"--connection {key}")
+        for key, value in (_pair(text, "--connection") for text in connection)
+    }
+    clock = SystemClock()
+    overrides = parse_overrides(os.environ.get("HUB_ORIGIN_OVERRIDES", ""))
+    async with open_client(origin_overrides=overrides) as http:
+        source = StaticCredentials(Credentials(values, learned, environment))
+        client = ProviderClient(connector, source, http=http, limiter=LocalRateLimiter(clock), clock=clock)
+        if not learned and connector.after_connecting:
+            source.credentials = Credentials(values, await client.learn(), environment)
+        await run(client)
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"{option} wants NAME=VALUE")
+    return name, value
+
+
+@contextmanager
+def _authors_errors() -> Iterator[None]:
+    """Show an author's mistakes as diagnostics, not as a traceback."""
+    from engine.errors import DocumentError
+
+    try:
+        yield
+    except DocumentError as error:
+        from engine.diagnostics import render
+
+        click.echo(render(error.diagnostics, "text") or error.message, err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def _progress(title: str, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show a spinner with a changing text on standard error; nothing when quiet or not on a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
+
+
+def _report(counts: dict[str, int], json_output: bool) -> None:
+    if json_output:
+        click.echo(json.dumps(counts), err=True)
+    else:
+        click.echo(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()), err=True)

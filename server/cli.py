@@ -1,0 +1,227 @@
+"""The `hub` command: the engine's commands and the server's.
+
+Exit status 0: done; 1: it failed; 2: misuse. Heavy imports happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from engine.cli import as_json, commands
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+click.rich_click.COMMAND_GROUPS = {
+    "hub": [
+        {"name": "Run", "commands": ["dev", "serve", "worker", "scheduler", "migrate"]},
+        {"name": "Ask", "commands": ["sync", "token", "openapi"]},
+        {"name": "Write connectors and templates", "commands": ["lint", "preview", "call", "pull", "push"]},
+    ]
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="integration-hub")
+def main() -> None:
+    """The integration hub: one YAML manifest per provider, one mapping template per venue type."""
+
+
+for command in commands.commands.values():
+    main.add_command(command)
+
+
+def _settings(*, stores: bool = True) -> Settings:
+    """Read the settings, or end with what is wrong with them; `stores` says that the URLs are needed."""
+    from server.settings import SettingsError, read_settings
+
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        raise click.ClickException(error.message) from error
+    missing = [
+        name
+        for name, value in (("DATABASE_URL", settings.database_url), ("REDIS_URL", settings.redis_url))
+        if stores and value is None
+    ]
+    if missing:
+        raise click.UsageError(f"{' and '.join(missing)} must be set; `hub dev` starts stores of its own")
+    return settings
+
+
+@main.command()
+@click.option(
+    "--real", is_flag=True, help="Connect to the real providers, with your credentials; see README."
+)
+@click.option("--once", is_flag=True, help="Stop after the first sync instead of serving on.")
+@click.option("--fresh", is_flag=True, help="Forget what earlier runs left in the state folder.")
+@as_json
+def dev(real: bool, once: bool, fresh: bool, json_output: bool) -> None:
+    """Start everything on this machine, with a demo platform and simulated providers, and sync."""
+    from server.dev import DevError, run_dev
+
+    try:
+        sys.exit(run_dev(_settings(stores=False), real=real, once=once, fresh=fresh, json_output=json_output))
+    except DevError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+def serve() -> None:
+    """Serve the API on HOST and PORT."""
+    import uvicorn
+
+    from server.app import create_app
+
+    settings = _settings()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=20,
+    )
+
+
+@main.command()
+@click.option("--lane", "lanes", multiple=True, type=click.Choice(["critical", "high", "normal", "low"]))
+@click.option(
+    "--concurrency", type=click.IntRange(1, 1000), help="Operations at a time; default WORKER_CONCURRENCY."
+)
+def worker(lanes: tuple[str, ...], concurrency: int | None) -> None:
+    """Work operations from the lanes, all four unless some are named."""
+    from server.worker.main import run_worker
+
+    settings = _settings()
+    _run(run_worker(settings, lanes=lanes or None, concurrency=concurrency or settings.worker_concurrency))
+
+
+@main.command()
+def scheduler() -> None:
+    """Make due operations known, start scheduled syncs, refresh credentials. Safe to run twice."""
+    from server.worker.main import run_scheduler
+
+    _run(run_scheduler(_settings()))
+
+
+def _run(coroutine: Any) -> None:
+    import uvloop
+
+    uvloop.run(coroutine)
+
+
+@main.command()
+@click.option("--down", metavar="REVISION", help="Go back to this revision; `base` is the empty database.")
+@as_json
+def migrate(down: str | None, json_output: bool) -> None:
+    """Bring the database at DATABASE_URL up to date."""
+    from server.db import migrate as migrations
+    from server.settings import SettingsError, read_settings
+
+    try:
+        url = read_settings().database_url
+    except SettingsError as error:
+        raise click.ClickException(error.message) from error
+    if url is None:
+        raise click.UsageError("DATABASE_URL must be set")
+    before = migrations.current(url)
+    if down:
+        migrations.downgrade(url, down)
+    else:
+        migrations.upgrade(url)
+    after = migrations.current(url)
+    if json_output:
+        click.echo(json.dumps({"before": before, "after": after, "head": migrations.head()}))
+    else:
+        click.echo(f"already at {after}" if before == after else f"{before or 'empty'} → {after or 'empty'}")
+
+
+@main.command()
+@click.argument("provider")
+@click.option("--venue", required=True, help="The venue's id.")
+@click.option(
+    "--type",
+    "sync_type",
+    type=click.Choice(["products", "customers", "transactions", "full"]),
+    default="full",
+)
+@click.option("--url", help="The hub's address; default API_URL.")
+@as_json
+def sync(provider: str, venue: str, sync_type: str, url: str | None, json_output: bool) -> None:
+    """Sync one venue with one provider through the API of a running hub, showing progress."""
+    from server.dev import ApiClient, ApiError, show_syncs
+
+    settings = _settings(stores=False)
+    token = _token(settings, "venue_admin", venue, 3600)
+
+    async def run() -> int:
+        async with ApiClient(url or settings.api_url, token) as api:
+            sync_id = await api.start_sync(provider, venue, sync_type)
+            return await show_syncs(api, venue, {provider: sync_id}, json_output=json_output)
+
+    try:
+        sys.exit(asyncio.run(run()))
+    except ApiError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.option(
+    "--role", type=click.Choice(["admin", "venue_admin", "user"]), default="admin", show_default=True
+)
+@click.option("--venue", help="The venue's id, for venue_admin and user.")
+@click.option("--hours", type=click.FloatRange(0.01, 24 * 365), default=12, show_default=True)
+@as_json
+def token(role: str, venue: str | None, hours: float, json_output: bool) -> None:
+    """Print a token for the API, signed with JWT_SECRET. For trying things out and for scripts."""
+    if role != "admin" and not venue:
+        raise click.UsageError(f"a {role} needs --venue")
+    value = _token(_settings(stores=False), role, venue, int(hours * 3600))
+    click.echo(json.dumps({"token": value, "role": role, "venueId": venue}) if json_output else value)
+
+
+def _token(settings: Settings, role: str, venue: str | None, seconds: int) -> str:
+    import time
+
+    import jwt
+
+    if not settings.jwt_algorithm.startswith("HS"):
+        raise click.UsageError(
+            f"tokens are signed with {settings.jwt_algorithm} elsewhere; only JWT_SECRET can sign here"
+        )
+    now = int(time.time())
+    claims: dict[str, Any] = {"sub": f"hub-cli-{role}", "role": role, "iat": now, "exp": now + seconds}
+    if venue:
+        claims["venueId"] = venue
+    if settings.jwt_audience:
+        claims["aud"] = settings.jwt_audience
+    return jwt.encode(claims, settings.jwt_key.reveal(), algorithm=settings.jwt_algorithm)
+
+
+@main.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="A file; default standard output."
+)
+def openapi(out: Path | None) -> None:
+    """Print the OpenAPI 3.1 document of the API."""
+    from server.app import openapi_document
+
+    text = json.dumps(openapi_document(), indent=2, ensure_ascii=False)
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
+    else:
+        click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
