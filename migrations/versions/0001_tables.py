@@ -329,14 +329,14 @@ TABLES = {
             remote_id varchar(255),
             fingerprint varchar(128),
             agreed jsonb DEFAULT '{}'::jsonb NOT NULL,
-            remote_version varchar(255),
+            remote_version text,
             remote_changed_at timestamptz,
             last_direction direction,
             state link_state DEFAULT 'linked' NOT NULL,
             created_at timestamptz DEFAULT now() NOT NULL,
             updated_at timestamptz DEFAULT now() NOT NULL,
             CONSTRAINT pk_record_links PRIMARY KEY (id),
-            CONSTRAINT uq_record_links_local UNIQUE (venue_id, integration_type, entity, resource, local_id)
+            CONSTRAINT uq_record_links_local UNIQUE (venue_id, integration_type, resource, local_id, entity)
         )
         """,
         """
@@ -363,7 +363,7 @@ TABLES = {
     "pending_writes": (
         """
         CREATE TABLE pending_writes (
-            id uuid DEFAULT gen_random_uuid() NOT NULL,
+            id bigint GENERATED ALWAYS AS IDENTITY,
             venue_id uuid NOT NULL,
             integration_type varchar(50) NOT NULL,
             entity varchar(100) NOT NULL,
@@ -387,10 +387,10 @@ TABLES = {
             resource varchar(100) NOT NULL,
             direction direction NOT NULL,
             record_id varchar(255) NOT NULL,
-            code varchar(100) NOT NULL,
+            code text NOT NULL,
             message text NOT NULL,
             retryable boolean NOT NULL,
-            field varchar(500),
+            field text,
             attempts integer DEFAULT 1 NOT NULL,
             run_id uuid,
             first_failed_at timestamptz DEFAULT now() NOT NULL,

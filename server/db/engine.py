@@ -7,6 +7,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from server.db import exact_json
+
 
 def async_url(database_url: str) -> URL:
     """Return the URL as SQLAlchemy wants it for asyncpg, from any form operators write (`postgres://…?sslmode=require`)."""
@@ -41,7 +43,7 @@ def create_engine(
         async_url(database_url),
         # A database that restarted is noticed when a connection is taken, not in the middle of a page.
         pool_pre_ping=pooled,
-        json_serializer=_dump_json,
+        json_serializer=exact_json.dumps,
         json_deserializer=orjson.loads,
         connect_args={
             "timeout": 10,
@@ -56,7 +58,3 @@ def create_engine(
 def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     """Return what opens sessions: `async with sessions.begin() as session:` is one transaction."""
     return async_sessionmaker(engine, expire_on_commit=False)
-
-
-def _dump_json(value: Any) -> str:
-    return orjson.dumps(value, default=str).decode()

@@ -1,9 +1,10 @@
 """Bring a database to the tables of `server.db.models`, one process at a time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -13,6 +14,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.db.engine import create_engine
+
+T = TypeVar("T")
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -48,13 +51,13 @@ def head() -> str:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Migrate up. Blocks; from a running event loop call it in a thread."""
-    asyncio.run(_locked(database_url, lambda configuration: command.upgrade(configuration, revision)))
+    """Migrate up. Blocks until it is done."""
+    _run(_locked(database_url, lambda configuration: command.upgrade(configuration, revision)))
 
 
 def downgrade(database_url: str, revision: str) -> None:
     """Migrate down: `-1`, a revision, or `base` for an empty database."""
-    asyncio.run(_locked(database_url, lambda configuration: command.downgrade(configuration, revision)))
+    _run(_locked(database_url, lambda configuration: command.downgrade(configuration, revision)))
 
 
 def current(database_url: str) -> str | None:
@@ -68,7 +71,7 @@ def current(database_url: str) -> str | None:
         finally:
             await engine.dispose()
 
-    return asyncio.run(read())
+    return _run(read())
 
 
 async def current_revision(connection: AsyncConnection) -> str | None:
@@ -76,6 +79,12 @@ async def current_revision(connection: AsyncConnection) -> str | None:
     return await connection.run_sync(
         lambda sync: MigrationContext.configure(sync, opts=OPTIONS).get_current_revision()
     )
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    # A thread of its own, whether or not this one has an event loop running.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 async def _locked(database_url: str, migrate: Callable[[Config], None]) -> None:

@@ -439,7 +439,7 @@ class RecordLink(Base):
     remote_id: Mapped[Name | None]
     fingerprint: Mapped[str | None] = mapped_column(String(128), doc="Of the body last pushed.")
     agreed: Mapped[EmptyObject] = mapped_column(doc="The local values both sides last agreed on.")
-    remote_version: Mapped[Name | None]
+    remote_version: Mapped[str | None]
     remote_changed_at: Mapped[datetime | None]
     last_direction: Mapped[Direction | None]
     state: Mapped[LinkState] = mapped_column(server_default="linked")
@@ -448,7 +448,7 @@ class RecordLink(Base):
 
     __table_args__ = (
         UniqueConstraint(
-            "venue_id", "integration_type", "entity", "resource", "local_id", name="uq_record_links_local"
+            "venue_id", "integration_type", "resource", "local_id", "entity", name="uq_record_links_local"
         ),
         Index(
             "uq_record_links_remote",
@@ -481,7 +481,7 @@ class PendingWrite(Base):
 
     __tablename__ = "pending_writes"
 
-    id: Mapped[ID]
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     venue_id: Mapped[UUID]
     integration_type: Mapped[Provider]
     entity: Mapped[str] = mapped_column(String(100))
@@ -510,10 +510,10 @@ class RecordFailure(Base):
     resource: Mapped[str] = mapped_column(String(100), primary_key=True)
     direction: Mapped[Direction] = mapped_column(primary_key=True)
     record_id: Mapped[Name] = mapped_column(primary_key=True, doc="Local on push, remote on pull.")
-    code: Mapped[str] = mapped_column(String(100))
+    code: Mapped[str]
     message: Mapped[str]
     retryable: Mapped[bool]
-    field: Mapped[str | None] = mapped_column(String(500))
+    field: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(server_default=text("1"))
     run_id: Mapped[UUID | None]
     first_failed_at: Mapped[Now]
