@@ -74,7 +74,6 @@ class MemorySyncState:
         for link in commit.links:  # the newest link ends an older claim on either record
             self._forget(link.resource, link.local_id)
             self._forget(link.resource, self.local_ids.get((link.resource, link.remote_id)))
-        for link in commit.links:
             self.links[link.resource, link.local_id] = link
             self.local_ids[link.resource, link.remote_id] = link.local_id
         for key in commit.settled:
