@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Severity = Literal["error", "warning"]
@@ -49,8 +50,9 @@ def render(
 ) -> str:
     """Write diagnostics out, in the order given.
 
-    `text` is for people and shows the line when `sources` (file name to its text) has it, `json` is an
-    array of objects, `github` is one workflow command a line. Nothing to say is "", or `[]` for `json`.
+    `text` is for people and shows the line, from `sources` (file name to its text) or else from the file;
+    `json` is an array of objects, `github` is one workflow command a line. Nothing to say is "", or `[]`
+    for `json`.
     """
     return _STYLES[style](list(diagnostics), sources or {})
 
@@ -99,8 +101,19 @@ def _normalise(word: str) -> str:
 
 
 def _text(diagnostics: list[Diagnostic], sources: Mapping[str, str]) -> str:
-    lines_of = {file: text.split("\n") for file, text in sources.items()}
-    return "\n".join(_text_of(each, lines_of.get(each.file, [])) for each in diagnostics)
+    lines_of = {
+        file: sources[file].split("\n") if file in sources else _lines(Path(file))
+        for file in {each.file for each in diagnostics}
+    }
+    return "\n".join(_text_of(each, lines_of[each.file]) for each in diagnostics)
+
+
+def _lines(file: Path) -> list[str]:
+    """Read a file's lines to show one; a file that is gone or unreadable has none to show."""
+    try:
+        return file.read_text("utf-8-sig").split("\n")
+    except (OSError, ValueError):
+        return []
 
 
 def _text_of(diagnostic: Diagnostic, lines: list[str]) -> str:

@@ -10,8 +10,8 @@ are bounded whatever the file says, so a stranger's file can be read in a server
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,18 @@ class Document:
             return line, column, length
         return line, column + len(quote) + min(offset, max(0, len(value) - 1)), 1
 
+    def without(self, paths: Iterable[Steps]) -> "Document":
+        """Return the document lacking some values, for looking at what is right beside what is wrong.
+
+        An item of a list takes the list with it: what comes after it would no longer be where it was written.
+        """
+        data = self.data
+        for path in paths:
+            position = next((at for at, step in enumerate(path) if isinstance(step, int)), len(path))
+            if position:
+                data = _dropped(data, path[:position])
+        return replace(self, data=data)
+
     def value(self, path: Sequence[str | int]) -> Any:
         """Return the value at a path that exists."""
         found = self.data
@@ -84,6 +96,14 @@ class Document:
         """Return a one-line value as it was typed, quotes and all."""
         line, column, length = self.place(path)
         return self.text.split("\n")[line - 1][column - 1 : column - 1 + length]
+
+
+def _dropped(data: Any, path: Steps) -> Any:
+    if not isinstance(data, dict) or path[0] not in data:
+        return data
+    if len(path) == 1:
+        return {name: value for name, value in data.items() if name != path[0]}
+    return {**data, path[0]: _dropped(data[path[0]], path[1:])}
 
 
 def read_document(source: Path | str, *, file: str | None = None) -> Document:

@@ -6,14 +6,37 @@ What each key means to an author is written in `schemas/`; here it says what the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from functools import partial
+from hashlib import sha256
+from pathlib import Path as FilePath
+from typing import Any, Literal, TypeVar
 
-from engine.calls import Place
-from engine.expressions import Expression, Path, Template
-from engine.fields import FieldCatalog
+from engine.calls import Place, Request
+from engine.diagnostics import Diagnostic, in_file_order
+from engine.documents import Document, Steps, read_document, refused
+from engine.errors import ExpressionError, ManifestError
+from engine.expressions import Expression, Path, Template, template_faults
+from engine.fields import Field, FieldCatalog
+from engine.schema import violations
+
+T = TypeVar("T")
+
+# What templates of a call may name everywhere; each kind of call knows more.
+COMMON_NAMES = frozenset({"credentials", "connection", "now"})
+GET_NAMES = COMMON_NAMES | {"id"}
+CREATE_NAMES = COMMON_NAMES | {"key", "record"}
+WRITE_NAMES = CREATE_NAMES | {"id"}
+THEN_NAMES = WRITE_NAMES | {"result"}
+REVOKE_NAMES = frozenset({"client_id", "client_secret", "access_token", "refresh_token", "connection"})
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+# A `;` outside backticks divides what is wrong from what helps.
+ADVICE = re.compile(r"; (?=(?:[^`]*`[^`]*`)*[^`]*$)")
+BODY = Place("body", "")
+ANYWHERE = Path("", ())
 
 Action = Literal[
     "retry",  # again, with backoff
@@ -42,7 +65,8 @@ class TypeSpec:
 @dataclass(frozen=True, slots=True)
 class CallSpec:
     """One request to be filled in. Templates see `credentials` (plain ones), `connection`, `id`, `ids`, `key`,
-    `record`, `result`, `now` and what `for_each` names, as far as each exists where the call is made."""
+    `record`, `result`, `now` and what `for_each` names, as far as each exists where the call is made.
+    """
 
     method: str
     path: str  # with {placeholders}, filled from the same names
@@ -196,7 +220,9 @@ class WriteSpec:
     call: CallSpec
     record: Place  # where the record goes; `body` is the whole body
     result: Path | None = None  # where the written record is in the answer; None: the body
-    new: Mapping[str, Template] = field(default_factory=dict)  # path to value a new record needs besides its mapped fields
+    new: Mapping[str, Template] = field(
+        default_factory=dict
+    )  # path to value a new record needs besides its mapped fields
     idempotency_key: IdempotencyKey | None = None
     then: tuple[CallSpec, ...] = ()  # calls that belong to it, made after it succeeded; see `result`
 
@@ -243,7 +269,9 @@ class Resource:
     create_many: WriteManySpec | None = None
     update_many: WriteManySpec | None = None
     write_many: WriteManySpec | None = None  # creates and updates together
-    updates: Literal["sparse", "whole"] = "sparse"  # whole: the provider replaces, so read, merge and send all
+    updates: Literal["sparse", "whole"] = (
+        "sparse"  # whole: the provider replaces, so read, merge and send all
+    )
     immutable: frozenset[str] = frozenset()  # a change of one of these makes a new record and retires the old
     one_write_at_a_time: bool = False
     line: int = 0  # where `fields` stands in the file, for messages
@@ -303,3 +331,486 @@ class Platform:
     title: str
     entities: Mapping[str, Entity]
     file: str = ""
+
+
+def load_connector(path: FilePath | str) -> Connector:
+    """Read a connector's manifest from a file; raises ManifestError with everything that is wrong with it."""
+    return compile_connector(read_document(FilePath(path)))
+
+
+def load_platform(path: FilePath | str) -> Platform:
+    """Read a platform's manifest from a file; raises ManifestError with everything that is wrong with it."""
+    return compile_platform(read_document(FilePath(path)))
+
+
+def compile_connector(document: Document) -> Connector:
+    """Return the connector a document describes; raises ManifestError."""
+    connector, diagnostics = check_connector(document)
+    if connector is None:
+        raise refused(diagnostics, ManifestError)
+    return connector
+
+
+def compile_platform(document: Document) -> Platform:
+    """Return the platform a document describes; raises ManifestError."""
+    platform, diagnostics = check_platform(document)
+    if platform is None:
+        raise refused(diagnostics, ManifestError)
+    return platform
+
+
+def check_connector(document: Document) -> tuple[Connector | None, list[Diagnostic]]:
+    """Return the connector, and what is wrong with its shape and expressions; one of the two is empty."""
+    return _checked(document, "connector", _connector)
+
+
+def check_platform(document: Document) -> tuple[Platform | None, list[Diagnostic]]:
+    """Return the platform, and what is wrong with its shape and expressions; one of the two is empty."""
+    return _checked(document, "platform", _platform)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read `5 minutes`; the schema has seen to it that it is one."""
+    number, unit = text.split(" ")
+    return timedelta(**{unit.rstrip("s") + "s": int(number)})
+
+
+def parse_rate(text: str) -> float:
+    """Read `10 per second` as calls per second."""
+    number, _, unit = text.split(" ")
+    return int(number) / parse_duration(f"1 {unit}").total_seconds()
+
+
+def parse_statuses(value: int | str | Sequence[int | str]) -> tuple[tuple[int, int], ...]:
+    """Read `429`, `5xx` or a list of them as inclusive ranges."""
+    each = [value] if isinstance(value, int | str) else value
+    return tuple(
+        (one, one) if isinstance(one, int) else (int(one[0]) * 100, int(one[0]) * 100 + 99) for one in each
+    )
+
+
+def _checked(
+    document: Document, schema_name: str, build: Callable[[_Part], T]
+) -> tuple[T | None, list[Diagnostic]]:
+    found = violations(document, schema_name)
+    part = _Part(document.without([path for _, path in found]), (), [])
+    built = build(part) if isinstance(part.value, dict) else None
+    diagnostics = in_file_order([*(each for each, _ in found), *part.found])
+    return (None if diagnostics else built), diagnostics
+
+
+def expression_diagnostic(
+    document: Document, path: Steps, error: ExpressionError, code: str, *, key: bool = False
+) -> Diagnostic:
+    """Return an expression's fault as a diagnostic: at its character, with its advice as help."""
+    if key or error.position is None:
+        place = document.place(path, key)
+    else:
+        place = document.within(path, error.position)
+    message, *advice = ADVICE.split(error.message)
+    return Diagnostic(code, message, document.file, *place, help=tuple(advice))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a document being compiled. What can't be compiled is gathered, and gives None for the while.
+
+    The shape has been checked, so values are what the schema says; where it said no they are missing.
+    """
+
+    document: Document
+    path: Steps
+    found: list[Diagnostic]
+
+    @property
+    def value(self) -> Any:
+        value = self.document.data
+        for step in self.path:
+            if isinstance(value, dict):
+                value = value.get(step)
+            elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+                value = value[step]
+            else:
+                return None
+        return value
+
+    def __truediv__(self, step: str | int) -> _Part:
+        return _Part(self.document, (*self.path, step), self.found)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the plain value of a key."""
+        value = (self / key).value
+        return default if value is None else value
+
+    def items(self) -> Iterator[tuple[str, _Part]]:
+        """Walk the keys of a group; nothing when it is missing."""
+        return ((key, self / key) for key in (self.value if isinstance(self.value, dict) else ()))
+
+    def each(self) -> Iterator[_Part]:
+        """Walk the items of a list, or the one thing that stands for it."""
+        if isinstance(self.value, list):
+            yield from (self / index for index in range(len(self.value)))
+        elif self.value is not None:
+            yield self
+
+    def compiled(self, make: Callable[[Any], T], code: str = "bad-expression") -> T | None:
+        """Compile the value; None when there is none, or when it can't be (and that is noted)."""
+        return None if self.value is None else self.attempt(partial(make, self.value), code)
+
+    def attempt(self, make: Callable[[], T], code: str, *, key: bool = False) -> T | None:
+        """Return what `make` returns; an ExpressionError becomes a diagnostic at this part."""
+        try:
+            return make()
+        except ExpressionError as error:
+            self.found.append(expression_diagnostic(self.document, self.path, error, code, key=key))
+            return None
+
+    def expression(self, key: str, names: Collection[str] | None = None) -> Expression | None:
+        return (self / key).compiled(partial(Expression.compile, names=names))
+
+    def pointer(self, key: str) -> Path | None:
+        return (self / key).compiled(Path.parse, "bad-path")
+
+    def place(self, key: str) -> Place | None:
+        return (self / key).compiled(Place.parse, "bad-place")
+
+    def duration(self, key: str, default: timedelta) -> timedelta:
+        text = self.get(key)
+        return parse_duration(text) if text else default
+
+    def template(self, key: str, names: Collection[str] | None = None) -> Template | None:
+        return (self / key).as_template(names)
+
+    def as_template(self, names: Collection[str] | None = None) -> Template | None:
+        """Compile a tree of texts with braces; each fault is noted at its own place."""
+        if self.value is None:
+            return None
+        faults = list(template_faults(self.value, names=names))
+        for steps, error in faults:
+            path = (*self.path, *steps)
+            self.found.append(expression_diagnostic(self.document, path, error, "bad-template"))
+        return None if faults else Template.compile(self.value)
+
+
+def _connector(part: _Part) -> Connector:
+    servers = part.get("server", {})
+    connecting = part / "after_connecting"
+    return Connector(
+        name=part.get("connector", ""),
+        title=part.get("title", ""),
+        docs=part.get("docs", ""),
+        servers=dict(servers),
+        auth=tuple(_auth(each) for each in (part / "auth").each()),
+        check=_call(part / "check"),
+        resources={name: _resource(name, each) for name, each in (part / "resources").items()},
+        headers=part.template("headers", COMMON_NAMES),
+        encoding=part.get("encoding", "json"),
+        times=part.get("times", "rfc3339"),
+        limits=_limits(part / "limits", tuple(servers)),
+        retries=_retries(part / "retries"),
+        errors=_errors(part / "errors"),
+        account=part.expression("account"),
+        after_connecting=tuple(AfterConnecting(_call(each), _keep(each)) for each in connecting.each()),
+        file=part.document.file,
+        digest=sha256(part.document.text.encode()).hexdigest(),
+    )
+
+
+def _call(part: _Part, names: Collection[str] = COMMON_NAMES) -> CallSpec:
+    """Compile `GET /path` or a group of keys with `call`; a query in the text joins `query`."""
+    grouped = isinstance(part.value, dict)
+    written = part / "call" if grouped else part
+    request = written.compiled(Request.parse) or Request("GET", "/")
+    query = part.template("query", names) if grouped else None
+    if request.query:
+        in_text = {name: PLACEHOLDER.sub(r"{{ \1 }}", value) for name, value in request.query.items()}
+        more = query.value if query else {}
+        query = written.attempt(lambda: Template.compile({**in_text, **more}, names=names), "bad-template")
+    if not grouped:
+        return CallSpec(request.method, request.url, query)
+    return CallSpec(
+        request.method, request.url, query, part.template("headers", names), part.template("body", names)
+    )
+
+
+def _keep(part: _Part) -> dict[str, Expression]:
+    compiled = {name: each.compiled(Expression.compile) for name, each in (part / "keep").items()}
+    return {name: each for name, each in compiled.items() if each is not None}
+
+
+def _auth(part: _Part) -> AuthMethod:
+    kind = part.get("type", "none")
+    names = tuple(part.get("credentials", ()))
+    return AuthMethod(
+        type=kind,
+        name=part.get("name", kind),
+        credentials=tuple(
+            CredentialField(
+                name,
+                each.get("title", ""),
+                (each / "pattern").compiled(_pattern, "bad-pattern"),
+                each.get("secret", True),
+                each.get("optional", False),
+            )
+            for name, each in (part / "credentials").items()
+        ),
+        token=part.expression("token", names),
+        username=part.expression("username", names),
+        password=part.expression("password", names),
+        send=part.place("send"),
+        prefix=part.get("prefix", ""),
+        oauth=_oauth(part) if kind == "oauth2" else None,
+    )
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        message = f"`{text}` is not a regular expression: {error.msg}"
+        raise ExpressionError(message, error.pos) from error
+    return text
+
+
+def _oauth(part: _Part) -> OAuth:
+    expires, revoke = part / "expires", part / "revoke"
+    if expires.value is not None:
+        for key in ("in", "at"):
+            expires.pointer(key)
+    return OAuth(
+        authorize_url=part.get("authorize_url", ""),
+        token_url=part.get("token_url", ""),
+        scopes=tuple(part.get("scopes", ())),
+        scope_separator=part.get("scope_separator", " "),
+        pkce=part.get("pkce", False),
+        client=part.get("client", "header"),
+        token_body=part.get("token_body", "form"),
+        authorize_params=part.get("authorize_params", {}),
+        refresh_before_expiry=part.duration("refresh_before_expiry", timedelta(minutes=5)),
+        expires_in=expires.get("in", None if expires.value else "expires_in"),
+        expires_at=expires.get("at"),
+        keep=_keep(part),
+        revoke=_call(revoke, REVOKE_NAMES) if revoke.value else None,
+        revoke_encoding=revoke.get("encoding", "json"),
+    )
+
+
+def _limits(part: _Part, environments: Sequence[str]) -> Limits:
+    requests, each_call = part.get("requests"), part.get("each_call")
+    if isinstance(requests, str):
+        requests = dict.fromkeys(environments, requests)
+    return Limits(
+        requests={name: parse_rate(rate) for name, rate in (requests or {}).items()},
+        each_call=parse_rate(each_call) if each_call else None,
+        concurrent=part.get("concurrent", 4),
+    )
+
+
+def _retries(part: _Part) -> Retries:
+    usual = Retries()
+
+    def seconds(key: str, default: float) -> float:
+        return part.duration(key, timedelta(seconds=default)).total_seconds()
+
+    return Retries(
+        attempts=part.get("attempts", usual.attempts),
+        first_wait=seconds("first_wait", usual.first_wait),
+        longest_wait=seconds("longest_wait", usual.longest_wait),
+        timeout=seconds("timeout", usual.timeout),
+    )
+
+
+def _errors(part: _Part) -> ErrorRules:
+    return ErrorRules(
+        code=part.expression("code"),
+        message=part.expression("message"),
+        field=part.expression("field"),
+        request_id=part.place("request_id"),
+        in_success=part.expression("in_success"),
+        rules=tuple(_rule(each) for each in (part / "rules").each()),
+    )
+
+
+def _rule(part: _Part) -> ErrorRule:
+    code, status, header = part.get("code", ()), part.get("status"), part.get("header")
+    return ErrorRule(
+        then=part.get("then", "fail"),
+        statuses=parse_statuses(status) if status is not None else (),
+        code=(code,) if isinstance(code, str) else tuple(code),
+        text=part.get("text"),
+        header=next(iter(header.items())) if header else None,
+        when=part.expression("when"),
+        wait_for=part.place("for"),
+    )
+
+
+def _resource(name: str, part: _Part) -> Resource:
+    def read(key: str, names: frozenset[str] = COMMON_NAMES) -> ReadSpec | None:
+        return _read(part / key, names) if part.get(key) is not None else None
+
+    def write(key: str, names: frozenset[str] = WRITE_NAMES) -> WriteSpec | None:
+        return _write(part / key, names) if part.get(key) is not None else None
+
+    def write_many(key: str) -> WriteManySpec | None:
+        return _write_many(part / key) if part.get(key) is not None else None
+
+    return Resource(
+        name=name,
+        id=part.pointer("id") or ANYWHERE,
+        fields=_fields(part / "fields"),
+        changed_at=part.pointer("changed_at"),
+        version=part.pointer("version"),
+        where=part.expression("where"),
+        deleted=part.expression("deleted"),
+        list=read("list"),
+        changes=read("changes"),
+        get=read("get", GET_NAMES),
+        get_many=read("get_many", COMMON_NAMES | {"ids"}),
+        create=write("create", CREATE_NAMES),
+        update=write("update"),
+        delete=write("delete"),
+        retire=write("retire"),
+        create_many=write_many("create_many"),
+        update_many=write_many("update_many"),
+        write_many=write_many("write_many"),
+        updates=part.get("updates", "sparse"),
+        immutable=frozenset(part.get("immutable", ())),
+        one_write_at_a_time=part.get("one_write_at_a_time", False),
+        line=part.document.place((*part.path, "fields"), key=True)[0],
+    )
+
+
+def _fields(part: _Part) -> FieldCatalog:
+    made: dict[str, Field] = {}
+    for path, each in part.items():
+        each.attempt(partial(Path.parse, path), "bad-path", key=True)
+        if isinstance(each.value, str):
+            made[path] = Field(path, each.value)
+            continue
+        kind = each.get("type", "text")
+        made[path] = Field(
+            path,
+            kind,
+            one_of=tuple(each.get("one_of", ())),
+            at_most=each.get("at_most"),
+            required=each.get("required", False),
+            read_only=each.get("read_only", False),
+            on_create_only=each.get("only_on") == "create",
+            unit=each.get("unit"),
+            currency=each.get("currency"),
+            column=each.get("column"),
+        )
+    return FieldCatalog(made)
+
+
+def _read(part: _Part, names: frozenset[str]) -> ReadSpec:
+    if isinstance(part.value, str):
+        return ReadSpec(_call(part, names))
+    size, loop, pagination = part / "page_size", part / "for_each", part / "pagination"
+    for key in ("read", "total", "pages"):
+        pagination.pointer(key)
+    pagination.place("send")
+    pagination.expression("more")
+    values = loop.expression("in", COMMON_NAMES)
+    if values:
+        names |= {loop.get("as", "")}
+    send = size.place("send")
+    reaches = part.get("reaches_back")
+    return ReadSpec(
+        call=_call(part, names),
+        records=part.expression("records"),
+        record=part.expression("record"),
+        since=part.place("since"),
+        until=part.place("until"),
+        lookback=part.duration("lookback", timedelta(0)),
+        reaches_back=parse_duration(reaches) if reaches else None,
+        changed_at=part.expression("changed_at"),
+        deleted=part.expression("deleted"),
+        pagination=_type_spec(pagination) if pagination.value else None,
+        page_size=PageSize(send, size.get("at_most", 1)) if send else None,
+        ids=part.place("ids"),
+        at_most=part.get("at_most", 100),
+        for_each=ForEach(values, loop.get("as", ""), loop.get("at_most", 1)) if values else None,
+    )
+
+
+def _type_spec(part: _Part) -> TypeSpec:
+    options = dict(part.value)
+    return TypeSpec(options.pop("type"), options)
+
+
+def _write(part: _Part, names: frozenset[str]) -> WriteSpec:
+    if isinstance(part.value, str):
+        return WriteSpec(_call(part, names), BODY)
+    return WriteSpec(
+        call=_call(part, names),
+        record=part.place("record") or BODY,
+        result=part.pointer("result"),
+        new=_new(part / "new"),
+        idempotency_key=_idempotency_key(part / "idempotency_key", BODY),
+        then=tuple(_call(each, THEN_NAMES) for each in (part / "then").each()),
+    )
+
+
+def _write_many(part: _Part) -> WriteManySpec:
+    records = part.place("records") or BODY
+    ids = part / "new_ids"
+    renamed, sent, given = ids.expression("records"), ids.pointer("sent"), ids.pointer("given")
+    return WriteManySpec(
+        call=_call(part, CREATE_NAMES),
+        records=records,
+        results=part.expression("results"),
+        result=part.pointer("result"),
+        by_key=part.get("by_key"),
+        pair_by_id=part.get("pair_by") == "id",
+        new_ids=NewIds(renamed, sent, given) if renamed and sent and given else None,
+        error=part.expression("error"),
+        error_code=part.expression("error_code"),
+        error_message=part.expression("error_message"),
+        new=_new(part / "new"),
+        at_most=part.get("at_most", 100),
+        weight=part.expression("weight"),
+        idempotency_key=_idempotency_key(part / "idempotency_key", records),
+    )
+
+
+def _new(part: _Part) -> dict[str, Template]:
+    made: dict[str, Template] = {}
+    for path, each in part.items():
+        each.attempt(partial(Path.parse, path), "bad-path", key=True)
+        compiled = each.as_template(CREATE_NAMES)
+        if compiled is not None:
+            made[path] = compiled
+    return made
+
+
+def _idempotency_key(part: _Part, records: Place) -> IdempotencyKey | None:
+    """Compile a place, or keys. Without `send` the key is that of a map, which goes where the records go."""
+    if part.value is None:
+        return None
+    if isinstance(part.value, str):
+        return IdempotencyKey(part.compiled(Place.parse, "bad-place") or records)
+    return IdempotencyKey(part.place("send") or records, part.get("at_most", 255))
+
+
+def _platform(part: _Part) -> Platform:
+    return Platform(
+        name=part.get("name", ""),
+        title=part.get("title", ""),
+        entities={name: _entity(name, each) for name, each in (part / "entities").items()},
+        file=part.document.file,
+    )
+
+
+def _entity(name: str, part: _Part) -> Entity:
+    return Entity(
+        name=name,
+        table=part.get("table"),
+        query=part.get("query"),
+        key=part.get("key", ""),
+        venue=part.get("venue", ""),
+        changed_at=part.get("changed_at", ""),
+        fields=_fields(part / "fields"),
+        line=part.document.place((*part.path, "fields"), key=True)[0],
+        defaults=part.get("defaults", {}),
+    )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jsonschema import Draft7Validator
     from jsonschema.exceptions import ValidationError
 
+Found = tuple[Diagnostic, Steps]
+
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 
 TYPE_WORDS: Mapping[str, str] = {
@@ -45,14 +47,19 @@ def load_schema(name: str) -> Mapping[str, Any]:
 
 def validate(document: Document, schema_name: str) -> list[Diagnostic]:
     """Return every violation of a schema, in file order; an empty list when the shape is right."""
+    return in_file_order(each for each, _ in violations(document, schema_name))
+
+
+def violations(document: Document, schema_name: str) -> list[Found]:
+    """Return every violation with the path of what is wrong: without those parts the shape is right."""
     if not isinstance(document.data, dict):
         message = f"the file must hold keys, not {shown(document.data)}"
-        return [document.diagnostic("wrong-type", message, ())]
-    found: list[Diagnostic] = []
+        return [(document.diagnostic("wrong-type", message, ()), ())]
+    found: list[Found] = []
     for error in _validator(schema_name).iter_errors(document.data):
         violation = _Violation.of(error, schema_name)
         found.extend(_HANDLERS.get(violation.keyword, _wrong_form)(violation, document))
-    return in_file_order(found)
+    return found
 
 
 @lru_cache
@@ -115,7 +122,13 @@ class _Violation:
         return cls(keyword, error.validator_value, schema, error.instance, path, error.message, schema_name)
 
 
-def _unknown_keys(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _found(
+    document: Document, code: str, message: str, path: Steps, *advice: str, key: bool = False
+) -> Found:
+    return document.diagnostic(code, message, path, *advice, key=key), path
+
+
+def _unknown_keys(error: _Violation, document: Document) -> Iterator[Found]:
     schema: Mapping[str, Any] = error.schema
     allowed = list(schema.get("properties", ()))
     name = subject(error.path, schema, error.instance)
@@ -127,12 +140,18 @@ def _unknown_keys(error: _Violation, document: Document) -> Iterator[Diagnostic]
         if not advice and homes:
             advice = (f"`{key}` is a key of {listed(homes, 4)}",)
         takes = f"{name} takes {listed(allowed)}" if allowed else f"{name} takes no keys"
-        yield document.diagnostic(
-            "unknown-key", f"`{key}` is not a key of {name}", (*error.path, key), *advice, takes, key=True
+        yield _found(
+            document,
+            "unknown-key",
+            f"`{key}` is not a key of {name}",
+            (*error.path, key),
+            *advice,
+            takes,
+            key=True,
         )
 
 
-def _missing(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _missing(error: _Violation, document: Document) -> Iterator[Found]:
     name = subject(error.path, error.schema, error.instance)
     allowed = list(error.schema.get("properties", ()))
     misspelt = {nearest(key, allowed) for key in error.instance if key not in allowed}
@@ -142,10 +161,10 @@ def _missing(error: _Violation, document: Document) -> Iterator[Diagnostic]:
             about = error.schema.get("properties", {}).get(key, {})
             example = next(iter(about.get("examples", ())), None)
             advice = (f"for example `{key}: {_inline(example)}`",) if example is not None else ()
-            yield document.diagnostic("missing-key", f"{name} needs `{key}`", error.path, *advice, key=True)
+            yield _found(document, "missing-key", f"{name} needs `{key}`", error.path, *advice, key=True)
 
 
-def _wrong_type(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _wrong_type(error: _Violation, document: Document) -> Iterator[Found]:
     kinds = [error.wanted] if isinstance(error.wanted, str) else error.wanted
     wanted = error.schema.get("x-expected") or " or ".join(TYPE_WORDS[kind] for kind in kinds)
     value = error.instance
@@ -158,56 +177,63 @@ def _wrong_type(error: _Violation, document: Document) -> Iterator[Diagnostic]:
         advice = ("leave the quotes out",) if document.written(error.path) != value else ()
     elif "array" in kinds and not isinstance(value, dict) and value is not None:
         advice = (f"write it as a list: [{document.written(error.path)}]",)
-    yield document.diagnostic(
-        "wrong-type", f"{subject(error.path)} must be {wanted}, not {shown(value)}", error.path, *advice
+    yield _found(
+        document,
+        "wrong-type",
+        f"{subject(error.path)} must be {wanted}, not {shown(value)}",
+        error.path,
+        *advice,
     )
 
 
-def _unknown_value(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _unknown_value(error: _Violation, document: Document) -> Iterator[Found]:
     choices = [error.wanted] if error.keyword == "const" else error.wanted
     words = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
     advice = did_you_mean(error.instance, words) if isinstance(error.instance, str) else ()
     name = subject(error.path)
     message = f"{name} cannot be {shown(error.instance).removeprefix('the text ')}"
-    yield document.diagnostic(
-        "unknown-value", message, error.path, *advice, f"{name} is one of {listed(words, 40)}"
+    yield _found(
+        document, "unknown-value", message, error.path, *advice, f"{name} is one of {listed(words, 40)}"
     )
 
 
-def _wrong_form(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _wrong_form(error: _Violation, document: Document) -> Iterator[Found]:
     wanted = error.schema.get("x-expected", "text" if error.keyword == "minLength" else "written another way")
-    yield document.diagnostic(
-        "wrong-form", f"{subject(error.path)} must be {wanted}, not {shown(error.instance)}", error.path
+    yield _found(
+        document,
+        "wrong-form",
+        f"{subject(error.path)} must be {wanted}, not {shown(error.instance)}",
+        error.path,
     )
 
 
-def _name(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _name(error: _Violation, document: Document) -> Iterator[Found]:
     wanted = error.schema.get("x-expected", "written another way")
     message = f"the name `{error.instance}` must be {wanted}"
-    yield document.diagnostic("wrong-form", message, (*error.path, str(error.instance)), key=True)
+    yield _found(document, "wrong-form", message, (*error.path, str(error.instance)), key=True)
 
 
-def _out_of_range(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _out_of_range(error: _Violation, document: Document) -> Iterator[Found]:
     bound = "at least" if error.keyword == "minimum" else "at most"
     message = f"{subject(error.path)} must be {bound} {error.wanted}, not {shown(error.instance)}"
-    yield document.diagnostic("out-of-range", message, error.path)
+    yield _found(document, "out-of-range", message, error.path)
 
 
-def _too_few(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _too_few(error: _Violation, document: Document) -> Iterator[Found]:
     what = {"minItems": "item", "minProperties": "key"}[error.keyword]
     more = "" if error.wanted == 1 else "s"
     message = f"{subject(error.path)} needs at least {error.wanted} {what}{more}"
-    yield document.diagnostic("too-few", message, error.path, key=True)
+    yield _found(document, "too-few", message, error.path, key=True)
 
 
-def _repeated(error: _Violation, document: Document) -> Iterator[Diagnostic]:
+def _repeated(error: _Violation, document: Document) -> Iterator[Found]:
     for index, item in enumerate(error.instance):
         if item in error.instance[:index]:
             message = f"{shown(item)} is in {subject(error.path)} twice"
-            yield document.diagnostic("repeated-item", message, (*error.path, index))
+            yield _found(document, "repeated-item", message, (*error.path, index))
 
 
-_HANDLERS: Mapping[str, Callable[[_Violation, Document], Iterator[Diagnostic]]] = {
+_HANDLERS: Mapping[str, Callable[[_Violation, Document], Iterator[Found]]] = {
     "additionalProperties": _unknown_keys,
     "required": _missing,
     "type": _wrong_type,
