@@ -6,18 +6,15 @@ A choice by `type` is written as `if`/`then`, so a failure is always about the b
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed, nearest
 from engine.documents import Document, Steps
-
-if TYPE_CHECKING:
-    from jsonschema import Draft7Validator
-    from jsonschema.exceptions import ValidationError
 
 Found = tuple[Diagnostic, Steps]
 
@@ -56,20 +53,10 @@ def violations(document: Document, schema_name: str) -> list[Found]:
         message = f"the file must hold keys, not {shown(document.data)}"
         return [(document.diagnostic("wrong-type", message, ()), ())]
     found: list[Found] = []
-    for error in _validator(schema_name).iter_errors(document.data):
-        violation = _Violation.of(error, schema_name)
+    schema = load_schema(schema_name)
+    for violation in _check(schema, document.data, (), schema):
         found.extend(_HANDLERS.get(violation.keyword, _wrong_form)(violation, document))
     return found
-
-
-@lru_cache
-def _validator(name: str) -> "Draft7Validator":
-    from jsonschema import Draft7Validator
-    from referencing import Registry
-
-    # An empty registry: a reference to elsewhere fails instead of being fetched.
-    registry: Registry[Any] = Registry()
-    return Draft7Validator(load_schema(name), registry=registry)
 
 
 def shown(value: object) -> str:
@@ -111,15 +98,90 @@ class _Violation:
     schema: Mapping[str, Any]
     instance: Any
     path: Steps
-    message: str
-    schema_name: str
+    root: Mapping[str, Any]
 
-    @classmethod
-    def of(cls, error: "ValidationError", schema_name: str) -> "_Violation":
-        keyword = "propertyNames" if "propertyNames" in error.absolute_schema_path else str(error.validator)
-        schema: Any = error.schema
-        path = tuple(error.absolute_path)
-        return cls(keyword, error.validator_value, schema, error.instance, path, error.message, schema_name)
+
+def _check(
+    schema: Mapping[str, Any], value: Any, path: Steps, root: Mapping[str, Any]
+) -> Iterator[_Violation]:
+    """Walk draft-07 as far as our schemas use it; a test compares the verdicts with the jsonschema library.
+
+    Importing that library costs `hub lint` half its time, and its errors would have to be taken apart again.
+    """
+    if "$ref" in schema:
+        yield from _check(root["definitions"][schema["$ref"].rpartition("/")[2]], value, path, root)
+        return
+    kinds = schema.get("type", ())
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if kinds and not any(_TYPES[kind](value) for kind in kinds):
+        yield _Violation("type", kinds, schema, value, path, root)
+        return
+    for keyword, wanted in schema.items():
+        holds = _KEYWORDS.get(keyword)
+        if holds and not holds(value, wanted):
+            yield _Violation(keyword, wanted, schema, value, path, root)
+    if isinstance(value, dict):
+        yield from _check_object(schema, value, path, root)
+    if isinstance(value, list) and "items" in schema:
+        for index, item in enumerate(value):
+            yield from _check(schema["items"], item, (*path, index), root)
+    for each in schema.get("allOf", ()):
+        yield from _check(each, value, path, root)
+    if "if" in schema:
+        fits = next(_check(schema["if"], value, path, root), None) is None
+        yield from _check(schema.get("then" if fits else "else", {}), value, path, root)
+
+
+def _check_object(
+    schema: Mapping[str, Any], value: Mapping[str, Any], path: Steps, root: Mapping[str, Any]
+) -> Iterator[_Violation]:
+    known = schema.get("properties", {})
+    names = schema.get("propertyNames")
+    for key in schema.get("required", ()):
+        if key not in value:
+            yield _Violation("required", key, schema, value, path, root)
+    others = schema.get("additionalProperties", {})
+    if others is False:
+        if not known.keys() >= value.keys():
+            yield _Violation("additionalProperties", False, schema, value, path, root)
+        others = {}
+    for key, each in value.items():
+        if names:
+            for found in _check(names, key, (*path, key), root):
+                yield replace(found, keyword="propertyNames")
+        yield from _check(known.get(key, others if key not in known else {}), each, (*path, key), root)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare as JSON does: 1 is not true."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "boolean": lambda value: isinstance(value, bool),
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "null": lambda value: value is None,
+}
+# Each keyword says whether a value fits; values of types it does not speak of fit.
+_KEYWORDS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "enum": lambda value, wanted: any(_same(value, each) for each in wanted),
+    "const": _same,
+    "pattern": lambda value, wanted: not isinstance(value, str) or re.search(wanted, value) is not None,
+    "minLength": lambda value, wanted: not isinstance(value, str) or len(value) >= wanted,
+    "minimum": lambda value, wanted: not _TYPES["number"](value) or value >= wanted,
+    "maximum": lambda value, wanted: not _TYPES["number"](value) or value <= wanted,
+    "minItems": lambda value, wanted: not isinstance(value, list) or len(value) >= wanted,
+    "uniqueItems": lambda value, wanted: (
+        not isinstance(value, list)
+        or not any(_same(item, other) for at, item in enumerate(value) for other in value[:at])
+    ),
+    "minProperties": lambda value, wanted: not isinstance(value, dict) or len(value) >= wanted,
+    "maxProperties": lambda value, wanted: not isinstance(value, dict) or len(value) <= wanted,
+}
 
 
 def _found(
@@ -136,7 +198,7 @@ def _unknown_keys(error: _Violation, document: Document) -> Iterator[Found]:
         if key in allowed:
             continue
         advice = did_you_mean(key, allowed)
-        homes = [home for home in _homes(error.schema_name).get(key, ()) if home != name]
+        homes = [home for home in _homes(error.root).get(key, ()) if home != name]
         if not advice and homes:
             advice = (f"`{key}` is a key of {listed(homes, 4)}",)
         takes = f"{name} takes {listed(allowed)}" if allowed else f"{name} takes no keys"
@@ -153,19 +215,16 @@ def _unknown_keys(error: _Violation, document: Document) -> Iterator[Found]:
 
 def _missing(error: _Violation, document: Document) -> Iterator[Found]:
     name = subject(error.path, error.schema, error.instance)
-    allowed = list(error.schema.get("properties", ()))
-    misspelt = {nearest(key, allowed) for key in error.instance if key not in allowed}
-    for key in error.schema["required"]:
-        # One violation is reported for each missing key, and only its message tells which.
-        if key not in error.instance and key not in misspelt and error.message.startswith(f"'{key}' "):
-            about = error.schema.get("properties", {}).get(key, {})
-            example = next(iter(about.get("examples", ())), None)
-            advice = (f"for example `{key}: {_inline(example)}`",) if example is not None else ()
-            yield _found(document, "missing-key", f"{name} needs `{key}`", error.path, *advice, key=True)
+    known = error.schema.get("properties", {})
+    if error.wanted in {nearest(key, known) for key in error.instance if key not in known}:
+        return  # It is there, misspelt, and that is said of it.
+    example = next(iter(known.get(error.wanted, {}).get("examples", ())), None)
+    advice = (f"for example `{error.wanted}: {_inline(example)}`",) if example is not None else ()
+    yield _found(document, "missing-key", f"{name} needs `{error.wanted}`", error.path, *advice, key=True)
 
 
 def _wrong_type(error: _Violation, document: Document) -> Iterator[Found]:
-    kinds = [error.wanted] if isinstance(error.wanted, str) else error.wanted
+    kinds = error.wanted
     wanted = error.schema.get("x-expected") or " or ".join(TYPE_WORDS[kind] for kind in kinds)
     value = error.instance
     advice: tuple[str, ...] = ()
@@ -209,8 +268,9 @@ def _wrong_form(error: _Violation, document: Document) -> Iterator[Found]:
 
 def _name(error: _Violation, document: Document) -> Iterator[Found]:
     wanted = error.schema.get("x-expected", "written another way")
-    message = f"the name `{error.instance}` must be {wanted}"
-    yield _found(document, "wrong-form", message, (*error.path, str(error.instance)), key=True)
+    yield _found(
+        document, "wrong-form", f"the name `{error.instance}` must be {wanted}", error.path, key=True
+    )
 
 
 def _out_of_range(error: _Violation, document: Document) -> Iterator[Found]:
@@ -252,11 +312,9 @@ def _inline(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@lru_cache
-def _homes(name: str) -> Mapping[str, tuple[str, ...]]:
+def _homes(root: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
     """Every key of a schema, with the objects that take it: what to say of a key in the wrong place."""
     homes: dict[str, dict[str, None]] = {}
-    root = load_schema(name)
     seen: set[tuple[int, str]] = set()
 
     def walk(schema: object, named: str) -> None:
