@@ -1,0 +1,257 @@
+"""One handler makes every error answer: a sentence, a code, what is wrong where, the time, the request's id."""
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, get_args
+from uuid import uuid4
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.types import Message, Scope
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from engine.diagnostics import did_you_mean, listed
+from engine.errors import HubError, RateLimitedError
+from server.errors import STATUSES, Detail, InvalidRequestError, VenueRequiredError, http_status
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_FRAMEWORK_CODES = {
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "PAYLOAD_TOO_LARGE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    429: "RATE_LIMIT_EXCEEDED",
+    503: "STORE_UNAVAILABLE",
+}
+_PUBLIC_CODES = frozenset(STATUSES) - {"VAULT_ERROR", "UNEXPECTED_RESPONSE"}
+_RETRY_SECONDS = 5  # for a caller whom nobody told how long
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """One thing that is wrong, and where."""
+
+    field: str
+    message: str
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True, rename={"request_id": "requestId"}):
+    """Every answer but a good one has this body."""
+
+    success: bool
+    error: str
+    code: str
+    details: list[ErrorDetail]
+    timestamp: datetime
+    request_id: str
+
+
+def request_id(scope: Scope) -> str:
+    """Return the request's id: the caller's `X-Request-Id` when it is a sensible one, else a new one."""
+    state: dict[str, Any] = scope["state"]
+    if "request_id" not in state:
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+    return str(state["request_id"])
+
+
+async def send_request_id(message: Message, scope: Scope) -> None:
+    """Put the request's id on every answer."""
+    if message["type"] == "http.response.start":
+        message["headers"] = [*message["headers"], (b"x-request-id", request_id(scope).encode())]
+
+
+def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorAnswer]:
+    """Turn whatever was raised into an answer. What nobody foresaw says nothing of the inside."""
+    known = _known(request, error)
+    status, code, message, details = known or (500, "INTERNAL_ERROR", "something went wrong on our side", ())
+    if known is None or status >= 500:
+        log.error(
+            "request.failed", code=code, path=request.url.path, exc_info=error if known is None else None
+        )
+    return Response(
+        ErrorAnswer(
+            success=False,
+            error=message,
+            code=code,
+            details=[ErrorDetail(detail.field, detail.message) for detail in details],
+            timestamp=datetime.now(UTC),
+            request_id=request_id(request.scope),
+        ),
+        status_code=status,
+        headers=_headers(status, code, error),
+    )
+
+
+def _known(
+    request: Request[Any, Any, Any], error: Exception
+) -> tuple[int, str, str, Iterable[Detail]] | None:
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        status = error.status_code
+        if status == 400:
+            refused = _refusal(request, error)
+            return 400, refused.code, refused.message, refused.details
+        return status, _FRAMEWORK_CODES.get(status, "VALIDATION_ERROR"), f"{error.detail}", ()
+    if isinstance(error, HubError):
+        status = http_status(error)
+        if error.code in _PUBLIC_CODES and status != 500:
+            return status, error.code, error.message, getattr(error, "details", ())
+        return (502, "SYNC_FAILED", error.message, ()) if status == 502 else None
+    if isinstance(error, IntegrityError):
+        return 409, "CONFLICT", "this conflicts with another change made at the same time", ()
+    if isinstance(error, PoolTimeoutError | ConnectionError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    ):
+        return 503, "STORE_UNAVAILABLE", "a store can't be reached; try again", ()
+    return None
+
+
+def _headers(status: int, code: str, error: Exception) -> dict[str, str]:
+    headers = dict(getattr(error, "headers", None) or {})
+    if status == 401 and code in ("AUTH_REQUIRED", "INVALID_TOKEN", "TOKEN_EXPIRED"):
+        headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        wait = error.retry_after if isinstance(error, RateLimitedError) else None
+        headers["Retry-After"] = str(max(1, round(wait or _RETRY_SECONDS)))
+    return headers
+
+
+# --- what the framework found wrong with a request, in this service's words
+
+
+def _refusal(request: Request[Any, Any, Any], error: HTTPException) -> InvalidRequestError:
+    missing = re.search(r"[Mm]issing required .*?'(\w+)'", error.detail)
+    if missing:
+        return _missing(missing.group(1))
+    found = [item for item in error.extra or () if isinstance(item, Mapping)]
+    if not found:  # a body that can't be decoded
+        return InvalidRequestError(
+            error.detail if "JSON" in error.detail else "the body can't be read as JSON"
+        )
+    details: list[Detail] = []
+    for item in found:
+        key = _wire_name(request, str(item.get("key", "")))
+        message = str(item.get("message", ""))
+        if unknown := re.search(r"unknown field `(.+)`", message):
+            names = _names(_body_type(request), key)
+            field = f"{key}.{unknown.group(1)}".lstrip(".")
+            advice = did_you_mean(unknown.group(1), names) or (f"it takes {listed(names)}",)
+            details.append(Detail(field, f"`{field}` is not known here; {advice[0]}"))
+        elif absent := re.search(r"missing required field `(.+)`", message):
+            field = f"{key}.{absent.group(1)}".lstrip(".")
+            if field == "venueId":
+                return _missing(field)
+            details.append(Detail(field, f"`{field}` is missing"))
+        elif message == "'data'":
+            return InvalidRequestError("send a JSON body", [Detail("body", "there is none")])
+        else:
+            details.append(Detail(key or "body", message))
+    return InvalidRequestError("the request can't be accepted", details)
+
+
+def _missing(field: str) -> InvalidRequestError:
+    kind = VenueRequiredError if field == "venueId" else InvalidRequestError
+    return kind(f"{field} is required", [Detail(field, f"{field} is required")])
+
+
+def _wire_name(request: Request[Any, Any, Any], key: str) -> str:
+    """Return the name callers know: a query parameter's alias, and nothing for the body itself."""
+    if key == "data":
+        return ""
+    parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
+    alias = getattr(parameter.kwarg_definition, "query", None) if parameter else None
+    return alias or key
+
+
+def _body_type(request: Request[Any, Any, Any]) -> Any:
+    parameter = request.route_handler.parsed_fn_signature.parameters.get("data")
+    return parameter.annotation if parameter else None
+
+
+def _names(kind: Any, path: str) -> list[str]:
+    """Return the field names of the struct at a dotted path below a struct."""
+    for step in filter(None, path.split(".")):
+        kind = next((f.type for f in _fields(kind) if f.encode_name == step), None)
+    return [field.encode_name for field in _fields(kind)]
+
+
+def _fields(kind: Any) -> tuple[Any, ...]:
+    for candidate in (kind, *get_args(kind)):
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
+            return msgspec.structs.fields(candidate)
+    return ()
+
+
+# --- what the API description says of errors
+
+_SENTENCES: Mapping[str, str] = {
+    "VALIDATION_ERROR": "the request can't be accepted",
+    "VENUE_ID_REQUIRED": "venueId is required",
+    "PROVIDER_NOT_SUPPORTED": "no application is registered with Juniper: set JUNIPER_CLIENT_ID",
+    "AUTH_REQUIRED": "send a token: `Authorization: Bearer …`",
+    "INVALID_TOKEN": "the token isn't valid",
+    "TOKEN_EXPIRED": "the token has expired",
+    "OAUTH_STATE_INVALID": "this authorization isn't known, is finished already, or is too old",
+    "CONNECTION_TEST_FAILED": "Juniper refuses these credentials",
+    "FORBIDDEN": "you may not act for this venue",
+    "NOT_FOUND": "there is no such sync",
+    "INVALID_PROVIDER": "there is no provider `junipr`: did you mean `juniper`?",
+    "INTEGRATION_NOT_FOUND": "`juniper` isn't connected at this venue",
+    "TEMPLATE_NOT_FOUND": "there is no mapping template for `juniper`",
+    "INTEGRATION_NOT_CONNECTED": "`juniper` is disconnected: connect it first",
+    "CREDENTIALS_NOT_FOUND": "this `juniper` integration has no credentials: connect it",
+    "SYNC_IN_PROGRESS": "a sync of this integration is under way",
+    "IDEMPOTENCY_KEY_IN_USE": "the first request with this Idempotency-Key isn't answered yet",
+    "CONFLICT": "this conflicts with another change made at the same time",
+    "PAYLOAD_TOO_LARGE": "Request Entity Too Large",
+    "UNSUPPORTED_MEDIA_TYPE": "send JSON: `Content-Type: application/json`",
+    "IDEMPOTENCY_KEY_REUSED": "this Idempotency-Key belongs to a request with another body",
+    "RATE_LIMIT_EXCEEDED": "the provider asks to wait",
+    "INTERNAL_ERROR": "something went wrong on our side",
+    "SYNC_FAILED": "the provider can't be reached",
+    "OAUTH_EXCHANGE_FAILED": "Juniper didn't accept the authorization code",
+    "TOKEN_REFRESH_FAILED": "Juniper refuses to renew the connection: connect again",
+    "STORE_UNAVAILABLE": "a store can't be reached; try again",
+}  # fmt: skip
+_EXAMPLE_DETAILS: Mapping[str, ErrorDetail] = {
+    "VALIDATION_ERROR": ErrorDetail(
+        "config.syncIntervl", "`config.syncIntervl` is not known here; did you mean `syncInterval`?"
+    ),
+    "VENUE_ID_REQUIRED": ErrorDetail("venueId", "venueId is required"),
+}  # fmt: skip
+_EXTRA_STATUSES = {"CONFLICT": 409, **{code: status for status, code in _FRAMEWORK_CODES.items()}}
+_EVERYWHERE = ("INTERNAL_ERROR", "STORE_UNAVAILABLE")
+_WITH_TOKEN = ("AUTH_REQUIRED", "INVALID_TOKEN", "TOKEN_EXPIRED", "FORBIDDEN")
+
+
+def error_answers(*codes: str, token: bool = True) -> dict[int, ResponseSpec]:
+    """Return the API description of a route's errors: by status, an example for each code."""
+    by_status: dict[int, list[Example]] = {}
+    for code in dict.fromkeys((*codes, *(_WITH_TOKEN if token else ()), *_EVERYWHERE)):
+        body = ErrorAnswer(
+            success=False,
+            error=_SENTENCES[code],
+            code=code,
+            details=[_EXAMPLE_DETAILS[code]] if code in _EXAMPLE_DETAILS else [],
+            timestamp=datetime(2026, 1, 15, 11, tzinfo=UTC),
+            request_id="5f0c3b8e2f6a4d0e9b7a1c2d3e4f5a6b",
+        )
+        status = STATUSES.get(code) or _EXTRA_STATUSES[code]
+        example = Example(summary=code, value=msgspec.to_builtins(body))
+        by_status.setdefault(status, []).append(example)
+    return {
+        status: ResponseSpec(
+            ErrorAnswer,
+            generate_examples=False,
+            description=" or ".join(str(example.summary) for example in examples),
+            examples=examples,
+        )
+        for status, examples in sorted(by_status.items())
+    }

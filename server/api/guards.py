@@ -1,0 +1,110 @@
+"""Who is calling, and what they may do.
+
+A route is open only when it says `opt={"public": True}`, and answers a caller only when `opt={"roles": …}`
+names the caller's role: a route that says nothing answers nobody.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import jwt
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.handlers import BaseRouteHandler
+from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
+
+from server.errors import ForbiddenError, InvalidTokenError, TokenExpiredError, UnauthorizedError
+from server.settings import Settings
+
+ADMIN, VENUE_ADMIN, USER = "admin", "venue_admin", "user"
+
+PUBLIC: Mapping[str, Any] = {"public": True}
+READERS: Mapping[str, Any] = {"roles": frozenset({ADMIN, VENUE_ADMIN, USER})}
+MANAGERS: Mapping[str, Any] = {"roles": frozenset({ADMIN, VENUE_ADMIN})}
+ADMINS: Mapping[str, Any] = {"roles": frozenset({ADMIN})}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The person or program a token was issued to."""
+
+    id: str
+    role: str
+    venues: frozenset[UUID] = frozenset()
+    permissions: frozenset[str] = frozenset()
+
+    def sees(self, venue_id: UUID) -> bool:
+        return self.role == ADMIN or venue_id in self.venues
+
+    def require(self, venue_id: UUID) -> None:
+        """Raise ForbiddenError for a venue that isn't the caller's, whether or not it exists."""
+        if not self.sees(venue_id):
+            raise ForbiddenError("you may not act for this venue")
+
+
+CallerRequest = Request[Caller, Any, State]
+
+
+class TokenAuthentication(AbstractAuthenticationMiddleware):
+    """Reads the bearer token. The algorithm and the key are the server's choice, never the token's."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        super().__init__(app, exclude_from_auth_key="public")
+        self.settings = settings
+
+    async def authenticate_request(
+        self, connection: ASGIConnection[Any, Any, Any, Any]
+    ) -> AuthenticationResult:
+        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise UnauthorizedError("send a token: `Authorization: Bearer …`")
+        caller = read_token(token.strip(), self.settings)
+        return AuthenticationResult(user=caller, auth=None)
+
+
+def authentication(settings: Settings) -> DefineMiddleware:
+    """Return the middleware for an app."""
+    return DefineMiddleware(TokenAuthentication, settings=settings)
+
+
+def read_token(token: str, settings: Settings) -> Caller:
+    """Verify a token and return whom it names; raises InvalidTokenError or TokenExpiredError."""
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            settings.jwt_key.reveal(),
+            algorithms=[settings.jwt_algorithm],
+            audience=settings.jwt_audience,
+            options={"require": ["exp"], "verify_aud": settings.jwt_audience is not None},
+        )
+    except jwt.ExpiredSignatureError:
+        raise TokenExpiredError("the token has expired") from None
+    except jwt.PyJWTError:
+        raise InvalidTokenError("the token isn't valid") from None
+    identity = next((claims[name] for name in ("userId", "id", "sub") if claims.get(name)), None)
+    venues = claims.get("venueIds") or ([claims["venueId"]] if claims.get("venueId") else [])
+    permissions = claims.get("permissions") or []
+    role = claims.get("role") or USER
+    try:
+        if not isinstance(identity, str | int) or not isinstance(role, str):
+            raise ValueError
+        return Caller(
+            id=str(identity),
+            role=role,
+            venues=frozenset(UUID(venue) for venue in venues),
+            permissions=frozenset(str(permission) for permission in permissions),
+        )
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidTokenError("the token's claims can't be read") from None
+
+
+def allow_named_roles(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Let a request through to a public route, or to one that names the caller's role."""
+    if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
+        return
+    caller = connection.scope.get("user")
+    if not isinstance(caller, Caller) or caller.role not in handler.opt.get("roles", ()):
+        raise ForbiddenError("your role doesn't allow this")

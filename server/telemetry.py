@@ -1,0 +1,182 @@
+"""What the service tells about itself: structured logs and metrics. Only this module knows their names.
+
+Metrics are read from PostgreSQL when they are asked for, so one answer covers every process: the API, all
+workers and those that ended yesterday.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine.ports import Secret
+
+_SECRET_NAMES = re.compile(
+    r"(?i)secret|password|authorization|cookie|credential|api_?key|access_?token|refresh_?token|verifier"
+    r"|^(token|code|state)$"
+)
+_CHATTY = (
+    "httpx",
+    "httpcore",
+    "sqlalchemy",
+    "asyncio",
+    "taskiq",
+)  # their messages may hold addresses with keys
+
+
+def configure_logging(level: str = "info") -> None:
+    """Write every log event as one JSON object a line on standard output, secrets replaced by `***`."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.EventRenamer("message"),
+        redact,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=_dumps),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace secrets in a log event: every `Secret`, and every value whose name says that it is one."""
+    return {name: _shown(name, value) for name, value in event.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, Secret) or (value is not None and _SECRET_NAMES.search(name)):
+        return "***"
+    if isinstance(value, Mapping):
+        return {str(key): _shown(str(key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_shown("", item) for item in value]
+    return value
+
+
+def _dumps(value: Any, **_: Any) -> str:
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+_BUCKETS = (1, 5, 15, 30, 60, 300, 900, 3600)  # seconds a sync may take
+
+_CONNECTIONS = text("SELECT integration_type, status::text, count(*) FROM integration_configs GROUP BY 1, 2")
+_HEALTH = text("SELECT integration_type, venue_id::text, health_status::text FROM integration_configs")
+_SYNCS = text(
+    "SELECT integration_type, status, count(*), coalesce(sum(api_calls_made), 0),"  # noqa: S608 - see below
+    " coalesce(sum(duration_ms), 0) / 1000.0, "
+    + ", ".join(f"count(*) FILTER (WHERE coalesce(duration_ms, 0) <= {limit * 1000})" for limit in _BUCKETS)
+    + " FROM sync_logs GROUP BY 1, 2"
+)  # the only values written into it are the numbers above
+_WEBHOOKS = text("SELECT integration_type, status::text, count(*) FROM integration_webhooks GROUP BY 1, 2")
+_QUEUE = text("SELECT priority::text, count(*) FROM sync_queue WHERE status = 'pending' GROUP BY 1")
+_HEALTH_VALUES = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
+
+
+async def metrics(session: AsyncSession) -> bytes:
+    """Return every metric in Prometheus' text format."""
+    rows = {
+        name: (await session.execute(query)).all()
+        for name, query in (
+            ("connections", _CONNECTIONS),
+            ("health", _HEALTH),
+            ("syncs", _SYNCS),
+            ("webhooks", _WEBHOOKS),
+            ("queue", _QUEUE),
+        )
+    }
+    registry = CollectorRegistry()
+    registry.register(_Measured(list(_families(rows))))
+    return generate_latest(registry)
+
+
+class _Measured:
+    """Hands metrics that are measured already to the Prometheus client."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
+
+
+def _families(rows: Mapping[str, Sequence[Any]]) -> Iterator[Metric]:
+    connections = GaugeMetricFamily(
+        "integration_connections_total", "Integrations by status.", labels=["provider", "status"]
+    )
+    for provider, status, count in rows["connections"]:
+        connections.add_metric([provider, status], count)
+    yield connections
+
+    health = GaugeMetricFamily(
+        "integration_health_status",
+        "Health: 1 healthy, 0.5 degraded, 0 unhealthy; unknown is left out.",
+        labels=["provider", "venue_id"],
+    )
+    for provider, venue_id, status in rows["health"]:
+        if status in _HEALTH_VALUES:
+            health.add_metric([provider, venue_id], _HEALTH_VALUES[status])
+    yield health
+
+    syncs = CounterMetricFamily(
+        "integration_sync", "Syncs of one mapping that ended.", labels=["provider", "status"]
+    )
+    calls = CounterMetricFamily("integration_api_calls", "Calls made to providers.", labels=["provider"])
+    durations = HistogramMetricFamily(
+        "integration_sync_duration_seconds", "How long syncs of one mapping took.", labels=["provider"]
+    )
+    totals: dict[str, list[float]] = {}
+    for provider, status, count, made, seconds, *within in rows["syncs"]:
+        syncs.add_metric([provider, status], count)
+        sums = totals.setdefault(provider, [0.0] * (3 + len(_BUCKETS)))
+        for index, value in enumerate([made, seconds, count, *within]):
+            sums[index] += float(value)
+    for provider, (made, seconds, count, *within) in totals.items():
+        calls.add_metric([provider], made)
+        buckets = [(str(float(limit)), value) for limit, value in zip(_BUCKETS, within, strict=True)]
+        durations.add_metric([provider], [*buckets, ("+Inf", count)], seconds)
+    yield from (syncs, calls, durations)
+
+    webhooks = CounterMetricFamily(
+        "integration_webhook", "Webhook events received.", labels=["provider", "status"]
+    )
+    for provider, status, count in rows["webhooks"]:
+        webhooks.add_metric([provider, status], count)
+    yield webhooks
+
+    depth = GaugeMetricFamily("integration_queue_depth", "Operations waiting.", labels=["priority"])
+    waiting: dict[str, int] = dict(rows["queue"])
+    for priority in ("CRITICAL", "HIGH", "NORMAL", "LOW"):
+        depth.add_metric([priority], waiting.get(priority, 0))
+    yield depth
