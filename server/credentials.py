@@ -104,6 +104,12 @@ class StoredCredentials:
         self._now = now
         self._opened: Credentials | None = None
 
+    async def stored(self) -> Credentials:
+        """Return the credentials as they are, about to expire or not."""
+        async with self._sessions() as session:
+            integration, token, key = await self._rows(session)
+            return self._open_key(integration, key) if token is None else self._open_token(integration, token)
+
     async def current(self) -> Credentials:
         # Opened once per run: whoever replaces them makes the provider answer 401, and `refresh` reads again.
         if self._opened is not None and not self._is_due(self._opened.expires_at):
