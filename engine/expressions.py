@@ -36,6 +36,7 @@ LONGEST_RESULT = 16 * 1024 * 1024  # characters of a rendered text
 DEEPEST = 40  # nested parts of an expression
 LARGEST_NUMBER = 10**40
 LARGEST_INDEX = 999
+MOST_STEPS = 30  # of a path
 
 Steps = tuple[str | int, ...]
 
@@ -85,6 +86,8 @@ def parse_steps(text: str) -> Steps:
                 )
             steps.append(int(index.group(1)))
             position = index.end()
+        if len(steps) > MOST_STEPS:
+            raise ExpressionError(f"a path can have {MOST_STEPS} steps, this one has more", position)
         if position == len(text):
             return tuple(steps)
         if text[position] != ".":
@@ -184,7 +187,7 @@ def exponent(currency: str) -> int:
 
     code = currency.upper()
     if code not in get_global("all_currencies"):
-        raise ExpressionError(f"`{currency[:12]}` isn't a currency code such as EUR")
+        raise ExpressionError("the currency isn't a code such as EUR")
     return _EXPONENTS.get(code, 2)
 
 
@@ -441,7 +444,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                 return obj[argument]
             except IndexError:
                 pass
-        return self.undefined(f"`{str(argument)[:60]}` isn't there")
+        # A computed key may be a value, which no message may hold.
+        named = isinstance(argument, str) and argument.isidentifier() and len(argument) <= 60
+        return self.undefined(f"`{argument}` isn't there" if named else "the item isn't there")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         for operand in (left, right):
@@ -481,8 +486,8 @@ def _sandbox() -> _Sandbox:
 _ALLOWED: tuple[type[nodes.Node], ...] = (
     nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.List, nodes.Tuple, nodes.Dict,
     nodes.Pair, nodes.CondExpr, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Test,
-    nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.Add, nodes.Sub, nodes.Mul,
-    nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Concat, nodes.Keyword,
+    nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.Add,
+    nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Concat, nodes.Keyword,
 )  # fmt: skip
 
 
@@ -727,9 +732,9 @@ def _compile_jmespath(text: str) -> Callable[[Any], Any]:
         try:
             return _Interpreter(options).visit(tree, data)
         except (jmespath.exceptions.JMESPathError, TypeError, ValueError, AttributeError, LookupError,
-                ArithmeticError, RecursionError) as error:  # fmt: skip
+                ArithmeticError, RecursionError):  # fmt: skip
             # The library's own message may quote the value.
-            raise ExpressionError(f"`{_short(text)}` doesn't fit the value") from error
+            raise ExpressionError(f"`{_short(text)}` doesn't fit the value") from None
 
     return evaluate
 

@@ -1,0 +1,544 @@
+"""Turn a record of one side into the other's, by one mapping of a template.
+
+A mapping is compiled once into two Python functions. Their source holds names from the template only as
+literals, and every computed value is a call, so a plain copy costs what hand-written code would. What the
+template doesn't mention is never sent. *Absent* stays absent, *null* stays null.
+
+A field's rule is a path (copied both ways) or `{path, push, pull, link, optional}`; a field may have several.
+With `push` and no `pull` the rule only pushes, and the other way round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import abc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+from engine.errors import ExpressionError, MappingError
+from engine.expressions import ABSENT, Expression, Path, Steps, has_braces
+from engine.fields import FieldCatalog
+from engine.manifest import Entity, Resource
+from engine.ports import Record
+
+ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins"]
+MappingDirection = Literal["push", "pull", "bidirectional"]
+
+# What braces may name, in `push` and `pull`, and in the conditions of a mapping.
+RULE_NAMES = ("value", "record", "venue", "links")
+CONDITION_NAMES = ("record", "venue")
+
+# Fields of these types come from the platform as JSON values; numbers of others may be Decimal.
+_JSON_TYPES = frozenset(("text", "boolean", "id", "email", "phone", "url", "currency", "timestamp", "date"))
+
+Compute = Callable[[Any, "MappingScope"], Any]  # record, scope → value or ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class MappingScope:
+    """What a mapping sees besides the record.
+
+    `links` maps (resource, local id) to a remote id on push, (resource, remote id) to a local id on pull; it
+    needs to hold only what the mapping's `link_rules` ask for. `now` is RFC 3339; expressions don't see it,
+    for a body that changes with time would be sent again and again.
+    """
+
+    venue: Record
+    links: abc.Mapping[tuple[str, str], str] = field(default_factory=dict)
+    now: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRule:
+    """`local_field` holds a local id, `path` the remote id linked to it at `resource`."""
+
+    local_field: str
+    path: Path
+    resource: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something in a mapping that can't be compiled; `at` is its place below the mapping."""
+
+    code: str
+    at: Steps
+    message: str
+    position: int | None = None
+    key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One entity paired with one resource.
+
+    `match_on` is the local field that pairs records from before the first sync, `match_path` its remote path.
+    `pulled_fields` are the local fields a pull may set, `pushed_paths` the remote paths a push may.
+    """
+
+    entity: str
+    resource: str
+    direction: MappingDirection
+    match_on: str | None = None
+    match_path: Path | None = None
+    when_both_changed: ConflictRule = "platform_wins"
+    only_when: Expression | None = None
+    only_pull_when: Expression | None = None
+    link_rules: tuple[LinkRule, ...] = ()
+    pulled_fields: tuple[str, ...] = ()
+    pushed_paths: tuple[str, ...] = ()
+    _push: Compute = field(default=lambda record, scope: {}, repr=False, compare=False)
+    _pull: Compute = field(default=lambda record, scope: {}, repr=False, compare=False)
+
+    @property
+    def pushes(self) -> bool:
+        return self.direction != "pull"
+
+    @property
+    def pulls(self) -> bool:
+        return self.direction != "push"
+
+    def wants(self, record: Record, scope: MappingScope) -> bool:
+        """Say whether a local record is to be pushed: `only_when` holds, or there is none."""
+        return _holds(self.only_when, "only_when", record, scope)
+
+    def wants_pull(self, remote: abc.Mapping[str, Any], scope: MappingScope) -> bool:
+        """Say whether a remote record is to be pulled: `only_pull_when` holds, or there is none."""
+        return _holds(self.only_pull_when, "only_pull_when", remote, scope)
+
+    def push(self, record: Record, scope: MappingScope) -> dict[str, Any]:
+        """Return the remote body of a local record: plain JSON, nested, mapped fields only.
+
+        Raises MappingError naming the local field when a required one has no value, a link can't be resolved,
+        an expression fails, or a value isn't JSON.
+        """
+        body: dict[str, Any] = self._push(record, scope)
+        return body
+
+    def pull(self, remote: abc.Mapping[str, Any], scope: MappingScope) -> dict[str, Any]:
+        """Return the local fields a remote record gives, by name; raises MappingError as `push` does."""
+        values: dict[str, Any] = self._pull(remote, scope)
+        return values
+
+
+def _holds(condition: Expression | None, name: str, record: Any, scope: MappingScope) -> bool:
+    if condition is None:
+        return True
+    try:
+        return bool(condition.evaluate(record, {"record": record, "venue": scope.venue}))
+    except ExpressionError as error:
+        raise MappingError(f"`{name}`: {error.message}") from error
+
+
+# ---- reading the rules -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One rule of one field, compiled; `at` is its place below the mapping."""
+
+    field: str
+    at: Steps
+    path: Path
+    pushes: bool
+    pulls: bool
+    push: Expression | None = None
+    pull: Expression | None = None
+    link: str | None = None
+    optional: bool = False
+
+
+class _Reader:
+    """Compiles the texts of one mapping, gathering what it must refuse."""
+
+    def __init__(self, written: abc.Mapping[str, Any]) -> None:
+        self.written = written
+        self.faults: list[Fault] = []
+
+    def attempt(self, make: Callable[[], Any], code: str, at: Steps) -> Any:
+        try:
+            return make()
+        except ExpressionError as error:
+            self.faults.append(Fault(code, at, error.message, error.position))
+            return None
+
+    def expression(self, text: Any, at: Steps, names: abc.Collection[str]) -> Expression | None:
+        if not isinstance(text, str):
+            return None
+        code = "bad-template" if has_braces(text) else "bad-expression"
+        made: Expression | None = self.attempt(lambda: Expression.compile(text, names=names), code, at)
+        return made
+
+    def rules(self) -> list[_Rule]:
+        direction = self.written["direction"]
+        made: list[_Rule] = []
+        for name, written in self.written["fields"].items():
+            several = isinstance(written, list)
+            for index, each in enumerate(written if several else [written]):
+                at: Steps = ("fields", name, index) if several else ("fields", name)
+                rule = self.rule(name, each, at, direction)
+                if rule is not None:
+                    made.append(rule)
+        return made
+
+    def rule(self, name: str, written: Any, at: Steps, direction: str) -> _Rule | None:
+        options = {"path": written} if isinstance(written, str) else written
+        path_at = at if isinstance(written, str) else (*at, "path")
+        path = self.attempt(lambda: Path.parse(options["path"]), "bad-path", path_at)
+        push = self.expression(options.get("push"), (*at, "push"), RULE_NAMES)
+        pull = self.expression(options.get("pull"), (*at, "pull"), RULE_NAMES)
+        one_way = "push" in options or "pull" in options
+        rule_pushes = direction != "pull" and ("push" in options or not one_way)
+        rule_pulls = direction != "push" and ("pull" in options or not one_way)
+        if path is None:
+            return None
+        if isinstance(path.steps[0], int):
+            self.faults.append(Fault("bad-path", path_at, f"`{path.text}` must start with a name", 0))
+            return None
+        return _Rule(
+            name,
+            path_at,
+            path,
+            rule_pushes,
+            rule_pulls,
+            push,
+            pull,
+            options.get("link"),
+            bool(options.get("optional")),
+        )
+
+
+def compile_mapping(
+    written: abc.Mapping[str, Any], resource: Resource, entity: Entity
+) -> tuple[Mapping | None, tuple[Fault, ...]]:
+    """Compile a mapping as a template writes it, its shape already checked.
+
+    Returns the mapping, or None with everything that is wrong with it.
+    """
+    reader = _Reader(written)
+    rules = reader.rules()
+    only_when = reader.expression(written.get("only_when"), ("only_when",), CONDITION_NAMES)
+    only_pull_when = reader.expression(written.get("only_pull_when"), ("only_pull_when",), CONDITION_NAMES)
+    pushed = [rule for rule in rules if rule.pushes]
+    pulled = [rule for rule in rules if rule.pulls]
+    tree = _body_tree(pushed, reader.faults)
+    for rule in pulled:
+        if rule.field == "id":
+            reader.faults.append(
+                Fault("unwritable-field", rule.at, "a pull can't set `id`: give the rule a `push` of its own")
+            )
+    match_on = written.get("match_on")
+    match_path = next((rule.path for rule in rules if rule.field == match_on), None)
+    if match_on is not None and match_path is None and not reader.faults:
+        reader.faults.append(
+            Fault("unknown-field", ("match_on",), f"`{match_on}` isn't one of this mapping's fields")
+        )
+    if reader.faults:
+        return None, tuple(reader.faults)
+    linked = {(rule.field, rule.link): rule for rule in rules if rule.link and (rule.pushes or rule.pulls)}
+    link_rules = tuple(LinkRule(rule.field, rule.path, rule.link) for rule in linked.values() if rule.link)
+    mapping = Mapping(
+        entity=entity.name,
+        resource=resource.name,
+        direction=written["direction"],
+        match_on=match_on,
+        match_path=match_path,
+        when_both_changed=written.get("when_both_changed", "platform_wins"),
+        only_when=only_when,
+        only_pull_when=only_pull_when,
+        link_rules=link_rules,
+        pulled_fields=tuple(dict.fromkeys(rule.field for rule in pulled)),
+        pushed_paths=tuple(rule.path.text for rule in pushed),
+        _push=_push_function(tree, resource.fields, entity.fields, link_rules),
+        _pull=_pull_function(pulled, entity.fields, link_rules),
+    )
+    return mapping, ()
+
+
+# ---- pushing -----------------------------------------------------------------------------------------
+
+_Tree = dict[str | int, "_Tree | _Rule"]
+
+
+def _body_tree(rules: abc.Iterable[_Rule], faults: list[Fault]) -> _Tree:
+    """Arrange rules as the body they make; a path under or over another one is a fault."""
+    root: _Tree = {}
+    for rule in rules:
+        *way, last = rule.path.steps
+        node: _Tree | _Rule = root
+        for step in way:
+            if isinstance(node, _Rule) or _mixes(node, step):
+                break
+            node = node.setdefault(step, {})
+        else:
+            if isinstance(node, dict) and last not in node and not _mixes(node, last):
+                node[last] = rule
+                continue
+        message = f"`{rule.path.text}` is already written by another rule of this mapping"
+        faults.append(Fault("written-twice", rule.at, message))
+    return root
+
+
+def _mixes(node: _Tree, step: str | int) -> bool:
+    """Say whether a step would make one value an object and a list at once."""
+    return any(isinstance(each, int) != isinstance(step, int) for each in node)
+
+
+class _Source:
+    """Python source of one function, and the objects it names."""
+
+    def __init__(self, header: str) -> None:
+        self.lines = [header]
+        self.names: dict[str, Any] = {
+            "ABSENT": ABSENT,
+            "checked": _checked,
+            "missing": _missing,
+            "put": _put_item,
+        }
+        self.count = 0
+
+    def add(self, depth: int, line: str) -> None:
+        self.lines.append("    " * depth + line)
+
+    def variable(self, letter: str) -> str:
+        self.count += 1
+        return f"{letter}{self.count}"
+
+    def keep(self, value: Any) -> str:
+        """Return the name under which the source can use an object."""
+        name = self.variable("c")
+        self.names[name] = value
+        return name
+
+    def function(self) -> Compute:
+        namespace = dict(self.names)
+        exec(compile("\n".join(self.lines), "<mapping>", "exec"), namespace)  # noqa: S102 - names are literals
+        made: Compute = namespace["mapped"]
+        return made
+
+
+def _push_function(
+    tree: _Tree, remote: FieldCatalog, local: FieldCatalog, links: tuple[LinkRule, ...]
+) -> Compute:
+    source = _Source("def mapped(record, scope):")
+    source.add(1, "body = {}")
+    _write_children(source, tree, "body", remote, local, links)
+    source.add(1, "return body")
+    return source.function()
+
+
+def _write_children(
+    source: _Source, tree: _Tree, target: str, remote: FieldCatalog, local: FieldCatalog,
+    links: tuple[LinkRule, ...],
+) -> None:  # fmt: skip
+    for step, child in sorted(tree.items()) if any(isinstance(step, int) for step in tree) else tree.items():
+
+        def store(value: str, step: str | int = step) -> str:
+            return (
+                f"put({target}, {step}, {value})"
+                if isinstance(step, int)
+                else f"{target}[{step!r}] = {value}"
+            )
+
+        if isinstance(child, dict):
+            inner = source.variable("o")
+            is_list = any(isinstance(each, int) for each in child)
+            source.add(1, f"{inner} = {'[]' if is_list else '{}'}")
+            _write_children(source, child, inner, remote, local, links)
+            source.add(1, f"if {inner}: {store(inner)}")
+            continue
+        name = child.field
+        declared = remote.get(child.path.text)
+        required = declared is not None and declared.required
+        if child.push is None and child.link is None:
+            known = local.get(name)
+            exact = known is not None and known.type in _JSON_TYPES
+            value = f"record[{name!r}]" if exact else f"checked(record[{name!r}], {name!r})"
+            if required:
+                source.add(1, f"if record.get({name!r}) in (None, ''): raise missing({name!r})")
+            source.add(1, f"if {name!r} in record: {store(value)}")
+        else:
+            kept = source.keep(_push_compute(child, links))
+            source.add(1, f"v = {kept}(record, scope)")
+            if required:
+                source.add(1, f"if v is ABSENT or v in (None, ''): raise missing({name!r})")
+            source.add(1, f"if v is not ABSENT: {store('v')}")
+
+
+def _push_compute(rule: _Rule, links: tuple[LinkRule, ...]) -> Compute:
+    name = rule.field
+    if rule.link is not None:
+        return _link_compute(rule, lambda record: record.get(name, ABSENT))
+    assert rule.push is not None
+    return _evaluate(rule, rule.push, lambda record: record.get(name, ABSENT), links, _checked)
+
+
+# ---- pulling -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Node:
+    """A place in a remote record: what is copied from it, and what lies below."""
+
+    fields: list[str] = field(default_factory=list)
+    below: dict[str | int, _Node] = field(default_factory=dict)
+
+
+def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRule, ...]) -> Compute:
+    source = _Source("def mapped(record, scope):")
+    source.add(1, "values = {}")
+    root = _Node()
+    by_field: dict[str, list[_Rule]] = {}
+    for rule in rules:
+        by_field.setdefault(rule.field, []).append(rule)
+    computed: list[tuple[str, Compute]] = []
+    for name, several in by_field.items():
+        first = several[0]
+        if len(several) == 1 and first.pull is None and first.link is None:
+            node = root
+            for step in first.path.steps:
+                node = node.below.setdefault(step, _Node())
+            node.fields.append(name)
+        else:
+            computed.append((name, _first_value([_pull_compute(rule, links) for rule in several])))
+    required = {name for name in by_field if name in local and local[name].required}
+    _read_children(source, root, "record", 1, required)
+    for name, compute in computed:
+        source.add(1, f"v = {source.keep(compute)}(record, scope)")
+        if name in required:
+            source.add(1, f"if v is None: raise missing({name!r})")
+        source.add(1, f"if v is not ABSENT: values[{name!r}] = v")
+    source.add(1, "return values")
+    return source.function()
+
+
+def _read_children(source: _Source, node: _Node, holder: str, depth: int, required: set[str]) -> None:
+    for step, child in node.below.items():
+        there = f"{step!r} in {holder}" if isinstance(step, str) else f"len({holder}) > {step}"
+        for name in child.fields:
+            if name in required:
+                source.add(depth, f"if {there} and {holder}[{step!r}] is None: raise missing({name!r})")
+            source.add(depth, f"if {there}: values[{name!r}] = {holder}[{step!r}]")
+        for kind in (str, int):
+            below = _Node(below={key: each for key, each in child.below.items() if isinstance(key, kind)})
+            if not below.below:
+                continue
+            inner = source.variable("o")
+            source.add(
+                depth,
+                f"{inner} = {holder}.get({step!r})"
+                if isinstance(step, str)
+                else f"{inner} = {holder}[{step}] if {there} else None",
+            )
+            source.add(depth, f"if isinstance({inner}, {'dict' if kind is str else 'list'}):")
+            _read_children(source, below, inner, depth + 1, required)
+
+
+def _pull_compute(rule: _Rule, links: tuple[LinkRule, ...]) -> Compute:
+    find = rule.path.find
+    if rule.link is not None:
+        return _link_compute(rule, find)
+    if rule.pull is None:
+        return lambda record, scope: find(record)
+    return _evaluate(rule, rule.pull, find, links, _listed)
+
+
+def _first_value(computes: list[Compute]) -> Compute:
+    """Of several rules for one field, take the first with a value; null only when none has one."""
+    if len(computes) == 1:
+        return computes[0]
+
+    def compute(record: Any, scope: MappingScope) -> Any:
+        found: Any = ABSENT
+        for each in computes:
+            value = each(record, scope)
+            if value is not ABSENT and value is not None:
+                return value
+            if value is None:
+                found = None
+        return found
+
+    return compute
+
+
+# ---- both --------------------------------------------------------------------------------------------
+
+
+def _evaluate(
+    rule: _Rule,
+    expression: Expression,
+    source: Callable[[Any], Any],
+    links: tuple[LinkRule, ...],
+    finish: Callable[[Any, str], Any],
+) -> Compute:
+    name = rule.field
+    needs_value = "value" in expression.names
+    resources = {each.resource for each in links} if "links" in expression.names else set()
+
+    def compute(record: Any, scope: MappingScope) -> Any:
+        value = source(record)
+        if value is ABSENT:
+            if needs_value:
+                return ABSENT
+            value = None
+        own = str(record.get("id"))
+        linked = {each: scope.links.get((each, own)) for each in resources}
+        try:
+            result = expression.evaluate(
+                record, {"value": value, "record": record, "venue": scope.venue, "links": linked}
+            )
+        except ExpressionError as error:
+            raise MappingError(f"`{name}`: {error.message}", name) from error
+        return finish(result, name)
+
+    return compute
+
+
+def _link_compute(rule: _Rule, source: Callable[[Any], Any]) -> Compute:
+    name, resource, optional = rule.field, str(rule.link), rule.optional
+
+    def compute(record: Any, scope: MappingScope) -> Any:
+        value = source(record)
+        if value is ABSENT or value is None:
+            return ABSENT
+        other = scope.links.get((resource, str(value)))
+        if other is not None:
+            return other
+        if optional:
+            return ABSENT
+        raise MappingError(f"`{name}` refers to a `{resource}` that isn't linked yet", name)
+
+    return compute
+
+
+def _missing(name: str) -> MappingError:
+    return MappingError(f"`{name}` has no value, and the other side requires one", name)
+
+
+def _checked(value: Any, name: str) -> Any:
+    """Return a value as plain JSON; raises MappingError for what JSON can't hold exactly."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        raise MappingError(f"`{name}` isn't a finite number", name)
+    if isinstance(value, dict):
+        return {key: _checked(each, name) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_checked(each, name) for each in value]
+    if isinstance(value, Decimal):
+        raise MappingError(f"`{name}` is an exact number: send it by `minor_units` or `string`", name)
+    raise MappingError(f"`{name}` isn't a value that can be sent", name)
+
+
+def _listed(value: Any, name: str) -> Any:
+    """Return a pulled value with tuples, which braces can make, as lists."""
+    return [_listed(each, name) for each in value] if isinstance(value, tuple) else value
+
+
+def _put_item(items: list[Any], index: int, value: Any) -> None:
+    items.extend({} for _ in range(index - len(items)))
+    items.append(value)
