@@ -1,0 +1,85 @@
+-- The demo platform's own tables. The hub knows them only through connectors/platform.yaml.
+CREATE SCHEMA platform;
+
+CREATE TABLE platform.venues (
+    id uuid PRIMARY KEY,
+    name text NOT NULL,
+    type text NOT NULL,
+    currency text NOT NULL,
+    country text NOT NULL,
+    timezone text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE platform.events (
+    id uuid PRIMARY KEY,
+    venue_id uuid NOT NULL REFERENCES platform.venues,
+    name text NOT NULL,
+    description text,
+    status text NOT NULL DEFAULT 'draft'
+        CHECK (status IN ('draft', 'on_sale', 'sold_out', 'cancelled', 'past')),
+    starts_at timestamptz,
+    price numeric CHECK (price >= 0),  -- in major units; a draft may have none yet
+    currency text NOT NULL,
+    capacity integer CHECK (capacity > 0),
+    url text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX events_changed ON platform.events (venue_id, updated_at, id);
+
+CREATE TABLE platform.ticket_types (
+    id uuid PRIMARY KEY,
+    event_id uuid NOT NULL REFERENCES platform.events,
+    name text NOT NULL,
+    price numeric CHECK (price >= 0),
+    quantity integer NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX ticket_types_event ON platform.ticket_types (event_id);
+
+CREATE TABLE platform.customers (
+    id uuid PRIMARY KEY,
+    venue_id uuid NOT NULL REFERENCES platform.venues,
+    first_name text,
+    last_name text,
+    email text,
+    phone text,
+    city text,
+    postal_code text,
+    country text,
+    accepts_marketing boolean NOT NULL DEFAULT false,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX customers_changed ON platform.customers (venue_id, updated_at, id);
+CREATE INDEX customers_email ON platform.customers (venue_id, lower(email));
+
+CREATE TABLE platform.orders (
+    id uuid PRIMARY KEY,
+    venue_id uuid NOT NULL REFERENCES platform.venues,
+    customer_id uuid REFERENCES platform.customers,
+    number text,
+    email text,
+    status text NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('pending', 'paid', 'failed', 'refunded', 'cancelled')),
+    total bigint,  -- in the currency's smallest unit
+    currency text,
+    placed_at timestamptz NOT NULL DEFAULT now(),
+    source text NOT NULL DEFAULT 'platform',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX orders_changed ON platform.orders (venue_id, updated_at, id);
+CREATE UNIQUE INDEX orders_number ON platform.orders (venue_id, number) WHERE source = 'platform';
+
+CREATE TABLE platform.tickets (
+    id uuid PRIMARY KEY,
+    order_id uuid NOT NULL REFERENCES platform.orders,
+    ticket_type_id uuid NOT NULL REFERENCES platform.ticket_types,
+    price bigint NOT NULL,
+    currency text NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX tickets_order ON platform.tickets (order_id);
