@@ -1,0 +1,45 @@
+"""`python -m tests.sandbox`: serve the stand-ins until told to stop."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+import orjson
+
+from tests.sandbox.running import listen, make_server, stand_ins, url_of
+
+
+def main() -> int:
+    """Serve; print one line of JSON when listening; return 0 after SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sandbox", description=__doc__)
+    parser.add_argument("--stripe", type=int, default=9101, metavar="PORT", help="0 takes a free port")
+    parser.add_argument("--square", type=int, default=9102, metavar="PORT", help="0 takes a free port")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--seed", choices=["demo"], help="what the providers hold at the start")
+    parser.add_argument(
+        "--known-emails", type=Path, metavar="FILE", help="addresses, one a line, for seeded customers"
+    )
+    options = parser.parse_args()
+    emails: list[str] = []
+    if options.known_emails is not None and options.known_emails.is_file():
+        emails = options.known_emails.read_text(encoding="utf-8").split()
+
+    # The server raises the signal that stopped it once more, for whoever comes after; nobody does.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    made = stand_ins(options.seed, emails)
+    sockets = [listen(options.host, options.stripe), listen(options.host, options.square)]
+
+    def announce() -> None:
+        urls = {"stripe": url_of(options.host, sockets[0]), "square": url_of(options.host, sockets[1])}
+        sys.stdout.write(orjson.dumps({"ready": True, **urls}).decode() + "\n")
+        sys.stdout.flush()
+
+    make_server(sockets, made, announce).run(sockets)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
