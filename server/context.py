@@ -1,0 +1,76 @@
+"""What one process opens once and shares: settings, stores, the vault, the catalog, the HTTP client."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from engine.transport import open_client
+from server.catalog import Catalog, load_catalog
+from server.credentials import StoredCredentials
+from server.db.engine import create_engine, session_factory
+from server.settings import Settings, SettingsError
+from server.vault import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything a service needs besides a session."""
+
+    settings: Settings
+    catalog: Catalog
+    vault: Vault
+    engine: AsyncEngine
+    sessions: async_sessionmaker[AsyncSession]
+    platform: AsyncEngine  # the platform's database; the same engine when it is the same database
+    redis: Redis
+    http: httpx.AsyncClient
+
+    def credentials(self, venue_id: UUID, provider: str) -> StoredCredentials:
+        """Return the credentials of one integration, to open and refresh."""
+        return StoredCredentials(
+            self.sessions, self.vault, self.catalog, self.settings, self.http, venue_id, provider
+        )
+
+
+@asynccontextmanager
+async def open_context(
+    settings: Settings, *, application_name: str = "integration-hub", connections: int = 15
+) -> AsyncIterator[Context]:
+    """Open all of it, and close it at the end. Stores are connected to when they are first used.
+
+    `connections` is how many each database gets at most. Raises SettingsError without store addresses, DocumentError for a manifest or template that is wrong.
+    """
+    if settings.database_url is None or settings.redis_url is None:
+        raise SettingsError(["DATABASE_URL and REDIS_URL must be set"])
+    catalog = load_catalog(settings.connectors_dir, settings.templates_dir, settings.platform)
+    async with AsyncExitStack() as stack:
+        pool: dict[str, Any] = {
+            "application_name": application_name,
+            "pool_size": connections,
+            "max_overflow": 0,
+        }
+        engine = create_engine(settings.database_url, **pool)
+        stack.push_async_callback(engine.dispose)
+        platform = engine
+        if settings.platform_database_url not in (None, settings.database_url):
+            platform = create_engine(str(settings.platform_database_url), **pool)
+            stack.push_async_callback(platform.dispose)
+        redis: Redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=5)
+        stack.push_async_callback(redis.aclose)
+        http = await stack.enter_async_context(open_client(origin_overrides=settings.origin_overrides))
+        yield Context(
+            settings,
+            catalog,
+            Vault(settings.keyring()),
+            engine,
+            session_factory(engine),
+            platform,
+            redis,
+            http,
+        )

@@ -1,0 +1,114 @@
+"""How integrations are doing, measured from what their syncs did; and whether this service can work."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.context import Context
+from server.db import migrate
+from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus
+
+# Rows of one run are its mappings. The last success may be older than a day; counts are of 24 hours.
+_MEASURE = text("""
+WITH runs AS (
+    SELECT integration_type,
+           bool_or(status IN ('failed', 'dead_letter')) AS failed,
+           extract(epoch FROM max(completed_at) - min(started_at)) * 1000 AS took,
+           max(completed_at) AS completed_at,
+           coalesce(sum(api_calls_made), 0) AS calls,
+           min(started_at) > now() - interval '24 hours' AS recent
+    FROM sync_logs
+    WHERE venue_id = :venue_id AND started_at > now() - interval '30 days'
+    GROUP BY integration_type, coalesce(sync_id, id)
+), waiting AS (
+    SELECT integration_type, count(*) AS depth FROM sync_queue
+    WHERE venue_id = :venue_id AND status IN ('pending', 'recovering')
+    GROUP BY integration_type
+)
+SELECT integration_type,
+       count(*) FILTER (WHERE recent) AS syncs,
+       count(*) FILTER (WHERE recent AND NOT failed) AS successes,
+       avg(took) FILTER (WHERE recent) AS took,
+       max(completed_at) FILTER (WHERE NOT failed) AS last_success_at,
+       max(completed_at) FILTER (WHERE failed) AS last_failure_at,
+       coalesce(sum(calls) FILTER (WHERE recent), 0) AS calls,
+       coalesce(max(depth), 0) AS depth
+FROM runs FULL JOIN waiting USING (integration_type)
+GROUP BY integration_type
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One integration's last 24 hours. `success_rate` is in percent of syncs, None when there were none."""
+
+    status: HealthStatus
+    success_rate: float | None = None
+    average_sync_time_ms: int | None = None
+    last_success_at: datetime | None = None
+    last_failure_at: datetime | None = None
+    sync_count_24h: int = 0
+    api_calls_24h: int = 0
+    queue_depth: int = 0
+
+
+async def measure(session: AsyncSession, venue_id: UUID) -> Mapping[str, Health]:
+    """Return what a venue's integrations did, by provider; those that did nothing are left out.
+
+    The status is that of the syncs alone: `judge` adds what is known of the integration.
+    """
+    rows = await session.execute(_MEASURE, {"venue_id": venue_id})
+    found: dict[str, Health] = {}
+    for row in rows:
+        rate = 100 * row.successes / row.syncs if row.syncs else None
+        found[row.integration_type] = Health(
+            _by_rate(rate),
+            None if rate is None else round(rate, 2),
+            None if row.took is None else round(row.took),
+            row.last_success_at,
+            row.last_failure_at,
+            row.syncs,
+            int(row.calls),
+            row.depth,
+        )
+    return found
+
+
+def judge(integration: IntegrationConfig, measured: Health | None) -> HealthStatus:
+    """Return an integration's health: one that can't work is unhealthy whatever its past."""
+    if integration.status in (IntegrationStatus.ERROR, IntegrationStatus.SUSPENDED):
+        return HealthStatus.UNHEALTHY
+    if integration.status != IntegrationStatus.CONNECTED or measured is None:
+        return HealthStatus.UNKNOWN
+    return measured.status
+
+
+def _by_rate(rate: float | None) -> HealthStatus:
+    if rate is None:
+        return HealthStatus.UNKNOWN
+    if rate < 50:
+        return HealthStatus.UNHEALTHY
+    return HealthStatus.DEGRADED if rate < 90 else HealthStatus.HEALTHY
+
+
+async def readiness(context: Context) -> dict[str, str]:
+    """Return what keeps this service from working, by part; empty when it can."""
+    problems: dict[str, str] = {}
+    try:
+        async with context.engine.connect() as connection:
+            revision = await migrate.current_revision(connection)
+        if revision != migrate.head():
+            problems["migrations"] = "the database isn't at the newest revision: run `hub migrate`"
+    except (SQLAlchemyError, OSError):
+        problems["database"] = "PostgreSQL can't be reached"
+    try:
+        await context.redis.ping()
+    except (RedisError, OSError):
+        problems["redis"] = "Redis can't be reached"
+    return problems

@@ -1,0 +1,441 @@
+"""A venue's integrations: connect, list, look at, disconnect."""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import structlog
+from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine import auth
+from engine.client import ProviderClient
+from engine.diagnostics import did_you_mean, listed
+from engine.errors import AuthenticationError, HubError, ProviderError
+from engine.manifest import AuthMethod, Connector
+from engine.memory import StaticCredentials
+from engine.ports import Credentials, Record, Secret
+from server.catalog import template_id
+from server.context import Context
+from server.credentials import client_app, oauth_method, place
+from server.db.models import (
+    FieldMappingTemplate,
+    IntegrationConfig,
+    IntegrationStatus,
+    OAuthState,
+    OAuthToken,
+    Operation,
+    OperationStatus,
+    OperationType,
+    PendingWrite,
+    Priority,
+    RecordFailure,
+    RecordLink,
+    SyncWatermark,
+    VenueApiKey,
+)
+from server.errors import (
+    Detail,
+    IntegrationNotFoundError,
+    InvalidRequestError,
+    NotFoundError,
+    NotSupportedError,
+    TemplateNotFoundError,
+)
+from server.host import SqlHost
+from server.services import audit, operations
+from server.services.audit import Actor
+from server.worker.relay import announce
+
+log = structlog.get_logger(__name__)
+
+DEFAULTS: Mapping[str, Any] = {"syncEnabled": True, "syncInterval": 300, "syncDirection": "bidirectional"}
+_REVOKE_SECONDS = 10
+
+
+class ConnectionTestError(AuthenticationError):
+    """The provider doesn't accept the credentials, or they may not do what the connector needs."""
+
+    code = "CONNECTION_TEST_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What makes an integration: found out at the provider before anything is stored."""
+
+    connector: Connector
+    venue: Record
+    venue_id: UUID
+    environment: str
+    config: Mapping[str, Any]
+    values: Mapping[str, Any]  # learned from the provider: account, locations
+    account: str | None
+
+
+# --- connect with credentials the venue typed in
+
+
+async def connect(
+    context: Context,
+    actor: Actor,
+    *,
+    provider: str,
+    venue_id: UUID,
+    environment: str,
+    credentials: Mapping[str, str],
+    config: Mapping[str, Any],
+) -> IntegrationConfig:
+    """Test credentials at the provider; when they work, store them and start the integration.
+
+    Nothing is stored unless the provider accepts them. Raises InvalidRequestError for credentials that aren't
+    as the manifest says, ConnectionTestError when the provider refuses, NotFoundError for an unknown venue.
+    """
+    connector = context.catalog.connector(provider)
+    method, values = read_credentials(connector, credentials)
+    venue = await read_venue(context, venue_id)
+    connection = await explore(
+        context,
+        connector,
+        venue,
+        venue_id,
+        Credentials(values, environment=environment, method=method.name),
+        config,
+    )
+    async with context.sessions.begin() as session:
+        integration, initial = await establish(session, context, actor, connection)
+        row = VenueApiKey(venue_id=venue_id, integration_type=provider, environment=environment)
+        sealed = context.vault.seal(
+            orjson.dumps({name: value.reveal() for name, value in values.items()}).decode(),
+            place(row, "encrypted_api_key"),
+        )
+        stored = {
+            "encrypted_api_key": sealed,
+            "key_name": method.name,
+            "is_valid": True,
+            "last_validated_at": func.now(),
+            "validation_error": None,
+            "updated_at": func.now(),
+        }
+        await session.execute(
+            insert(VenueApiKey)
+            .values(venue_id=venue_id, integration_type=provider, environment=environment, **stored)
+            .on_conflict_do_update(
+                index_elements=["venue_id", "integration_type", "environment"], set_=stored
+            )
+        )
+        await session.execute(delete(OAuthToken).filter_by(venue_id=venue_id, integration_type=provider))
+    await tell_workers(context, initial)
+    await log.ainfo("integration.connected", provider=provider, venue_id=str(venue_id))
+    return integration
+
+
+def read_credentials(connector: Connector, given: Mapping[str, str]) -> tuple[AuthMethod, dict[str, Secret]]:
+    """Check credentials against the fields of the manifest; raises InvalidRequestError with all that is wrong.
+
+    A connector with several methods is connected by the one whose fields fit best.
+    """
+    methods = [method for method in connector.auth if method.oauth is None and method.type != "none"]
+    if not methods:
+        raise NotSupportedError(f"{connector.title} takes no credentials here: connect without them")
+    method = max(
+        methods,
+        key=lambda m: (
+            len({field.name for field in m.credentials} & set(given)),
+            -len(m.credentials),
+        ),
+    )
+    fields = {field.name: field for field in method.credentials}
+    problems: list[Detail] = []
+    for name in given:
+        if name not in fields:
+            advice = did_you_mean(name, fields) or (f"it takes {listed(fields)}",)
+            problems.append(Detail(f"credentials.{name}", f"`{name}` is not a credential here; {advice[0]}"))
+    for field in fields.values():
+        value = given.get(field.name, "")
+        if not value and not field.optional:
+            problems.append(Detail(f"credentials.{field.name}", f"{field.title} is missing"))
+        elif value and field.pattern and not re.fullmatch(field.pattern, value):
+            problems.append(Detail(f"credentials.{field.name}", f"this doesn't look like: {field.title}"))
+    if problems:
+        raise InvalidRequestError(f"these credentials can't be those of {connector.title}", problems)
+    return method, {name: Secret(value) for name, value in given.items() if value}
+
+
+async def read_venue(context: Context, venue_id: UUID) -> Record:
+    """Return the platform's record of a venue; raises NotFoundError."""
+    venue = await SqlHost(context.platform, context.catalog.platform, str(venue_id)).venue()
+    if not venue:
+        raise NotFoundError("the platform has no such venue")
+    return venue
+
+
+async def explore(
+    context: Context,
+    connector: Connector,
+    venue: Record,
+    venue_id: UUID,
+    credentials: Credentials,
+    config: Mapping[str, Any],
+) -> Connection:
+    """Try the credentials, and learn what later calls need; raises ConnectionTestError."""
+    client = ProviderClient(connector, StaticCredentials(credentials), http=context.http)
+    call = f"{connector.check.method} {connector.check.path}"
+    try:
+        await client.check()
+        learned = await client.learn()
+    except ProviderError as error:
+        if error.status == 403:
+            raise ConnectionTestError(
+                f"{connector.title} knows these credentials, but they may not do what is needed, such as {call}: "
+                f"{error.message}",
+                status=403,
+                provider_code=error.provider_code,
+            ) from error
+        if isinstance(error, AuthenticationError):
+            raise ConnectionTestError(
+                f"{connector.title} refuses these credentials: {error.message}",
+                status=error.status,
+                provider_code=error.provider_code,
+            ) from error
+        raise
+    values = {**credentials.connection, **learned}
+    account = connector.account.evaluate(values) if connector.account else None
+    return Connection(
+        connector,
+        venue,
+        venue_id,
+        credentials.environment,
+        {**DEFAULTS, **config},
+        values,
+        None if account is None else str(account),
+    )
+
+
+async def establish(
+    session: AsyncSession, context: Context, actor: Actor, connection: Connection
+) -> tuple[IntegrationConfig, Operation | None]:
+    """Write the integration as connected, give it a mapping template, and queue its first sync.
+
+    The caller stores the credentials in the same transaction, and calls `tell_workers` after it.
+    """
+    connector, venue_id = connection.connector, connection.venue_id
+    integration = await own_integration(session, venue_id, connector.name)
+    now = datetime.now(UTC)
+    if integration.connected_at is not None and (integration.environment, integration.account) != (
+        connection.environment,
+        connection.account,
+    ):
+        await _forget_records(session, venue_id, connector.name)
+    integration.environment = connection.environment
+    integration.account = connection.account
+    integration.connection = dict(connection.values)
+    integration.config = dict(connection.config)
+    integration.status = IntegrationStatus.CONNECTED
+    integration.connected_at, integration.disconnected_at = now, None
+    integration.failure_count, integration.last_error, integration.last_error_at = 0, None, None
+    enabled = bool(connection.config["syncEnabled"])
+    interval = timedelta(seconds=connection.config["syncInterval"])
+    integration.next_sync_at = now + interval if enabled else None
+    integration.updated_at = now
+    template = await _apply_template(session, context, integration, connection)
+    audit.record(
+        session,
+        actor,
+        "integration.connected",
+        venue_id=venue_id,
+        provider=connector.name,
+        target=str(integration.id),
+        details={"environment": connection.environment, "account": connection.account, **template},
+    )
+    if not enabled or await syncing(session, venue_id, connector.name):
+        return integration, None
+    return integration, await operations.enqueue(
+        session,
+        venue_id=venue_id,
+        provider=connector.name,
+        operation_type=OperationType.SYNC,
+        entity_type="full",
+        payload={"syncType": "full", "operation": "initial_sync"},
+        priority=Priority.NORMAL,
+        run_id=uuid4(),
+        correlation_id=actor.request_id,
+    )
+
+
+async def own_integration(session: AsyncSession, venue_id: UUID, provider: str) -> IntegrationConfig:
+    """Return the integration's row, made if need be, locked until the end of the transaction."""
+    await session.execute(
+        insert(IntegrationConfig)
+        .values(venue_id=venue_id, integration_type=provider)
+        .on_conflict_do_nothing(index_elements=["venue_id", "integration_type"])
+    )
+    rows = await session.scalars(
+        select(IntegrationConfig)
+        .filter_by(venue_id=venue_id, integration_type=provider)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return rows.one()
+
+
+async def syncing(session: AsyncSession, venue_id: UUID, provider: str) -> Operation | None:
+    """Return the sync that waits or runs for an integration. Hold its row's lock to act on the answer."""
+    rows = await session.scalars(
+        select(Operation)
+        .filter_by(venue_id=venue_id, integration_type=provider, operation_type=OperationType.SYNC)
+        .where(Operation.status.in_([*operations.WAITING, OperationStatus.PROCESSING]))
+        .order_by(Operation.queued_at)
+        .limit(1)
+    )
+    return rows.one_or_none()
+
+
+async def tell_workers(context: Context, operation: Operation | None) -> None:
+    """Announce an operation that has been committed."""
+    if operation is not None:
+        await announce(context.redis, operation.id, operations.lane_of(operation.priority))
+
+
+async def _apply_template(
+    session: AsyncSession, context: Context, integration: IntegrationConfig, connection: Connection
+) -> dict[str, Any]:
+    """Give a new integration the template that suits its venue; one that has a template keeps it."""
+    name = connection.connector.name
+    if integration.template_id is not None:
+        try:
+            return {"template": context.catalog.template(name, integration.template_id).name}
+        except TemplateNotFoundError:
+            pass  # its pack is gone: choose again
+    template, why = context.catalog.detect(name, connection.venue)
+    identity = template_id(name, template.name)
+    integration.template_id, integration.template_applied_at = identity, datetime.now(UTC)
+    await session.execute(
+        update(FieldMappingTemplate)
+        .where(FieldMappingTemplate.id == identity)
+        .values(usage_count=FieldMappingTemplate.usage_count + 1, last_used_at=func.now())
+    )
+    return {"template": template.name, "because": why}
+
+
+async def _forget_records(session: AsyncSession, venue_id: UUID, provider: str) -> None:
+    """Forget which records are linked and how far syncs got: another account has other records."""
+    for table in (RecordLink, SyncWatermark, PendingWrite, RecordFailure):
+        await session.execute(delete(table).filter_by(venue_id=venue_id, integration_type=provider))
+
+
+# --- list and get
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some rows, how many there are in all, and where the next page starts."""
+
+    rows: Sequence[Any]
+    total: int
+    next_key: tuple[str, ...] | None
+
+
+async def list_integrations(
+    session: AsyncSession, venue_id: UUID, *, limit: int, offset: int, after: tuple[str, ...] | None
+) -> Page:
+    """Return a venue's integrations by provider name."""
+    mine = select(IntegrationConfig).filter_by(venue_id=venue_id)
+    total = await session.scalar(select(func.count()).select_from(mine.subquery())) or 0
+    statement = mine.order_by(IntegrationConfig.integration_type).limit(limit + 1)
+    if after is not None:
+        statement = statement.where(tuple_(IntegrationConfig.integration_type) > tuple_(*after))
+    else:
+        statement = statement.offset(offset)
+    rows = (await session.scalars(statement)).all()
+    more = len(rows) > limit
+    return Page(rows[:limit], total, (rows[limit - 1].integration_type,) if more else None)
+
+
+async def get_integration(session: AsyncSession, venue_id: UUID, provider: str) -> IntegrationConfig:
+    """Return an integration; raises IntegrationNotFoundError."""
+    rows = await session.scalars(
+        select(IntegrationConfig).filter_by(venue_id=venue_id, integration_type=provider)
+    )
+    integration = rows.one_or_none()
+    if integration is None:
+        raise IntegrationNotFoundError(f"`{provider}` isn't connected at this venue")
+    return integration
+
+
+# --- disconnect
+
+
+async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider: str) -> None:
+    """End an integration: its credentials are erased here, and revoked at the provider if that can be done.
+
+    Links are kept, so that connecting the same account again goes on where it was. Disconnecting twice is fine.
+    """
+    connector = context.catalog.connector(provider)
+    mine = {"venue_id": venue_id, "integration_type": provider}
+    credentials = await _credentials_to_revoke(context, venue_id, provider)
+    async with context.sessions.begin() as session:
+        for table in (OAuthToken, VenueApiKey, OAuthState):
+            await session.execute(delete(table).filter_by(**mine))
+        integration = await get_integration(session, venue_id, provider)
+        await session.execute(
+            delete(Operation)
+            .filter_by(**mine)
+            .where(Operation.status.in_([*operations.WAITING, OperationStatus.PAUSED]))
+        )
+        await session.execute(
+            update(Operation)
+            .filter_by(**mine, status=OperationStatus.PROCESSING)
+            .values(stop_requested=True, updated_at=func.now())
+        )
+        integration.status = IntegrationStatus.DISCONNECTED
+        integration.disconnected_at = integration.updated_at = datetime.now(UTC)
+        integration.next_sync_at = None
+        audit.record(
+            session,
+            actor,
+            "integration.disconnected",
+            venue_id=venue_id,
+            provider=provider,
+            target=str(integration.id),
+        )
+    await log.ainfo("integration.disconnected", provider=provider, venue_id=str(venue_id))
+    if credentials is not None:
+        await _revoke(context, connector, credentials)
+
+
+async def _credentials_to_revoke(context: Context, venue_id: UUID, provider: str) -> Credentials | None:
+    """Return the credentials as they are stored, dead or alive; None when there is nothing to revoke."""
+    if oauth_method(context.catalog.connector(provider)) is None:
+        return None
+    try:
+        return await context.credentials(venue_id, provider).stored()
+    except HubError as error:
+        await log.awarning("integration.revoke_skipped", provider=provider, reason=error.message)
+        return None
+
+
+async def _revoke(context: Context, connector: Connector, credentials: Credentials) -> None:
+    """Revoke tokens at the provider. They are erased here already, so a failure is only told."""
+    found = oauth_method(connector)
+    if found is None or "access_token" not in credentials.values:
+        return
+    try:
+        client_id, client_secret = client_app(context.settings, connector)
+        async with asyncio.timeout(_REVOKE_SECONDS):
+            await auth.revoke(
+                connector,
+                found[0],
+                credentials.environment,
+                http=context.http,
+                client_id=client_id,
+                client_secret=client_secret,
+                credentials=credentials,
+            )
+    except (HubError, TimeoutError) as error:
+        await log.awarning("integration.revoke_failed", provider=connector.name, error=str(error))

@@ -1,0 +1,257 @@
+"""OAuth's authorization code grant: begin it, finish it when the provider sends the browser back."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import delete, func, select, update
+
+from engine import auth
+from engine.errors import HubError, ProviderError
+from engine.manifest import AuthMethod, Connector, OAuth
+from engine.ports import Credentials
+from server import vault
+from server.context import Context
+from server.credentials import client_app, oauth_method, seal_grant
+from server.db.models import IntegrationStatus, OAuthState, OAuthToken, VenueApiKey
+from server.errors import (
+    Detail,
+    InvalidRequestError,
+    NotSupportedError,
+    ServerError,
+    StateInvalidError,
+)
+from server.services import audit, integrations
+from server.services.audit import Actor
+from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_ERROR_CODE = re.compile(r"[a-z_]{1,50}")  # what RFC 6749 allows and more; anything else isn't repeated
+
+
+class ExchangeError(ServerError):
+    """The provider didn't authorize, or didn't take the code it gave."""
+
+    code = "OAUTH_EXCHANGE_FAILED"
+
+
+def redirect_uri(settings: Settings, provider: str) -> str:
+    """Return the address the provider sends the browser back to, as it must be registered there."""
+    return f"{settings.api_url}/api/v1/integrations/oauth/callback/{provider}"
+
+
+async def begin(
+    context: Context,
+    actor: Actor,
+    *,
+    provider: str,
+    venue_id: UUID,
+    environment: str,
+    config: Mapping[str, Any],
+) -> str:
+    """Return where to send the venue's browser. What it comes back with works once, for ten minutes.
+
+    Raises InvalidRequestError when the connector is connected with credentials, NotSupportedError when no
+    application is registered with the provider.
+    """
+    connector = context.catalog.connector(provider)
+    method, oauth = _method(connector)
+    client_id, _ = client_app(context.settings, connector)
+    await integrations.read_venue(context, venue_id)
+    state = secrets.token_urlsafe(32)
+    verifier = secrets.token_urlsafe(64) if oauth.pkce else None
+    uri = redirect_uri(context.settings, provider)
+    url = auth.authorization_url(
+        connector,
+        method,
+        environment,
+        client_id=client_id,
+        redirect_uri=uri,
+        state=state,
+        code_verifier=verifier,
+        origin_overrides=context.settings.origin_overrides,
+    )
+    row = OAuthState(
+        state_hash=_hash(state),
+        venue_id=venue_id,
+        integration_type=provider,
+        environment=environment,
+        user_id=actor.id,
+        redirect_uri=uri,
+        config=dict(config),
+    )
+    if verifier is not None:
+        row.encrypted_verifier = context.vault.seal(verifier, _place(row))
+    async with context.sessions.begin() as session:
+        session.add(row)
+        integration = await integrations.own_integration(session, venue_id, provider)
+        if integration.status != IntegrationStatus.CONNECTED:
+            integration.status = IntegrationStatus.CONNECTING
+            integration.environment = environment
+        audit.record(session, actor, "oauth.begun", venue_id=venue_id, provider=provider)
+    return url
+
+
+async def finish(
+    context: Context,
+    *,
+    provider: str,
+    state: str | None,
+    code: str | None,
+    error: str | None,
+    ip: str | None,
+    request_id: str | None,
+) -> UUID:
+    """Trade the code for tokens, store them and start the integration; returns the venue it is for.
+
+    Raises InvalidRequestError without code and state, StateInvalidError for a state that is unknown, used,
+    too old or another provider's, ExchangeError when the provider refuses.
+    """
+    connector = context.catalog.connector(provider)
+    method, _ = _method(connector)
+    missing = [name for name, value in (("state", state), ("code", code or error)) if not value]
+    if state is None or missing:
+        raise InvalidRequestError(
+            f"{' and '.join(missing)} must be in the address",
+            [Detail(name, f"{name} is required") for name in missing],
+        )
+    begun = await _take(context, provider, state)
+    actor = Actor(begun.user_id, ip, request_id)
+    try:
+        grant = await _exchange(context, connector, method, begun, code, error)
+        venue = await integrations.read_venue(context, begun.venue_id)
+        values = {"access_token": grant.access_token}
+        if grant.refresh_token is not None:
+            values["refresh_token"] = grant.refresh_token
+        connection = await integrations.explore(
+            context,
+            connector,
+            venue,
+            begun.venue_id,
+            Credentials(values, grant.connection, begun.environment, grant.expires_at, method.name),
+            begun.config,
+        )
+    except HubError as failure:
+        await _give_up(context, actor, begun, failure)
+        raise
+    async with context.sessions.begin() as session:
+        mine = {"venue_id": begun.venue_id, "integration_type": provider}
+        token = await session.scalar(select(OAuthToken).filter_by(**mine).with_for_update())
+        if token is None:
+            token = OAuthToken(**mine)
+            session.add(token)
+        token.environment = begun.environment
+        token.encrypted_refresh_token, token.scopes = None, []
+        seal_grant(token, grant, context.vault)
+        token.refresh_count = token.refresh_failed_count = 0
+        token.created_by, token.created_ip = _uuid(begun.user_id), ip
+        token.updated_at = datetime.now(UTC)
+        await session.flush()
+        await session.execute(delete(VenueApiKey).filter_by(**mine))
+        _, initial = await integrations.establish(session, context, actor, connection)
+    await integrations.tell_workers(context, initial)
+    await log.ainfo("integration.connected", provider=provider, venue_id=str(begun.venue_id))
+    return begun.venue_id
+
+
+def _method(connector: Connector) -> tuple[AuthMethod, OAuth]:
+    found = oauth_method(connector)
+    if found is None:
+        fields = [field for method in connector.auth for field in method.credentials]
+        if not fields:
+            raise NotSupportedError(f"{connector.title} can't be connected by authorization")
+        raise InvalidRequestError(
+            f"{connector.title} is connected with credentials",
+            [Detail(f"credentials.{field.name}", f"{field.title} is missing") for field in fields],
+        )
+    return found
+
+
+async def _take(context: Context, provider: str, state: str) -> OAuthState:
+    """Use up a state. One statement finds and marks it, so of two callbacks with it one gets it."""
+    async with context.sessions.begin() as session:
+        rows = await session.scalars(
+            update(OAuthState)
+            .filter_by(state_hash=_hash(state), integration_type=provider)
+            .where(OAuthState.used_at.is_(None), OAuthState.expires_at > func.now())
+            .values(used_at=func.now())
+            .returning(OAuthState)
+        )
+        begun = rows.one_or_none()
+    if begun is None:
+        raise StateInvalidError("this authorization isn't known, is finished already, or is too old")
+    return begun
+
+
+async def _exchange(
+    context: Context,
+    connector: Connector,
+    method: AuthMethod,
+    begun: OAuthState,
+    code: str | None,
+    error: str | None,
+) -> auth.Grant:
+    if code is None:
+        said = f" ({error})" if error and _ERROR_CODE.fullmatch(error) else ""
+        raise ExchangeError(f"{connector.title} didn't authorize the connection{said}")
+    client_id, client_secret = client_app(context.settings, connector)
+    verifier = (
+        context.vault.open(begun.encrypted_verifier, _place(begun)).reveal()
+        if begun.encrypted_verifier
+        else None
+    )
+    try:
+        return await auth.exchange_code(
+            connector,
+            method,
+            begun.environment,
+            http=context.http,
+            client_id=client_id,
+            client_secret=client_secret,
+            redirect_uri=begun.redirect_uri,
+            code=code,
+            code_verifier=verifier,
+        )
+    except ProviderError as failure:
+        raise ExchangeError(f"{connector.title} gave no tokens: {failure.message}") from failure
+
+
+async def _give_up(context: Context, actor: Actor, begun: OAuthState, failure: HubError) -> None:
+    """Note why an authorization came to nothing; an integration that was connected before stays so."""
+    async with context.sessions.begin() as session:
+        integration = await integrations.own_integration(session, begun.venue_id, begun.integration_type)
+        if integration.status == IntegrationStatus.CONNECTING:
+            integration.status = IntegrationStatus.DISCONNECTED
+        integration.last_error, integration.last_error_at = failure.message, datetime.now(UTC)
+        audit.record(
+            session,
+            actor,
+            "oauth.failed",
+            venue_id=begun.venue_id,
+            provider=begun.integration_type,
+            details={"code": failure.code},
+        )
+
+
+def _place(row: OAuthState) -> vault.Context:
+    return vault.Context(
+        OAuthState.__tablename__, "encrypted_verifier", row.venue_id, row.integration_type, row.environment
+    )
+
+
+def _hash(state: str) -> str:
+    # The state has 256 random bits, so a plain hash can't be guessed back.
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -1,0 +1,302 @@
+"""Ask for a sync, follow it, stop it, and look at what earlier ones did."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.context import Context
+from server.db.models import (
+    IntegrationConfig,
+    Operation,
+    OperationStatus,
+    OperationType,
+    Priority,
+    SyncLog,
+)
+from server.errors import (
+    Detail,
+    IntegrationNotFoundError,
+    NotConnectedError,
+    NotFoundError,
+    ServerError,
+    SyncInProgressError,
+)
+from server.services import audit, operations
+from server.services.audit import Actor
+from server.services.integrations import Page, get_integration, syncing, tell_workers
+from server.services.runs import RUNNABLE, SYNC_TYPES
+
+# What callers call the platform's entities.
+ENTITY_NAMES: Mapping[str, str] = {
+    entity: name for name, entities in SYNC_TYPES.items() for entity in entities or ()
+}
+POLL_SECONDS = 0.25
+
+
+class SyncFailedError(ServerError):
+    """The sync ended with an error; `details` name the sync."""
+
+    code = "SYNC_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Records that are in step now, and records that failed."""
+
+    synced: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a sync did, in all and by what callers call the entity. `duration_ms` is None before it started."""
+
+    success: bool
+    overall: Counts
+    duration_ms: int | None
+    by_name: Mapping[str, Counts]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One finished sync; counts are of all its mappings together."""
+
+    id: UUID
+    operation: str
+    status: str
+    success_count: int
+    error_count: int
+    skip_count: int
+    api_calls_made: int
+    duration_ms: int | None
+    started_at: datetime
+    completed_at: datetime | None
+
+
+async def request_sync(
+    context: Context,
+    actor: Actor,
+    *,
+    venue_id: UUID,
+    provider: str,
+    sync_type: str,
+) -> Operation:
+    """Queue a sync; its `run_id` is what callers know as `syncId`.
+
+    Raises NotConnectedError, and SyncInProgressError (which names the other) when one waits or runs already.
+    """
+    context.catalog.connector(provider)
+    async with context.sessions.begin() as session:
+        # Locked, so that of two requests in the same moment one sees the other's operation.
+        integration = await session.scalar(
+            select(IntegrationConfig)
+            .filter_by(venue_id=venue_id, integration_type=provider)
+            .with_for_update()
+        )
+        if integration is None:
+            raise IntegrationNotFoundError(f"`{provider}` isn't connected at this venue")
+        if integration.status not in RUNNABLE:
+            raise NotConnectedError(f"`{provider}` is {integration.status.value}: connect it first")
+        other = await syncing(session, venue_id, provider)
+        if other is not None:
+            raise SyncInProgressError(
+                "a sync of this integration is under way", [Detail("syncId", str(other.run_id))]
+            )
+        operation = await operations.enqueue(
+            session,
+            venue_id=venue_id,
+            provider=provider,
+            operation_type=OperationType.SYNC,
+            entity_type=sync_type,
+            payload={"syncType": sync_type, "operation": "manual_sync"},
+            priority=Priority.HIGH,
+            run_id=uuid4(),
+            correlation_id=actor.request_id,
+        )
+        audit.record(
+            session,
+            actor,
+            "sync.requested",
+            venue_id=venue_id,
+            provider=provider,
+            target=str(operation.run_id),
+            details={"syncType": sync_type},
+        )
+    await tell_workers(context, operation)
+    return operation
+
+
+async def find_sync(session: AsyncSession, provider: str, sync_id: UUID) -> Operation:
+    """Return a sync's operation; raises NotFoundError."""
+    rows = await session.scalars(
+        select(Operation)
+        .filter_by(run_id=sync_id, integration_type=provider, operation_type=OperationType.SYNC)
+        .order_by(Operation.queued_at)
+        .limit(1)
+    )
+    operation = rows.one_or_none()
+    if operation is None:
+        raise no_such_sync()
+    return operation
+
+
+def no_such_sync() -> NotFoundError:
+    """Return the error for a sync that isn't there, and for one the caller may not see."""
+    return NotFoundError("there is no such sync")
+
+
+def ended(operation: Operation) -> bool:
+    """Tell whether no worker will take an operation up again by itself."""
+    return operation.status not in (*operations.WAITING, OperationStatus.PROCESSING)
+
+
+async def wait_for(context: Context, operation: Operation, seconds: float) -> Operation:
+    """Return the sync's operation when it has ended, or as it is when the time is up."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        async with context.sessions() as session:
+            operation = await session.get_one(Operation, operation.id)
+        left = deadline - asyncio.get_running_loop().time()
+        if ended(operation) or left <= 0:
+            return operation
+        await asyncio.sleep(min(POLL_SECONDS, left))
+
+
+def report(operation: Operation) -> Report:
+    """Add up what a sync did, or did so far."""
+    mappings: Sequence[Mapping[str, Any]] = (operation.progress or {}).get("mappings") or ()
+    by_name: dict[str, Counts] = {}
+    for mapping in mappings:
+        name = ENTITY_NAMES.get(mapping["entity"], mapping["entity"])
+        counts = by_name.get(name, Counts())
+        synced = sum(mapping.get(part, 0) for part in ("created", "updated", "unchanged"))
+        by_name[name] = Counts(counts.synced + synced, counts.failed + mapping.get("failed", 0))
+    overall = Counts(
+        sum(counts.synced for counts in by_name.values()), sum(counts.failed for counts in by_name.values())
+    )
+    duration = None
+    if operation.started_at is not None:
+        end = operation.completed_at or operation.updated_at
+        duration = max(0, round((end - operation.started_at).total_seconds() * 1000))
+    return Report(operation.status == OperationStatus.COMPLETED, overall, duration, by_name)
+
+
+def failure(operation: Operation) -> SyncFailedError:
+    """Return the error a sync ended with."""
+    return SyncFailedError(
+        operation.last_error or "the sync failed", [Detail("syncId", str(operation.run_id))]
+    )
+
+
+async def stop(context: Context, actor: Actor, *, venue_id: UUID, provider: str) -> int:
+    """Stop an integration's syncs: one that waits at once, one that runs after its page; returns how many."""
+    syncs = {"venue_id": venue_id, "integration_type": provider, "operation_type": OperationType.SYNC}
+    async with context.sessions.begin() as session:
+        await get_integration(session, venue_id, provider)
+        waiting = await session.scalars(
+            update(Operation)
+            .filter_by(**syncs)
+            .where(Operation.status.in_(operations.WAITING))
+            .values(
+                status=OperationStatus.PAUSED,
+                next_retry_at=None,
+                completed_at=func.now(),
+                updated_at=func.now(),
+            )
+            .returning(Operation.id)
+        )
+        running = await session.scalars(
+            update(Operation)
+            .filter_by(**syncs, status=OperationStatus.PROCESSING)
+            .values(stop_requested=True, updated_at=func.now())
+            .returning(Operation.id)
+        )
+        stopped = len(waiting.all()) + len(running.all())
+        audit.record(
+            session,
+            actor,
+            "sync.stopped",
+            venue_id=venue_id,
+            provider=provider,
+            details={"syncs": stopped},
+        )
+    return stopped
+
+
+async def status(
+    session: AsyncSession, venue_id: UUID, provider: str
+) -> tuple[IntegrationConfig, dict[str, int], Operation | None]:
+    """Return the integration, its operations counted by status, and the sync that waits or runs."""
+    integration = await get_integration(session, venue_id, provider)
+    counts = await session.execute(
+        select(Operation.status, func.count())
+        .filter_by(venue_id=venue_id, integration_type=provider)
+        .group_by(Operation.status)
+        .order_by(Operation.status)
+    )
+    queue = {state.value: count for state, count in counts.tuples()}
+    return integration, queue, await syncing(session, venue_id, provider)
+
+
+async def history(
+    session: AsyncSession,
+    venue_id: UUID,
+    provider: str,
+    *,
+    limit: int,
+    offset: int,
+    after: tuple[str, ...] | None,
+) -> Page:
+    """Return finished syncs, newest first, each with its mappings added up."""
+    await get_integration(session, venue_id, provider)
+    run = func.coalesce(SyncLog.sync_id, SyncLog.id)
+    started = func.min(SyncLog.started_at)
+    runs = (
+        select(
+            run.label("id"),
+            func.min(SyncLog.operation).label("operation"),
+            func.bool_or(SyncLog.status.in_(("failed", "dead_letter"))).label("failed"),
+            func.bool_or(SyncLog.status == "paused").label("paused"),
+            func.sum(SyncLog.success_count).label("success_count"),
+            func.sum(SyncLog.error_count).label("error_count"),
+            func.sum(SyncLog.skip_count).label("skip_count"),
+            func.sum(func.coalesce(SyncLog.api_calls_made, 0)).label("api_calls_made"),
+            started.label("started_at"),
+            func.max(SyncLog.completed_at).label("completed_at"),
+        )
+        .filter_by(venue_id=venue_id, integration_type=provider)
+        .group_by(run)
+    )
+    total = await session.scalar(select(func.count()).select_from(runs.subquery())) or 0
+    statement = runs.order_by(started.desc(), run.desc()).limit(limit + 1)
+    if after is not None:
+        moment, identity = datetime.fromisoformat(after[0]), UUID(after[1])
+        statement = statement.having(tuple_(started, run) < tuple_(moment, identity))
+    else:
+        statement = statement.offset(offset)
+    rows = [
+        HistoryEntry(
+            row.id,
+            row.operation,
+            "failed" if row.failed else "paused" if row.paused else "completed",
+            int(row.success_count),
+            int(row.error_count),
+            int(row.skip_count),
+            int(row.api_calls_made),
+            None
+            if row.completed_at is None
+            else round((row.completed_at - row.started_at).total_seconds() * 1000),
+            row.started_at,
+            row.completed_at,
+        )
+        for row in await session.execute(statement)
+    ]
+    more = len(rows) > limit
+    last = rows[limit - 1] if more else None
+    return Page(rows[:limit], total, (last.started_at.isoformat(), str(last.id)) if last else None)
