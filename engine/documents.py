@@ -46,7 +46,8 @@ class Document:
     def place(self, path: Sequence[str | int], key: bool = False) -> Place:
         """Return (line, column, length), counted from 1, of the value at a path, or of its key.
 
-        The value of a block is its first key; an item of a list has no key but its own place. A path that is not in the file gives the nearest one above it.
+        The value of a block is its first key; an item of a list has no key but its own place. A path that
+        is not in the file gives the nearest one above it.
         """
         steps = tuple(path)
         table = self._keys if key and steps and isinstance(steps[-1], str) else self._values
@@ -76,13 +77,12 @@ class Document:
     def without(self, paths: Iterable[Steps]) -> "Document":
         """Return the document lacking some values, for looking at what is right beside what is wrong.
 
-        An item of a list takes the list with it: what comes after it would no longer be where it was written.
+        Within a list it is the whole item that goes, and None stays in its place.
         """
         data = self.data
         for path in paths:
-            position = next((at for at, step in enumerate(path) if isinstance(step, int)), len(path))
-            if position:
-                data = _dropped(data, path[:position])
+            item = next((at + 1 for at, step in enumerate(path) if isinstance(step, int)), len(path))
+            data = _dropped(data, path[:item])
         return replace(self, data=data)
 
     def value(self, path: Sequence[str | int]) -> Any:
@@ -99,11 +99,13 @@ class Document:
 
 
 def _dropped(data: Any, path: Steps) -> Any:
-    if not isinstance(data, dict) or path[0] not in data:
-        return data
-    if len(path) == 1:
-        return {name: value for name, value in data.items() if name != path[0]}
-    return {**data, path[0]: _dropped(data[path[0]], path[1:])}
+    if isinstance(data, dict) and path and path[0] in data:
+        if len(path) == 1:
+            return {name: value for name, value in data.items() if name != path[0]}
+        return {**data, path[0]: _dropped(data[path[0]], path[1:])}
+    if isinstance(data, list) and path:
+        return [None if at == path[0] else value for at, value in enumerate(data)]
+    return data
 
 
 def read_document(source: Path | str, *, file: str | None = None) -> Document:

@@ -64,8 +64,10 @@ class TypeSpec:
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:
-    """One request to be filled in. Templates see `credentials` (plain ones), `connection`, `id`, `ids`, `key`,
-    `record`, `result`, `now` and what `for_each` names, as far as each exists where the call is made.
+    """One request to be filled in.
+
+    Templates see `credentials` (plain ones), `connection`, `id`, `ids`, `key`, `record`, `result`, `now` and what
+    `for_each` names, as far as each exists where the call is made.
     """
 
     method: str
@@ -96,7 +98,7 @@ class OAuth:
     scope_separator: str = " "
     pkce: bool = False
     client: Literal["header", "body"] = "header"  # where client id and secret go on the token call
-    token_body: Literal["form", "json"] = "form"
+    token_body: Literal["form", "json"] = "form"  # noqa: S105 - an encoding
     authorize_params: Mapping[str, str] = field(default_factory=dict)
     refresh_before_expiry: timedelta = timedelta(minutes=5)
     expires_in: str | None = "expires_in"  # path of the lifetime in seconds
@@ -140,7 +142,7 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
-    """When all conditions given fit, `then` says what to do. `wait_for` is where the provider says how long."""
+    """When all conditions given fit, `then` says what to do; `wait_for` is where the provider says how long."""
 
     then: Action
     statuses: tuple[tuple[int, int], ...] = ()  # inclusive ranges: 5xx is (500, 599)
@@ -449,7 +451,7 @@ class _Part:
     def each(self) -> Iterator[_Part]:
         """Walk the items of a list, or the one thing that stands for it."""
         if isinstance(self.value, list):
-            yield from (self / index for index in range(len(self.value)))
+            yield from (self / index for index, item in enumerate(self.value) if item is not None)
         elif self.value is not None:
             yield self
 

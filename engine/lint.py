@@ -1,0 +1,842 @@
+"""The meaning behind the shape: names that resolve, rules that can fire, operations that exist.
+
+A file is checked whole: what is wrong with its shape and its expressions is reported together with what is
+wrong with its meaning, in file order. Parts whose shape is wrong are left out of the closer look.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path as FilePath
+from typing import Any
+
+from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed
+from engine.documents import Document, Steps, read_document
+from engine.errors import DocumentError, ExpressionError
+from engine.expressions import Expression, Path
+from engine.fields import Field, FieldCatalog
+from engine.manifest import (
+    COMMON_NAMES,
+    CREATE_NAMES,
+    GET_NAMES,
+    PLACEHOLDER,
+    REVOKE_NAMES,
+    THEN_NAMES,
+    WRITE_NAMES,
+    Connector,
+    Platform,
+    Resource,
+    check_connector,
+    check_platform,
+    expression_diagnostic,
+    parse_statuses,
+)
+from engine.mapping import Fault, compile_mapping
+from engine.schema import violations
+
+KINDS: Mapping[str, str] = {"manifest": "connector", "platform": "platform", "template": "mapping-template"}
+READS = ("list", "changes", "get", "get_many")
+WRITES = ("create", "update", "delete", "retire")
+BATCHES = ("create_many", "update_many", "write_many")
+LENGTHY = ("text", "email", "phone", "url", "id", "any")
+
+
+def lint_file(file: FilePath) -> list[Diagnostic]:
+    """Return everything wrong with a manifest or mapping template, told apart by its first key.
+
+    A template is checked against `connectors/<connector>.yaml` and `connectors/platform.yaml` of the nearest
+    folder above it that has a `connectors` folder.
+    """
+    try:
+        document = read_document(file)
+    except DocumentError as error:
+        return list(error.diagnostics)
+    kind = _kind(document)
+    if kind is None:
+        advice = did_you_mean(next(iter(document.data)), KINDS) if isinstance(document.data, dict) else ()
+        message = "the file does not say what it is"
+        begins = "a file begins with `manifest: 1`, `platform: 1` or `template: 1`"
+        return [Diagnostic("unknown-kind", message, document.file, *document.place(()), (*advice, begins))]
+    named = "connector" if kind == "connector" else "name"
+    found = _misnamed(document, named, file) if kind != "platform" else []
+    if kind == "connector":
+        return in_file_order([*lint_connector(document), *found])
+    if kind == "platform":
+        return lint_platform(document)
+    return in_file_order([*_lint_template_file(document, file), *found])
+
+
+def lint_connector(document: Document) -> list[Diagnostic]:
+    """Return everything wrong with a connector's manifest, in file order."""
+    _, found = check_connector(document)
+    right = document.without([path for _, path in violations(document, "connector")])
+    if not isinstance(right.data, dict):
+        return found
+    return in_file_order([*found, *_Manifest(right).problems()])
+
+
+def lint_platform(document: Document) -> list[Diagnostic]:
+    """Return everything wrong with a platform's manifest, in file order."""
+    _, found = check_platform(document)
+    right = document.without([path for _, path in violations(document, "platform")])
+    if not isinstance(right.data, dict):
+        return found
+    return in_file_order([*found, *_platform_problems(right)])
+
+
+def lint_template(document: Document, connector: Connector, platform: Platform) -> list[Diagnostic]:
+    """Return everything wrong with a mapping template for a connector and a platform, in file order."""
+    wrong = violations(document, "mapping-template")
+    found = [each for each, _ in wrong]
+    right = document.without([path for _, path in wrong if path])
+    if isinstance(right.data, dict):
+        written = right.data.get("connector")
+        if isinstance(written, str) and written != connector.name:
+            message = f"the template is for `{written}`, and the connector is `{connector.name}`"
+            found.append(right.diagnostic("wrong-name", message, ("connector",)))
+        found += _template_problems(right, connector, platform)
+    return in_file_order(found)
+
+
+def _kind(document: Document) -> str | None:
+    data = document.data if isinstance(document.data, dict) else {}
+    return next((kind for key, kind in KINDS.items() if key in data), None)
+
+
+def _misnamed(document: Document, key: str, file: FilePath) -> list[Diagnostic]:
+    name = document.data.get(key)
+    if not isinstance(name, str) or name == file.stem:
+        return []
+    message = f"`{key}` says `{name}`, and the file is called `{file.name}`"
+    return [document.diagnostic("wrong-name", message, (key,), f"write `{file.stem}`, or rename the file")]
+
+
+def _lint_template_file(document: Document, file: FilePath) -> list[Diagnostic]:
+    shape = [each for each, _ in violations(document, "mapping-template")]
+    name = document.data.get("connector")
+    above = file.resolve().parents
+    folder = next((each / "connectors" for each in above if (each / "connectors").is_dir()), None)
+    if not isinstance(name, str):
+        return in_file_order(shape)
+    if folder is None:
+        message = "there is no `connectors` folder above this template, so its names cannot be checked"
+        return in_file_order([*shape, document.diagnostic("unknown-connector", message, ("connector",))])
+    manifest = folder / f"{name}.yaml"
+    if not manifest.is_file() or manifest.name == "platform.yaml":
+        known = sorted(each.stem for each in folder.glob("*.yaml") if each.name != "platform.yaml")
+        message = f"there is no connector `{name}`"
+        advice = (*did_you_mean(name, known), f"connectors are {listed(known)}")
+        return in_file_order(
+            [*shape, document.diagnostic("unknown-connector", message, ("connector",), *advice)]
+        )
+    connector, platform = _connector_of(manifest), _platform_of(folder / "platform.yaml")
+    if connector is None or platform is None:
+        broken = manifest.name if connector is None else "platform.yaml"
+        message = f"`connectors/{broken}` has problems of its own, so the names here cannot be checked"
+        return in_file_order([*shape, document.diagnostic("unchecked", message, ("connector",))])
+    return lint_template(document, connector, platform)
+
+
+@lru_cache(maxsize=64)
+def _connector_of(file: FilePath) -> Connector | None:
+    try:
+        connector, _ = check_connector(read_document(file, file=f"connectors/{file.name}"))
+    except DocumentError:
+        return None
+    return connector
+
+
+@lru_cache(maxsize=4)
+def _platform_of(file: FilePath) -> Platform | None:
+    try:
+        platform, _ = check_platform(read_document(file, file=f"connectors/{file.name}"))
+    except DocumentError:
+        return None
+    return platform
+
+
+# ---- connectors --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """A connector's manifest whose shape is right, looked at for what it means."""
+
+    document: Document
+
+    def problems(self) -> Iterator[Diagnostic]:
+        yield from self.servers()
+        yield from self.auth()
+        yield from self.rules()
+        yield from self.calls_outside_resources()
+        for name in self.group(("resources",)):
+            yield from self.resource(("resources", name))
+
+    # -- looking things up
+
+    def at(self, path: Steps) -> Any:
+        """Return the value at a path, or None."""
+        value = self.document.data
+        for step in path:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+    def group(self, path: Steps) -> dict[str, Any]:
+        """Return the keys at a path; none when there is something else."""
+        value = self.at(path)
+        return value if isinstance(value, dict) else {}
+
+    def methods(self) -> list[Steps]:
+        """Return the paths of the ways to sign."""
+        value = self.at(("auth",))
+        return [("auth", index) for index in range(len(value))] if isinstance(value, list) else [("auth",)]
+
+    def credentials(self) -> set[str]:
+        return {name for path in self.methods() for name in self.group((*path, "credentials"))}
+
+    def kept(self) -> set[str]:
+        """Return the names of the values kept in `connection`."""
+        lookups = self.at(("after_connecting",)) or []
+        places = [*self.methods(), *(("after_connecting", index) for index in range(len(lookups)))]
+        return {name for path in places for name in self.group((*path, "keep"))}
+
+    def report(
+        self, code: str, message: str, path: Steps, *advice: str, key: bool = False, at: int | None = None
+    ) -> Diagnostic:
+        found = self.document.diagnostic(code, message, path, *advice, key=key)
+        if at is None:
+            return found
+        line, column, length = self.document.within(path, at)
+        return replace(found, line=line, column=column, length=length)
+
+    # -- the parts
+
+    def servers(self) -> Iterator[Diagnostic]:
+        servers = self.group(("server",))
+        for name in servers:
+            yield from self.placeholders(("server", name), COMMON_NAMES)
+        for name in self.group(("limits", "requests")):
+            if name not in servers:
+                yield self.report(
+                    "unknown-environment",
+                    f"there is no server `{name}`",
+                    ("limits", "requests", name),
+                    *did_you_mean(name, servers),
+                    f"`server` has {listed(servers)}",
+                    key=True,
+                )
+
+    def auth(self) -> Iterator[Diagnostic]:
+        credentials, names = self.credentials(), []
+        for path in self.methods():
+            for key in ("token", "username", "password"):
+                yield from self.credential((*path, key), self.group((*path, "credentials")))
+            for key in ("authorize_url", "token_url"):
+                yield from self.placeholders((*path, key), COMMON_NAMES | credentials | self.kept())
+            yield from self.call((*path, "revoke"), REVOKE_NAMES, {})
+            name = self.at((*path, "name")) or self.at((*path, "type"))
+            if name is not None and name in names:
+                yield self.report("duplicate-name", f"`{name}` is written twice", (*path, "name"))
+            names.append(name)
+        yield from self.kept_value(("account",), prefix="")
+
+    def credential(self, path: Steps, credentials: Collection[str]) -> Iterator[Diagnostic]:
+        """A path over the credentials must name one; a text with braces has been checked when compiled."""
+        steps = _plain_steps(self.at(path))
+        if steps and steps[0] not in credentials:
+            message = f"there is no credential `{steps[0]}`"
+            advice = did_you_mean(str(steps[0]), credentials)
+            yield self.report(
+                "unknown-credential", message, path, *advice, f"credentials are {listed(credentials)}"
+            )
+
+    def kept_value(self, path: Steps, prefix: str) -> Iterator[Diagnostic]:
+        """A path over `connection` must name a value that some `keep` keeps."""
+        steps = _plain_steps(self.at(path))
+        if steps and prefix:
+            steps = steps[1:] if steps[0] == prefix else ()
+        if steps and steps[0] not in self.kept():
+            message = f"no `keep` keeps a value `{steps[0]}`"
+            kept = sorted(self.kept())
+            advice = did_you_mean(str(steps[0]), kept)
+            known = f"kept when connecting are {listed(kept)}" if kept else "nothing is kept when connecting"
+            at = len(prefix) + 1 if prefix else 0
+            yield self.report("unknown-connection-value", message, path, *advice, known, at=at)
+
+    def rules(self) -> Iterator[Diagnostic]:
+        oauth = any(self.at((*path, "type")) == "oauth2" for path in self.methods())
+        rules = self.at(("errors", "rules")) or []
+        for index, rule in enumerate(rules):
+            if rule is None:
+                continue
+            path: Steps = ("errors", "rules", index)
+            if "for" in rule and rule["then"] != "wait":
+                message = f"`for` has no effect with `then: {rule['then']}`"
+                yield self.report("no-effect", message, (*path, "for"), "write `then: wait`", key=True)
+            for key in ("code", "text"):
+                source = "message" if key == "text" else "code"
+                if key in rule and source not in self.group(("errors",)):
+                    message = f"`{key}` never fits: `errors` does not say where the {source} is"
+                    yield self.report(
+                        "no-effect", message, (*path, key), f"add `{source}` to `errors`", key=True
+                    )
+            if rule["then"] == "refresh_credentials" and not oauth:
+                message = "there is nothing to refresh: `auth` is not of type `oauth2`"
+                yield self.report("no-effect", message, (*path, "then"), "write `then: reconnect`")
+            earlier = next(
+                (at for at, other in enumerate(rules[:index]) if other is not None and _covers(other, rule)),
+                None,
+            )
+            if earlier is not None:
+                line = self.document.place(("errors", "rules", earlier))[0]
+                yield self.report(
+                    "unreachable-rule",
+                    "this rule never decides: an earlier one fits whenever it does",
+                    path,
+                    f"the earlier rule is on line {line}; put this one above it, or remove it",
+                )
+
+    def calls_outside_resources(self) -> Iterator[Diagnostic]:
+        yield from self.call(("check",), COMMON_NAMES, {})
+        for index in range(len(self.at(("after_connecting",)) or [])):
+            yield from self.call(("after_connecting", index), COMMON_NAMES, {})
+
+    def resource(self, path: Steps) -> Iterator[Diagnostic]:
+        resource = self.group(path)
+        fields = self.group((*path, "fields"))
+        name = path[-1]
+        if not any(key in resource for key in (*READS, *WRITES, *BATCHES)):
+            message = f"`{name}` can neither be read nor written"
+            yield self.report("missing-operation", message, path, "add `list`, or `create`", key=True)
+        yield from _field_problems(self.document, (*path, "fields"), fields)
+        for index, field in enumerate(resource.get("immutable", ())):
+            if field not in fields:
+                yield _unknown_field(
+                    self.document, (*path, "immutable", index), str(name), field, fields, path
+                )
+        yield from self.needed_operations(path, resource)
+        for key in READS:
+            yield from self.read((*path, key), fields)
+        for key in WRITES:
+            names = CREATE_NAMES if key == "create" else WRITE_NAMES
+            yield from self.write((*path, key), names, fields)
+        for key in BATCHES:
+            yield from self.batch((*path, key), fields)
+
+    def needed_operations(self, path: Steps, resource: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        def missing(key: str, needs: str, *operations: str) -> Iterator[Diagnostic]:
+            if resource.get(key) and not any(operation in resource for operation in operations):
+                wanted = " or ".join(f"`{each}`" for each in operations)
+                message = f"`{key}` {needs}, and `{path[-1]}` has no {wanted}"
+                yield self.report("missing-operation", message, (*path, key), f"add {wanted}", key=True)
+
+        if resource.get("updates") == "whole":
+            yield from missing("updates", "reads a record before it replaces it", "get", "get_many")
+        yield from missing(
+            "immutable", "makes a new record for a new value", "create", "create_many", "write_many"
+        )
+        yield from missing("immutable", "puts the old record out of use", "retire")
+        yield from missing("changes", "does not reach back for ever", "list")
+
+    def read(self, path: Steps, fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        if self.at(path) is None:
+            return
+        read, kind = self.group(path), str(path[-1])
+        loop = self.group((*path, "for_each")).get("as")
+        names = (GET_NAMES if kind == "get" else COMMON_NAMES) | ({loop} if loop else set())
+        yield from self.call(path, names, {})
+        yield from self.kept_value((*path, "for_each", "in"), prefix="connection")
+        if kind == "get" and not self.mentions(path, "id"):
+            message = "`get` never uses `id`, so it would always read the same"
+            yield self.report("unused-id", message, self.text_of(path), "for example `GET /customers/{id}`")
+        for key in ("lookback", "reaches_back"):
+            if key in read and "since" not in read:
+                yield self.report(
+                    "no-effect", f"`{key}` has no effect without `since`", (*path, key), key=True
+                )
+        if "reaches_back" in read and kind == "list":
+            message = "`reaches_back` has no effect in `list`, which is what is read instead"
+            yield self.report("no-effect", message, (*path, "reaches_back"), key=True)
+        for key, severe in (("page_size", True), ("since", False)):
+            if key in read and "pagination" not in read:
+                message = f"`{kind}` has `{key}` and no `pagination`: only the first page would be read"
+                found = self.report("missing-pagination", message, (*path, key), "add `pagination`", key=True)
+                yield found if severe else replace(found, severity="warning")
+                break
+        for place in ("since", "until", "ids", ("page_size", "send"), ("pagination", "send")):
+            yield from self.no_body_on_get(path, (place,) if isinstance(place, str) else place)
+
+    def write(self, path: Steps, names: frozenset[str], fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        if self.at(path) is None:
+            return
+        write = self.group(path)
+        yield from self.call(path, names, fields)
+        for index in range(len(write.get("then", ()))):
+            yield from self.call((*path, "then", index), THEN_NAMES, fields)
+        if path[-1] in ("delete", "retire") and not self.mentions(path, "id"):
+            message = f"`{path[-1]}` never uses `id`, so it cannot tell which record is meant"
+            yield self.report(
+                "unused-id", message, self.text_of(path), "for example `DELETE /customers/{id}`"
+            )
+        if path[-1] in ("update", "delete", "retire") and "new" in write:
+            message = f"`new` has no effect in `{path[-1]}`, which makes no new record"
+            yield self.report("no-effect", message, (*path, "new"), key=True)
+        yield from self.no_body_on_get(path, ("record",))
+        yield from self.idempotency_key(path)
+
+    def batch(self, path: Steps, fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        if self.at(path) is None:
+            return
+        batch = self.group(path)
+        yield from self.call(path, CREATE_NAMES, {})
+        for key in ("result", "pair_by", "error", "by_key"):
+            if key in batch and "results" not in batch:
+                message = f"`{key}` has no effect without `results`"
+                yield self.report("no-effect", message, (*path, key), key=True)
+        for key in ("error_code", "error_message"):
+            if key in batch and "error" not in batch:
+                message = f"`{key}` has no effect without `error`"
+                yield self.report("no-effect", message, (*path, key), key=True)
+        if "by_key" in batch and "pair_by" in batch:
+            message = "`pair_by` has no effect beside `by_key`, which pairs results already"
+            yield self.report("no-effect", message, (*path, "pair_by"), key=True)
+        if path[-1] == "update_many" and "new" in batch:
+            message = "`new` has no effect in `update_many`, which makes no new record"
+            yield self.report("no-effect", message, (*path, "new"), key=True)
+        yield from self.no_body_on_get(path, ("records",))
+        yield from self.idempotency_key(path)
+
+    def idempotency_key(self, path: Steps) -> Iterator[Diagnostic]:
+        written = self.at((*path, "idempotency_key"))
+        if isinstance(written, dict) and "send" not in written and "by_key" not in self.group(path):
+            message = "`idempotency_key` needs `send`"
+            advice = "for example `send: header Idempotency-Key`"
+            yield self.report("missing-key", message, (*path, "idempotency_key"), advice, key=True)
+
+    # -- calls
+
+    def text_of(self, path: Steps) -> Steps:
+        """Return the path of a call's text: `call`, or the thing itself."""
+        return path if isinstance(self.at(path), str) else (*path, "call")
+
+    def call(self, path: Steps, names: Collection[str], fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        if self.at(path) is None:
+            return
+        yield from self.placeholders(self.text_of(path), names, fields)
+        text = self.at(self.text_of(path))
+        if isinstance(text, str) and text.startswith("GET ") and "body" in self.group(path):
+            message = "a GET has no body"
+            yield self.report(
+                "body-on-get", message, (*path, "body"), "use `query`, or another method", key=True
+            )
+
+    def placeholders(
+        self, path: Steps, names: Collection[str], fields: Mapping[str, Any] | None = None
+    ) -> Iterator[Diagnostic]:
+        """Each `{name}` of a text must be known: a name of the place, or a field of the record written."""
+        text = self.at(path)
+        for found in PLACEHOLDER.finditer(text) if isinstance(text, str) else ():
+            name = found.group(1).strip()
+            try:
+                steps = Path.parse(name).steps
+            except ExpressionError as error:
+                at = found.start() + 1 + (error.position or 0)
+                yield self.report("bad-path", f"`{{{name}}}` is not a name: {error.message}", path, at=at)
+                continue
+            head, rest = steps[0], steps[1:]
+            if head in names:
+                choices = {"connection": self.kept(), "credentials": self.credentials()}.get(str(head))
+                if choices is None or not rest or rest[0] in choices:
+                    continue
+                name, known = str(rest[0]), sorted(choices)
+            elif fields and (name in fields or any(field.split(".")[0] == head for field in fields)):
+                continue
+            else:
+                known = [*sorted(names), *(fields or ())]
+            message = f"nothing called `{name}` is known here"
+            advice = (
+                *did_you_mean(name, known),
+                f"known here are {listed(known)}" if known else "nothing is",
+            )
+            yield self.report("unknown-placeholder", message, path, *advice, at=found.start() + 1)
+
+    def mentions(self, path: Steps, name: str) -> bool:
+        """Whether a call uses a name, in its text or in a template."""
+        written = self.at(path)
+        parts = [written] if isinstance(written, str) else [self.group(path).get(key) for key in _CALL_KEYS]
+        return any(re.search(rf"\{{[^{{}}]*\b{name}\b", text) for part in parts for text in _texts(part))
+
+    def no_body_on_get(self, path: Steps, place: tuple[str, ...]) -> Iterator[Diagnostic]:
+        text, written = self.at(self.text_of(path)), self.at((*path, *place))
+        if not isinstance(text, str) or not text.startswith("GET ") or not isinstance(written, str):
+            return
+        if written.split(" ")[0] == "body":
+            advice = "use a place such as `query limit`, or another method"
+            yield self.report("body-on-get", "a GET has no body", (*path, *place), advice)
+
+
+_CALL_KEYS = ("call", "query", "headers", "body")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _plain_steps(text: Any) -> Steps:
+    """Return the steps of a text that is a plain path, else nothing."""
+    if not isinstance(text, str):
+        return ()
+    try:
+        return Expression.compile(text).steps or ()
+    except ExpressionError:
+        return ()
+
+
+def _covers(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
+    """Whether an error rule fits every answer that a later one fits."""
+
+    def codes(rule: Mapping[str, Any]) -> set[str]:
+        code = rule["code"]
+        return {code} if isinstance(code, str) else set(code)
+
+    def status(rule: Mapping[str, Any]) -> set[int]:
+        return {each for low, high in parse_statuses(rule["status"]) for each in range(low, high + 1)}
+
+    def narrower(key: str) -> bool:
+        if key not in earlier:
+            return True
+        if key not in later:
+            return False
+        if key == "status":
+            return status(later) <= status(earlier)
+        if key == "code":
+            return codes(later) <= codes(earlier)
+        if key == "text":
+            return str(earlier[key]).lower() in str(later[key]).lower()
+        return bool(earlier[key] == later[key])
+
+    return all(narrower(key) for key in ("status", "code", "text", "header", "when"))
+
+
+# ---- fields ------------------------------------------------------------------------------------------
+
+
+def _field_problems(document: Document, path: Steps, fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    kinds = {
+        name: each if isinstance(each, str) else each.get("type", "text") for name, each in fields.items()
+    }
+    for name, written in fields.items():
+        outer = next((other for other in fields if name.startswith((f"{other}.", f"{other}["))), None)
+        if outer and kinds[outer] not in ("object", "list", "any"):
+            message = f"`{name}` lies within `{outer}`, which is {kinds[outer]}"
+            line = document.place((*path, outer), key=True)[0]
+            advice = f"`{outer}` is declared on line {line}; leave one of the two out"
+            yield document.diagnostic("field-conflict", message, (*path, name), advice, key=True)
+        if isinstance(written, dict):
+            yield from _field_options(document, (*path, name), written)
+
+
+def _field_options(document: Document, path: Steps, field: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    kind = field.get("type", "text")
+    clashes = (
+        (
+            field.get("read_only") and field.get("required"),
+            "required",
+            "`required` has no effect on a `read_only` field",
+        ),
+        (
+            field.get("read_only") and "only_on" in field,
+            "only_on",
+            "`only_on` has no effect on a `read_only` field",
+        ),
+        (
+            "at_most" in field and kind not in LENGTHY,
+            "at_most",
+            f"`at_most` has no effect on {kind}, which has no length",
+        ),
+        (
+            "one_of" in field and kind not in ("text", "any"),
+            "one_of",
+            f"`one_of` lists texts, and the field is {kind}",
+        ),
+        ("unit" in field and kind != "money", "unit", f"`unit` has no effect on {kind}, which is not money"),
+        (
+            "currency" in field and kind != "money",
+            "currency",
+            f"`currency` has no effect on {kind}, which is not money",
+        ),
+    )
+    for wrong, key, message in clashes:
+        if wrong:
+            yield document.diagnostic("no-effect", message, (*path, key), key=True)
+
+
+def _unknown_field(
+    document: Document, path: Steps, owner: str, field: str, known: Iterable[str], declared: Steps
+) -> Diagnostic:
+    line = document.place((*declared, "fields"), key=True)[0]
+    advice = (*did_you_mean(field, known), f"fields are declared on line {line}")
+    return document.diagnostic("unknown-field", f"`{owner}` has no field `{field}`", path, *advice)
+
+
+# ---- platforms ---------------------------------------------------------------------------------------
+
+
+def _platform_problems(document: Document) -> Iterator[Diagnostic]:
+    for name, entity in (document.data.get("entities") or {}).items():
+        path: Steps = ("entities", name)
+        if "table" not in entity and "query" not in entity:
+            advice = "for example `table: platform.customers`"
+            yield document.diagnostic(
+                "missing-key", f"`{name}` needs `table` or `query`", path, advice, key=True
+            )
+        if "table" in entity and "query" in entity:
+            message = "`query` has no effect beside `table`"
+            yield document.diagnostic("no-effect", message, (*path, "query"), "keep one of the two", key=True)
+        if "defaults" in entity and "table" not in entity:
+            message = "`defaults` has no effect: an entity read by a query is never written"
+            yield document.diagnostic("no-effect", message, (*path, "defaults"), key=True)
+        query = entity.get("query")
+        if isinstance(query, str) and not query.lstrip().lower().startswith(("select ", "select\n", "with ")):
+            message = "`query` must be a SELECT"
+            yield document.diagnostic("wrong-form", message, (*path, "query"))
+        fields = entity.get("fields", {})
+        yield from _field_problems(document, (*path, "fields"), fields)
+        for field, written in fields.items():
+            here = (*path, "fields", field)
+            if written == "money" or (isinstance(written, dict) and written.get("type") == "money"):
+                yield from _money(document, here, str(name), written, fields)
+
+
+def _money(
+    document: Document, path: Steps, entity: str, written: Any, fields: Mapping[str, Any]
+) -> Iterator[Diagnostic]:
+    options = written if isinstance(written, dict) else {}
+    currency = options.get("currency")
+    if currency is None:
+        message = "money needs to say which field holds its `currency`"
+        advice = "for example {type: money, unit: major, currency: currency}"
+        yield document.diagnostic("missing-key", message, path, advice, key=True)
+    elif currency not in fields:
+        yield _unknown_field(document, (*path, "currency"), entity, currency, fields, path[:-2])
+
+
+# ---- mapping templates -------------------------------------------------------------------------------
+
+
+def _template_problems(document: Document, connector: Connector, platform: Platform) -> Iterator[Diagnostic]:
+    seen: dict[tuple[str, str], int] = {}
+    for index, mapping in enumerate(document.data.get("mappings") or ()):
+        if mapping is None:
+            continue
+        path: Steps = ("mappings", index)
+        pair = (mapping["entity"], mapping["resource"])
+        if pair in seen:
+            message = f"`{pair[0]}` is already paired with `{pair[1]}`"
+            first = f"the first is on line {seen[pair]}"
+            yield document.diagnostic("duplicate-mapping", message, path, first)
+        seen.setdefault(pair, document.place(path)[0])
+        entity, resource = platform.entities.get(pair[0]), connector.resources.get(pair[1])
+        if entity is None:
+            known = platform.entities
+            message = f"{platform.name} has no entity `{pair[0]}`"
+            advice = (*did_you_mean(pair[0], known), f"entities are {listed(known)}")
+            yield document.diagnostic("unknown-entity", message, (*path, "entity"), *advice)
+        if resource is None:
+            yield _unknown_resource(document, (*path, "resource"), connector, pair[1])
+        mapped = _MappingCheck(document, path, mapping, connector, platform)
+        yield from mapped.direction(resource)
+        yield from mapped.names(entity.fields if entity else None, resource)
+        yield from mapped.conditions()
+        if entity and resource:
+            _, faults = compile_mapping(mapping, resource, entity)
+            yield from (_fault(document, path, each) for each in faults)
+        if entity and entity.query is not None and mapping["direction"] != "push":
+            message = f"`{entity.name}` is read by a query, so nothing can be pulled into it"
+            declared = f"it is declared in {platform.file}:{entity.line}"
+            yield document.diagnostic("missing-operation", message, (*path, "direction"), declared)
+
+
+def _fault(document: Document, path: Steps, fault: Fault) -> Diagnostic:
+    error = ExpressionError(fault.message, fault.position)
+    return expression_diagnostic(document, (*path, *fault.at), error, fault.code, key=fault.key)
+
+
+def _unknown_resource(document: Document, path: Steps, connector: Connector, name: str) -> Diagnostic:
+    known = connector.resources
+    advice = (*did_you_mean(name, known), f"resources are {listed(known)}")
+    return document.diagnostic(
+        "unknown-resource", f"{connector.name} has no resource `{name}`", path, *advice
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _MappingCheck:
+    """One mapping of a template, its shape right."""
+
+    document: Document
+    path: Steps
+    mapping: Mapping[str, Any]
+    connector: Connector
+    platform: Platform
+
+    @property
+    def pushes(self) -> bool:
+        return bool(self.mapping["direction"] != "pull")
+
+    @property
+    def pulls(self) -> bool:
+        return bool(self.mapping["direction"] != "push")
+
+    def rules(self) -> Iterator[tuple[str, Steps, Mapping[str, Any]]]:
+        """Walk (our field, place, rule as keys) over all rules; a bare path is `{path: …}`."""
+        for name, written in self.mapping["fields"].items():
+            several = isinstance(written, list)
+            for index, each in enumerate(written if several else [written]):
+                at: Steps = (*self.path, "fields", name, *((index,) if several else ()))
+                yield name, at, {"path": each} if isinstance(each, str) else each
+
+    def direction(self, resource: Resource | None) -> Iterator[Diagnostic]:
+        if resource is None:
+            return
+        direction, at = self.mapping["direction"], (*self.path, "direction")
+        declared = f"`{resource.name}` is declared in {self.connector.file}:{resource.line}"
+        if self.pushes and not (resource.create or resource.create_many or resource.write_many):
+            message = f"nothing can be pushed to `{resource.name}`: it has no `create` or `write_many`"
+            yield self.document.diagnostic(
+                "missing-operation", message, at, "write `direction: pull`", declared
+            )
+        elif self.pushes and not (
+            resource.update or resource.update_many or resource.write_many or resource.immutable
+        ):
+            message = f"`{resource.name}` has no `update`, so a record that changed could not be pushed again"
+            yield self.document.diagnostic("missing-operation", message, at, declared)
+        if self.pulls and not (resource.list or resource.changes):
+            message = f"nothing can be pulled from `{resource.name}`: it has no `list`"
+            advice = ("write `direction: push`", declared) if direction != "pull" else (declared,)
+            yield self.document.diagnostic("missing-operation", message, at, *advice)
+
+    def names(self, ours: FieldCatalog | None, resource: Resource | None) -> Iterator[Diagnostic]:
+        sent: set[str] = set()
+        for name, at, rule in self.rules():
+            pushes, pulls = self.ways(rule)
+            local = ours.get(name) if ours is not None else None
+            if ours is not None and local is None and name != "id":
+                yield self.unknown_local(name, at, ours)
+            if local is not None and local.read_only and pulls:
+                message = f"`{name}` is read-only on the platform, so it cannot be pulled"
+                yield self.document.diagnostic("read-only", message, at[: len(self.path) + 2], key=True)
+            if resource is not None:
+                yield from self.remote(rule, at, resource, pushes)
+            yield from self.one_way(rule, at)
+            if "link" in rule and rule["link"] not in self.connector.resources:
+                yield _unknown_resource(self.document, (*at, "link"), self.connector, rule["link"])
+            sent |= {rule["path"]} if pushes else set()
+        if resource is not None and self.pushes:
+            yield from self.required(resource, sent)
+
+    def ways(self, rule: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Return whether a rule pushes and whether it pulls: with a line for one way it goes only that way."""
+        one_way = "push" in rule or "pull" in rule
+        return (
+            self.pushes and ("push" in rule or not one_way),
+            self.pulls and ("pull" in rule or not one_way),
+        )
+
+    def unknown_local(self, name: str, at: Steps, ours: FieldCatalog) -> Diagnostic:
+        entity = self.platform.entities[self.mapping["entity"]]
+        message = f"{self.platform.name} `{entity.name}` has no field `{name}`"
+        advice = (
+            *did_you_mean(name, ours),
+            f"fields are declared in {self.platform.file}:{entity.line}",
+        )
+        place = at[: len(self.path) + 2]
+        return self.document.diagnostic("unknown-field", message, place, *advice, key=True)
+
+    def remote(
+        self, rule: Mapping[str, Any], at: Steps, resource: Resource, pushes: bool
+    ) -> Iterator[Diagnostic]:
+        path = rule["path"]
+        place = (*at, "path") if isinstance(self.document.value(at), dict) else at
+        try:
+            Path.parse(path)
+        except ExpressionError:
+            return  # Said when the mapping is compiled.
+        field = _declared(resource.fields, path)
+        if field is None and path != resource.id.text:
+            message = f"{self.connector.name} `{resource.name}` has no field `{path}`"
+            advice = (
+                *did_you_mean(path, resource.fields),
+                f"fields are declared in {self.connector.file}:{resource.line}",
+            )
+            yield self.document.diagnostic("unknown-field", message, place, *advice)
+        elif field is not None and field.read_only and pushes:
+            message = f"`{path}` is read-only at {self.connector.name}, so it cannot be pushed"
+            advice = (f"fields are declared in {self.connector.file}:{resource.line}",)
+            if self.pulls:
+                advice = ('give the rule a `pull` and no `push`, such as `pull: "{{ value }}"`', *advice)
+            yield self.document.diagnostic("read-only", message, place, *advice)
+
+    def one_way(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
+        if "optional" in rule and "link" not in rule:
+            message = "`optional` has no effect without `link`"
+            yield self.document.diagnostic("no-effect", message, (*at, "optional"), key=True)
+        for key, goes in (("push", self.pushes), ("pull", self.pulls)):
+            if key in rule and not goes:
+                message = f"`{key}` has no effect in a mapping with `direction: {self.mapping['direction']}`"
+                yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
+            if key in rule and "link" in rule:
+                message = f"`{key}` has no effect beside `link`, which translates the id both ways"
+                yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
+
+    def required(self, resource: Resource, sent: Collection[str]) -> Iterator[Diagnostic]:
+        given = _given(resource)
+        for field in resource.fields.values():
+            covered = any(path == field.path or field.path.startswith(f"{path}.") for path in (*sent, *given))
+            if field.required and not covered:
+                message = (
+                    f"{self.connector.name} `{resource.name}` needs `{field.path}`, and no rule pushes it"
+                )
+                declared = f"fields are declared in {self.connector.file}:{resource.line}"
+                yield self.document.diagnostic(
+                    "required-field", message, (*self.path, "fields"), declared, key=True
+                )
+
+    def conditions(self) -> Iterator[Diagnostic]:
+        for key, goes in (("only_when", self.pushes), ("only_pull_when", self.pulls)):
+            if key in self.mapping and not goes:
+                message = f"`{key}` has no effect in a mapping with `direction: {self.mapping['direction']}`"
+                yield self.document.diagnostic("no-effect", message, (*self.path, key), key=True)
+        if "when_both_changed" in self.mapping and self.mapping["direction"] != "bidirectional":
+            message = "`when_both_changed` has no effect in a mapping that goes one way"
+            yield self.document.diagnostic("no-effect", message, (*self.path, "when_both_changed"), key=True)
+
+
+def _declared(fields: FieldCatalog, path: str) -> Field | None:
+    """Return the field a path means: declared itself, or within one that is an object, a list or anything."""
+    if path in fields:
+        return fields[path]
+    return next(
+        (
+            each
+            for each in fields.values()
+            if each.type in ("object", "list", "any") and path.startswith((f"{each.path}.", f"{each.path}["))
+        ),
+        None,
+    )
+
+
+def _given(resource: Resource) -> set[str]:
+    """Return the paths a new record gets without a rule."""
+    specs = (resource.create, resource.create_many, resource.write_many)
+    return {path for spec in specs if spec for path in spec.new}
