@@ -8,6 +8,7 @@ work that outgrows its input. A manifest or template from a stranger can be comp
 
 from __future__ import annotations
 
+import html
 import inspect
 import math
 import re
@@ -270,13 +271,13 @@ def _rest_of_name(value: Any) -> str | None:
     return words[1].rstrip() if len(words) > 1 else None
 
 
-def _join(value: Any, separator: str = "") -> str:
+def _join(value: Any, separator: str = "") -> str | None:
     if not isinstance(value, list | tuple):
         raise ExpressionError("a list was expected")
     parts = [_string(part).strip() for part in value if part is not None and not isinstance(part, Undefined)]
     parts = [part for part in parts if part]
     _check_size(sum(map(len, parts)) + len(separator) * len(parts))
-    return separator.join(parts)
+    return separator.join(parts) or None
 
 
 def _replace(value: Any, old: str, new: str) -> str:
@@ -326,6 +327,12 @@ FILTERS: Mapping[str, Filter] = {
         "{{ none | default('unknown') }}",
         "unknown",
     ),
+    "escape_html": Filter(
+        lambda value: html.escape(_text(value), quote=False),
+        "The text as HTML: `&`, `<` and `>` written so that they show.",
+        "{{ 'Rock & Roll' | escape_html }}",
+        "Rock &amp; Roll",
+    ),
     "first_word": Filter(
         _first_word,
         "The first word of a name; null when there is none.",
@@ -343,7 +350,7 @@ FILTERS: Mapping[str, Filter] = {
     ),
     "join": Filter(
         _join,
-        "The items of a list as one text, those that are null or blank left out.",
+        "The items of a list as one text, those that are null or blank left out; null when none is left.",
         "{{ ['Ana', none, 'Ruiz'] | join(' ') }}",
         "Ana Ruiz",
     ),

@@ -1,0 +1,174 @@
+"""Mapping templates: read them, and find the one that suits a venue.
+
+A template is a file in `mapping-templates/<connector>/`. Its mappings run in the order they are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed
+from engine.documents import Document, Steps, read_document, refused
+from engine.errors import ExpressionError, TemplateError
+from engine.manifest import Connector, Platform, expression_diagnostic
+from engine.mapping import Mapping, compile_mapping
+from engine.ports import Record
+from engine.schema import violations
+
+
+@dataclass(frozen=True, slots=True)
+class Suits:
+    """Which venues a template is for; empty: any."""
+
+    venue_types: tuple[str, ...] = ()
+    name_mentions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MappingTemplate:
+    """A file of mappings between a connector's resources and the platform's entities.
+
+    `digest` is the SHA-256 of the text, to tell versions apart.
+    """
+
+    name: str
+    connector: str
+    title: str
+    suits: Suits
+    mappings: tuple[Mapping, ...]
+    file: str
+    digest: str
+
+
+def load_template(path: FilePath | str, connector: Connector, platform: Platform) -> MappingTemplate:
+    """Read and compile a template; raises TemplateError with everything that is wrong with it.
+
+    A file that isn't readable YAML raises DocumentError.
+    """
+    return compile_template(read_document(FilePath(path)), connector, platform)
+
+
+def load_templates(
+    folder: FilePath | str, connector: Connector, platform: Platform
+) -> tuple[MappingTemplate, ...]:
+    """Read every template of a folder, by file name; raises for the first file that is wrong."""
+    return tuple(load_template(path, connector, platform) for path in sorted(FilePath(folder).glob("*.yaml")))
+
+
+def compile_template(document: Document, connector: Connector, platform: Platform) -> MappingTemplate:
+    """Return the template a document describes; raises TemplateError."""
+    template, diagnostics = check_template(document, connector, platform)
+    if template is None:
+        raise refused(diagnostics, TemplateError)
+    return template
+
+
+def check_template(
+    document: Document, connector: Connector, platform: Platform
+) -> tuple[MappingTemplate | None, list[Diagnostic]]:
+    """Return the template, and what is wrong with its shape and expressions; one of the two is empty."""
+    broken = violations(document, "mapping-template")
+    found = [each for each, _ in broken]
+    data = document.without([path for _, path in broken]).data
+    if not isinstance(data, dict):
+        return None, in_file_order(found)
+    if data.get("connector", connector.name) != connector.name:
+        message = f"this template is for `{data['connector']}`, not `{connector.name}`"
+        found.append(document.diagnostic("wrong-connector", message, ("connector",)))
+    mappings: list[Mapping] = []
+    for index, written in enumerate(data.get("mappings") or ()):
+        mapping, faults = _mapping(document, ("mappings", index), written, connector, platform)
+        found.extend(faults)
+        if mapping is not None:
+            mappings.append(mapping)
+    if found:
+        return None, in_file_order(found)
+    suits = data.get("suits", {})
+    template = MappingTemplate(
+        name=data["name"],
+        connector=data["connector"],
+        title=data["title"],
+        suits=Suits(tuple(suits.get("venue_types", ())), tuple(suits.get("name_mentions", ()))),
+        mappings=tuple(mappings),
+        file=document.file,
+        digest=hashlib.sha256(document.text.encode()).hexdigest(),
+    )
+    return template, []
+
+
+def _mapping(
+    document: Document, at: Steps, written: Any, connector: Connector, platform: Platform
+) -> tuple[Mapping | None, list[Diagnostic]]:
+    if not isinstance(written, dict) or not {"entity", "resource", "direction", "fields"} <= written.keys():
+        return None, []  # its shape is wrong, which has been said
+    found = [
+        *_unknown(document, (*at, "entity"), written["entity"], platform.name, "entity", platform.entities),
+        *_unknown(
+            document, (*at, "resource"), written["resource"], connector.name, "resource", connector.resources
+        ),
+    ]
+    for path, linked in _links(written["fields"], (*at, "fields")):
+        found.extend(_unknown(document, path, linked, connector.name, "resource", connector.resources))
+    entity = platform.entities.get(written["entity"])
+    resource = connector.resources.get(written["resource"])
+    if entity is None or resource is None:
+        return None, found
+    mapping, faults = compile_mapping(written, resource, entity)
+    for fault in faults:
+        error = ExpressionError(fault.message, fault.position)
+        found.append(expression_diagnostic(document, (*at, *fault.at), error, fault.code, key=fault.key))
+    return (None if found else mapping), found
+
+
+def _links(fields: abc.Mapping[str, Any], at: Steps) -> Iterator[tuple[Steps, str]]:
+    """Yield every `link` of a mapping's rules, with its place."""
+    for name, rules in fields.items():
+        several = isinstance(rules, list)
+        for index, rule in enumerate(rules if several else [rules]):
+            if isinstance(rule, dict) and isinstance(rule.get("link"), str):
+                yield (*at, name, *((index,) if several else ()), "link"), rule["link"]
+
+
+def _unknown(
+    document: Document, at: Steps, word: str, owner: str, kind: str, known: abc.Collection[str]
+) -> Iterator[Diagnostic]:
+    if word not in known:
+        advice = (*did_you_mean(word, known), f"{owner} has {listed(known)}")
+        yield document.diagnostic(f"unknown-{kind}", f"{owner} has no {kind} `{word}`", at, *advice)
+
+
+def detect_template(templates: Sequence[MappingTemplate], venue: Record) -> tuple[MappingTemplate, str]:
+    """Return the template that suits a venue best, and why, in a sentence for people.
+
+    Its type decides; else the words in its name, the template with the most of them first; else the template
+    called `default`, or the first. `templates` can't be empty.
+    """
+    kind = venue.get("type")
+    for template in templates:
+        if kind is not None and kind in template.suits.venue_types:
+            return template, f"the venue's type is `{kind}`"
+    words = set(_words(str(venue.get("name") or "")))
+    named = [
+        (template, [mention for mention in template.suits.name_mentions if set(_words(mention)) <= words])
+        for template in templates
+    ]
+    best, mentions = max(named, key=lambda each: len(each[1]))
+    if mentions:
+        return best, f"the venue's name mentions {listed(f'`{mention}`' for mention in mentions)}"
+    default = next((template for template in templates if template.name == "default"), templates[0])
+    return default, "neither the venue's type nor its name speaks for another template"
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a name without case and accents: `Café-Théâtre` is `cafe`, `theatre`."""
+    plain = "".join(
+        each for each in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(each)
+    )
+    return re.findall(r"\w+", plain)
