@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import json
 import math
 import re
 import unicodedata
@@ -28,6 +29,7 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedErr
 from jinja2.environment import TemplateExpression
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from engine.diagnostics import listed, nearest
 from engine.errors import ExpressionError
@@ -432,6 +434,9 @@ class _Missing(StrictUndefined):
     __slots__ = ()
 
 
+UNDEFINED: Final = _Missing("the value isn't there")  # in a scope, stands for an absent value
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja without attributes of Python objects, globals, and operators that outgrow their operands."""
 
@@ -473,9 +478,35 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return result
 
 
+def _printed(value: Any) -> Any:
+    """Return what stands for a value within a text: nothing for null, `true`, exact numbers."""
+    if value is None:
+        return ""
+    return _string(value) if isinstance(value, bool | Decimal) else value
+
+
+def _concatenated(values: list[Any]) -> str:
+    parts = [str(_printed(value)) for value in values]
+    _check_size(sum(map(len, parts)))
+    return "".join(parts)
+
+
+class _Concatenations(NodeTransformer):
+    """Makes `a ~ b` treat null as any text does; Jinja would write `None`."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - Jinja's naming
+        items = nodes.List([self.visit(each) for each in node.nodes], lineno=node.lineno)
+        return nodes.Filter(items, _CONCATENATE, [], [], None, None, lineno=node.lineno)
+
+
+_CONCATENATE = "~"  # not a name an author can write
+
+
 @cache
 def _sandbox() -> _Sandbox:
-    environment = _Sandbox(undefined=_Missing, autoescape=False, keep_trailing_newline=True)
+    environment = _Sandbox(
+        undefined=_Missing, autoescape=False, keep_trailing_newline=True, finalize=_printed
+    )
     environment.globals.clear()
     environment.filters.clear()
     environment.filters.update(
@@ -484,6 +515,7 @@ def _sandbox() -> _Sandbox:
             for name, each in FILTERS.items()
         }
     )
+    environment.filters[_CONCATENATE] = _concatenated
     tests = {name: environment.tests[name] for name in TESTS}
     environment.tests.clear()
     environment.tests.update(tests)
@@ -522,6 +554,7 @@ def _compile_jinja(
         if known is not None:
             for name in sorted(names - set(known), key=lambda each: _offset(text, each) or 0):
                 _unknown("value", name, known, _offset(text, name))
+        tree = _Concatenations().visit(tree)
         body = [part for output in tree.body if isinstance(output, nodes.Output) for part in output.nodes]
         if len(body) == 1 and not isinstance(body[0], nodes.TemplateData):
             assign = nodes.Assign(nodes.Name("result", "store", lineno=1), body[0], lineno=1)
@@ -534,6 +567,9 @@ def _compile_jinja(
         raise ExpressionError(f"`{_short(text)}` can't be read: {_plainly(error.message)}") from error
     except (RecursionError, MemoryError, SyntaxError) as error:
         raise ExpressionError(f"`{_short(text)}` is nested too deeply") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        # Constant parts are computed while compiling.
+        raise ExpressionError(f"`{_short(text)}` can't be computed") from error
 
 
 def _check_jinja(tree: nodes.Template, text: str) -> None:
@@ -547,6 +583,8 @@ def _check_jinja(tree: nodes.Template, text: str) -> None:
             )
         if not isinstance(node, _ALLOWED):
             raise ExpressionError(f"`{_short(text)}` uses something that isn't allowed here")
+        if isinstance(node, nodes.Const) and isinstance(node.value, float) and math.isinf(node.value):
+            raise ExpressionError(f"`{_short(text)}` has a number that is out of range")
         if isinstance(node, nodes.CondExpr) and node.expr2 is None:
             raise ExpressionError(
                 "`if` needs an `else`, as in `{{ 'a' if value else 'b' }}`", _offset(text, "if")
@@ -899,3 +937,33 @@ def _compile_tree(
                 render(scope) if render else each for each, render in zip(value, parts, strict=True)
             ]
     return None
+
+
+def filters_page() -> str:
+    """Return the reference page of filters, as Markdown."""
+    lines = [
+        "# Filters",
+        "",
+        "A value in braces goes through a filter like this: `{{ value | upper }}`.",
+        "Null stays null in every filter but `default`. An absent value is an error, except for `default` and",
+        "within the list of `join`.",
+        "",
+        "| Filter | Does | Example | Gives |",
+        "|---|---|---|---|",
+    ]
+    for name in sorted(FILTERS):
+        each = FILTERS[name]
+        takes = list(inspect.signature(each.function).parameters)[1:]
+        written = f"{name}({', '.join(takes)})" if takes else name
+        example = each.example.replace("|", "\\|")
+        lines.append(f"| `{written}` | {each.doc} | `{example}` | `{json.dumps(each.gives, default=str)}` |")
+    lines += [
+        "",
+        "Besides filters there are `+ - * / // %` on numbers, `+` on texts and lists, `~` joining texts (null is",
+        "empty), comparisons, `in`, `and`, `or`, `not`, `a if b else c`, `value.name`, `value[0]`,",
+        "`value[0:3]`, lists, objects, and `is` with",
+        f"{', '.join(f'`{each}`' for each in TESTS)}.",
+        "Functions and methods can't be called, and there are no statements (`{% … %}`).",
+        "",
+    ]
+    return "\n".join(lines)

@@ -18,7 +18,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from engine.errors import ExpressionError, MappingError
-from engine.expressions import ABSENT, Expression, Path, Steps, has_braces
+from engine.expressions import ABSENT, UNDEFINED, Expression, Path, Steps, has_braces
 from engine.fields import FieldCatalog
 from engine.manifest import Entity, Resource
 from engine.ports import Record
@@ -480,9 +480,7 @@ def _evaluate(
     def compute(record: Any, scope: MappingScope) -> Any:
         value = source(record)
         if value is ABSENT:
-            if needs_value:
-                return ABSENT
-            value = None
+            value = UNDEFINED
         own = str(record.get("id"))
         linked = {each: scope.links.get((each, own)) for each in resources}
         try:
@@ -490,6 +488,8 @@ def _evaluate(
                 record, {"value": value, "record": record, "venue": scope.venue, "links": linked}
             )
         except ExpressionError as error:
+            if value is UNDEFINED and needs_value:
+                return ABSENT  # absent stays absent, unless the expression makes something of it
             raise MappingError(f"`{name}`: {error.message}", name) from error
         return finish(result, name)
 
