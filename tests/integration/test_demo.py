@@ -1,0 +1,200 @@
+"""The demo platform is always the same, and what the hub's manifest says of it is true."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import text
+
+from engine.manifest import load_platform
+from server.db.engine import create_engine
+from server.demo import change, generate
+from server.demo.generate import COLUMNS, DEMO_VENUE_ID, TODAY, Tables, load_demo
+from server.host import SqlHost
+
+PLATFORM = Path(__file__).parents[2] / "connectors" / "platform.yaml"
+
+
+def rows(tables: Tables, table: str) -> list[dict[str, Any]]:
+    return [dict(zip(COLUMNS[table].split(), row, strict=True)) for row in getattr(tables, table)]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Tables:
+    return generate.generate()
+
+
+def query(url: str, sql: str) -> list[tuple[Any, ...]]:
+    async def run() -> list[tuple[Any, ...]]:
+        engine = create_engine(url, pooled=False)
+        async with engine.connect() as connection:
+            return [tuple(row) for row in await connection.execute(text(sql))]
+
+    return asyncio.run(run())
+
+
+def on_host(url: str, work: Callable[[SqlHost], Coroutine[Any, Any, Any]]) -> Any:
+    async def run() -> Any:
+        return await work(SqlHost(create_engine(url, pooled=False), load_platform(PLATFORM), DEMO_VENUE_ID))
+
+    return asyncio.run(run())
+
+
+def test_it_is_as_large_as_promised(demo: Tables) -> None:
+    assert (len(demo.venues), len(demo.events), len(demo.customers), len(demo.orders)) == (
+        3,
+        300,
+        5000,
+        20000,
+    )
+    venues = {row["id"]: row for row in rows(demo, "venues")}
+    assert venues[DEMO_VENUE_ID]["name"] == "Le Caveau Bleu — Jazz Club"
+    assert sorted(Counter(row["venue_id"] for row in rows(demo, "events")).values()) == [60, 110, 130]
+    assert sorted(Counter(row["venue_id"] for row in rows(demo, "customers")).values()) == [600, 1700, 2700]
+    assert sorted(Counter(row["venue_id"] for row in rows(demo, "orders")).values()) == [2400, 6800, 10800]
+
+
+def test_it_is_the_same_every_time(demo: Tables) -> None:
+    assert generate.generate() == demo
+    assert str(DEMO_VENUE_ID) == "2cde518b-53c8-54ff-83b8-6a5073f9af6c"
+
+
+def test_the_demo_venue_has_enough_on_sale(demo: Tables) -> None:
+    events = [row for row in rows(demo, "events") if row["venue_id"] == DEMO_VENUE_ID]
+    on_sale = [row for row in events if row["status"] == "on_sale"]
+    assert len(on_sale) >= 50
+    assert all(row["price"] is not None for row in on_sale)
+    assert {"EUR", "JPY", "KWD", "USD"} <= {row["currency"] for row in on_sale}
+    assert len({row["name"] for row in events}) == 60
+
+
+def test_prices_have_the_decimals_of_their_currency(demo: Tables) -> None:
+    for row in rows(demo, "events"):
+        if row["price"] is not None:
+            decimals = {"JPY": 0, "KWD": 3}.get(row["currency"], 2)
+            assert -row["price"].as_tuple().exponent == decimals
+            assert row["currency"] != "KWD" or row["price"] % Decimal("0.01") == 0
+
+
+def test_values_are_missing_here_and_there(demo: Tables) -> None:
+    customers = rows(demo, "customers")
+    share = {
+        name: sum(row[name] is None for row in customers) / len(customers)
+        for name in ("email", "phone", "last_name", "city")
+    }
+    assert 0.04 < share["email"] < 0.08
+    assert 0.2 < share["phone"] < 0.3
+    assert 0 < share["last_name"] < 0.02
+    assert 0.01 < share["city"] < 0.05
+    assert any(row["description"] is None for row in rows(demo, "events"))
+    assert any(row["url"] is None for row in rows(demo, "events"))
+
+
+def test_customers_are_well_formed_by_what_providers_ask(demo: Tables) -> None:
+    for row in rows(demo, "customers"):
+        full_name = f"{row['first_name']} {row['last_name'] or ''}"
+        assert row["first_name"]
+        assert len(full_name) <= 150
+        assert row["phone"] is None or (row["phone"][0] == "+" and 9 <= len(row["phone"][1:]) <= 16)
+        assert row["email"] is None or (row["email"].isascii() and row["email"].count("@") == 1)
+    assert max(len(row["last_name"] or "") for row in rows(demo, "customers")) > 40
+    assert max(len(row["name"]) for row in rows(demo, "events")) > 200
+    assert any(not row["last_name"].isascii() for row in rows(demo, "customers") if row["last_name"])
+
+
+def test_an_address_belongs_to_one_customer_of_a_venue(demo: Tables) -> None:
+    mails = [(row["venue_id"], row["email"].lower()) for row in rows(demo, "customers") if row["email"]]
+    assert len(set(mails)) == len(mails)
+    assert any(row["email"] != row["email"].lower() for row in rows(demo, "customers") if row["email"])
+
+
+def test_orders_add_up(demo: Tables) -> None:
+    totals: Counter[Any] = Counter()
+    currencies: dict[Any, set[str]] = {}
+    for ticket in rows(demo, "tickets"):
+        totals[ticket["order_id"]] += ticket["price"]
+        currencies.setdefault(ticket["order_id"], set()).add(ticket["currency"])
+    for row in rows(demo, "orders"):
+        assert row["total"] == totals[row["id"]]
+        assert {row["currency"]} == currencies[row["id"]]
+
+
+def test_nothing_changed_after_the_demos_today(demo: Tables) -> None:
+    for table, columns in COLUMNS.items():
+        assert "updated_at" in columns
+        assert max(row["updated_at"] for row in rows(demo, table)) <= TODAY
+
+
+def test_loading_twice_is_loading_once(empty_database_url: str) -> None:
+    assert load_demo(empty_database_url) is True
+    assert load_demo(empty_database_url) is False
+    assert query(empty_database_url, "SELECT count(*) FROM platform.orders") == [(20000,)]
+
+
+def test_another_platform_is_left_alone(empty_database_url: str) -> None:
+    async def theirs() -> None:
+        engine = create_engine(empty_database_url, pooled=False)
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE SCHEMA platform"))
+
+    asyncio.run(theirs())
+    with pytest.raises(RuntimeError, match="isn't the demo's"):
+        load_demo(empty_database_url)
+    assert query(empty_database_url, "SELECT to_regclass('platform.venues')::text") == [(None,)]
+
+
+def test_the_manifest_reads_it(database_url: str) -> None:
+    load_demo(database_url)
+
+    async def read(host: SqlHost) -> dict[str, list[dict[str, Any]]]:
+        return {
+            entity: [record async for page in host.changed(entity, None) for record in page.records]
+            for entity in ("venue", "event", "customer", "order")
+        }
+
+    found = on_host(database_url, read)
+    assert {entity: len(records) for entity, records in found.items()} == {
+        "venue": 1,
+        "event": 60,
+        "customer": 600,
+        "order": 2400,
+    }
+    yen = next(row for row in found["order"] if row["currency"] == "JPY")
+    stored = query(database_url, f"SELECT total FROM platform.orders WHERE id = '{yen['id']}'")
+    assert stored == [(yen["total"],)]  # one yen is one yen
+    euro = next(row for row in found["order"] if row["currency"] == "EUR")
+    stored = query(database_url, f"SELECT total FROM platform.orders WHERE id = '{euro['id']}'")
+    assert stored == [(euro["total"] * 100,)]
+
+
+def test_changing_renames_events_on_sale(database_url: str) -> None:
+    load_demo(database_url)
+    before = query(database_url, "SELECT now()")[0][0]
+    first = change.rename_events(database_url, 3)
+    again = change.rename_events(database_url, 3)
+    assert len({row["id"] for row in first}) == 3
+    assert [row["name"] for row in first] == [row["before"] + " (edition 2)" for row in first]
+    assert [row["before"] for row in again] == [row["name"] for row in first]
+    assert [row["name"] for row in again] == [row["before"] + " (edition 3)" for row in first]
+    changed = query(
+        database_url, "SELECT id::text, name, status, updated_at FROM platform.events ORDER BY id"
+    )
+    now = {row[0]: row[1] for row in changed if row[3] >= before}
+    assert now == {row["id"]: row["name"] for row in again}
+    assert {row[2] for row in changed if row[3] >= before} == {"on_sale"}
+
+
+def test_the_command_says_what_it_changed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_demo(database_url)
+    monkeypatch.setenv("PLATFORM_DATABASE_URL", database_url)
+    done = CliRunner().invoke(change.main, ["--events", "1"])
+    assert done.exit_code == 0
+    assert done.output.startswith('{"events": [{"id": "')
+    monkeypatch.delenv("PLATFORM_DATABASE_URL")
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert CliRunner().invoke(change.main, []).exit_code == 2
