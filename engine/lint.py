@@ -16,7 +16,7 @@ from typing import Any
 from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed
 from engine.documents import Document, Steps, read_document
 from engine.errors import DocumentError, ExpressionError
-from engine.expressions import Expression, Path
+from engine.expressions import Expression, Path, has_braces
 from engine.fields import Field, FieldCatalog
 from engine.manifest import (
     COMMON_NAMES,
@@ -27,17 +27,19 @@ from engine.manifest import (
     THEN_NAMES,
     WRITE_NAMES,
     Connector,
+    Entity,
     Platform,
     Resource,
     check_connector,
     check_platform,
-    expression_diagnostic,
     parse_statuses,
 )
-from engine.mapping import Fault, compile_mapping
 from engine.schema import violations
+from engine.templates import check_template
 
 KINDS: Mapping[str, str] = {"manifest": "connector", "platform": "platform", "template": "mapping-template"}
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+MEMBER = re.compile(r"(?<![\w.])(record|venue)\.([A-Za-z_]\w*)")
 READS = ("list", "changes", "get", "get_many")
 WRITES = ("create", "update", "delete", "retire")
 BATCHES = ("create_many", "update_many", "write_many")
@@ -89,16 +91,11 @@ def lint_platform(document: Document) -> list[Diagnostic]:
 
 def lint_template(document: Document, connector: Connector, platform: Platform) -> list[Diagnostic]:
     """Return everything wrong with a mapping template for a connector and a platform, in file order."""
-    wrong = violations(document, "mapping-template")
-    found = [each for each, _ in wrong]
-    right = document.without([path for _, path in wrong if path])
-    if isinstance(right.data, dict):
-        written = right.data.get("connector")
-        if isinstance(written, str) and written != connector.name:
-            message = f"the template is for `{written}`, and the connector is `{connector.name}`"
-            found.append(right.diagnostic("wrong-name", message, ("connector",)))
-        found += _template_problems(right, connector, platform)
-    return in_file_order(found)
+    _, found = check_template(document, connector, platform)
+    right = document.without([path for _, path in violations(document, "mapping-template")])
+    if not isinstance(right.data, dict):
+        return found
+    return in_file_order([*found, *_template_problems(right, connector, platform)])
 
 
 def _kind(document: Document) -> str | None:
@@ -647,37 +644,7 @@ def _template_problems(document: Document, connector: Connector, platform: Platf
             yield document.diagnostic("duplicate-mapping", message, path, first)
         seen.setdefault(pair, document.place(path)[0])
         entity, resource = platform.entities.get(pair[0]), connector.resources.get(pair[1])
-        if entity is None:
-            known = platform.entities
-            message = f"{platform.name} has no entity `{pair[0]}`"
-            advice = (*did_you_mean(pair[0], known), f"entities are {listed(known)}")
-            yield document.diagnostic("unknown-entity", message, (*path, "entity"), *advice)
-        if resource is None:
-            yield _unknown_resource(document, (*path, "resource"), connector, pair[1])
-        mapped = _MappingCheck(document, path, mapping, connector, platform)
-        yield from mapped.direction(resource)
-        yield from mapped.names(entity.fields if entity else None, resource)
-        yield from mapped.conditions()
-        if entity and resource:
-            _, faults = compile_mapping(mapping, resource, entity)
-            yield from (_fault(document, path, each) for each in faults)
-        if entity and entity.query is not None and mapping["direction"] != "push":
-            message = f"`{entity.name}` is read by a query, so nothing can be pulled into it"
-            declared = f"it is declared in {platform.file}:{entity.line}"
-            yield document.diagnostic("missing-operation", message, (*path, "direction"), declared)
-
-
-def _fault(document: Document, path: Steps, fault: Fault) -> Diagnostic:
-    error = ExpressionError(fault.message, fault.position)
-    return expression_diagnostic(document, (*path, *fault.at), error, fault.code, key=fault.key)
-
-
-def _unknown_resource(document: Document, path: Steps, connector: Connector, name: str) -> Diagnostic:
-    known = connector.resources
-    advice = (*did_you_mean(name, known), f"resources are {listed(known)}")
-    return document.diagnostic(
-        "unknown-resource", f"{connector.name} has no resource `{name}`", path, *advice
-    )
+        yield from _MappingCheck(document, path, mapping, connector, platform, entity, resource).problems()
 
 
 @dataclass(frozen=True, slots=True)
@@ -689,6 +656,23 @@ class _MappingCheck:
     mapping: Mapping[str, Any]
     connector: Connector
     platform: Platform
+    entity: Entity | None
+    resource: Resource | None
+
+    def problems(self) -> Iterator[Diagnostic]:
+        """Names that do not resolve to an entity or resource are told by `check_template`."""
+        yield from self.direction()
+        yield from self.conditions()
+        sent: set[str] = set()
+        for name, at, rule in self.rules():
+            pushes, _ = self.ways(rule)
+            yield from self.local(name, at, rule)
+            yield from self.remote(rule, at)
+            yield from self.one_way(rule, at)
+            yield from self.names_within((*at, "push"), rule.get("push"), ours=True)
+            yield from self.names_within((*at, "pull"), rule.get("pull"), ours=False)
+            sent |= {rule["path"]} if pushes else set()
+        yield from self.required(sent)
 
     @property
     def pushes(self) -> bool:
@@ -706,86 +690,105 @@ class _MappingCheck:
                 at: Steps = (*self.path, "fields", name, *((index,) if several else ()))
                 yield name, at, {"path": each} if isinstance(each, str) else each
 
-    def direction(self, resource: Resource | None) -> Iterator[Diagnostic]:
-        if resource is None:
-            return
-        direction, at = self.mapping["direction"], (*self.path, "direction")
-        declared = f"`{resource.name}` is declared in {self.connector.file}:{resource.line}"
-        if self.pushes and not (resource.create or resource.create_many or resource.write_many):
-            message = f"nothing can be pushed to `{resource.name}`: it has no `create` or `write_many`"
-            yield self.document.diagnostic(
-                "missing-operation", message, at, "write `direction: pull`", declared
-            )
-        elif self.pushes and not (
-            resource.update or resource.update_many or resource.write_many or resource.immutable
-        ):
-            message = f"`{resource.name}` has no `update`, so a record that changed could not be pushed again"
+    def direction(self) -> Iterator[Diagnostic]:
+        resource, at = self.resource, (*self.path, "direction")
+        if resource is not None:
+            declared = f"`{resource.name}` is declared in {self.connector.file}:{resource.line}"
+            creates = resource.create or resource.create_many or resource.write_many
+            updates = resource.update or resource.update_many or resource.write_many or resource.immutable
+            if self.pushes and not creates:
+                message = f"nothing can be pushed to `{resource.name}`: it has no `create` or `write_many`"
+                advice = ("write `direction: pull`", declared)
+                yield self.document.diagnostic("missing-operation", message, at, *advice)
+            elif self.pushes and not updates:
+                message = f"`{resource.name}` has no `update`, so a changed record could not be pushed again"
+                yield self.document.diagnostic("missing-operation", message, at, declared)
+            if self.pulls and not (resource.list or resource.changes):
+                message = f"nothing can be pulled from `{resource.name}`: it has no `list`"
+                advice = ("write `direction: push`", declared)
+                yield self.document.diagnostic("missing-operation", message, at, *advice)
+        if self.pulls and self.entity is not None and self.entity.query is not None:
+            message = f"`{self.entity.name}` is read by a query, so nothing can be pulled into it"
+            declared = f"it is declared in {self.platform.file}:{self.entity.line}"
             yield self.document.diagnostic("missing-operation", message, at, declared)
-        if self.pulls and not (resource.list or resource.changes):
-            message = f"nothing can be pulled from `{resource.name}`: it has no `list`"
-            advice = ("write `direction: push`", declared) if direction != "pull" else (declared,)
-            yield self.document.diagnostic("missing-operation", message, at, *advice)
-
-    def names(self, ours: FieldCatalog | None, resource: Resource | None) -> Iterator[Diagnostic]:
-        sent: set[str] = set()
-        for name, at, rule in self.rules():
-            pushes, pulls = self.ways(rule)
-            local = ours.get(name) if ours is not None else None
-            if ours is not None and local is None and name != "id":
-                yield self.unknown_local(name, at, ours)
-            if local is not None and local.read_only and pulls:
-                message = f"`{name}` is read-only on the platform, so it cannot be pulled"
-                yield self.document.diagnostic("read-only", message, at[: len(self.path) + 2], key=True)
-            if resource is not None:
-                yield from self.remote(rule, at, resource, pushes)
-            yield from self.one_way(rule, at)
-            if "link" in rule and rule["link"] not in self.connector.resources:
-                yield _unknown_resource(self.document, (*at, "link"), self.connector, rule["link"])
-            sent |= {rule["path"]} if pushes else set()
-        if resource is not None and self.pushes:
-            yield from self.required(resource, sent)
 
     def ways(self, rule: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Return whether a rule pushes and whether it pulls: with a line for one way it goes only that way."""
+        """Return whether a rule pushes, and whether it pulls: a line for one way makes it one-way."""
         one_way = "push" in rule or "pull" in rule
         return (
             self.pushes and ("push" in rule or not one_way),
             self.pulls and ("pull" in rule or not one_way),
         )
 
-    def unknown_local(self, name: str, at: Steps, ours: FieldCatalog) -> Diagnostic:
-        entity = self.platform.entities[self.mapping["entity"]]
-        message = f"{self.platform.name} `{entity.name}` has no field `{name}`"
-        advice = (
-            *did_you_mean(name, ours),
-            f"fields are declared in {self.platform.file}:{entity.line}",
-        )
+    def local(self, name: str, at: Steps, rule: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        """Our field must exist, unless the rule sends something that does not come from it."""
+        if self.entity is None or name == "id" or _made_up(rule):
+            return
         place = at[: len(self.path) + 2]
-        return self.document.diagnostic("unknown-field", message, place, *advice, key=True)
+        field = self.entity.fields.get(name)
+        if field is None:
+            message = f"{self.platform.name} `{self.entity.name}` has no field `{name}`"
+            yield self.document.diagnostic(
+                "unknown-field", message, place, *self.ours(name, self.entity), key=True
+            )
+        elif field.read_only and self.ways(rule)[1]:
+            message = f"`{name}` is read-only on the platform, so it cannot be pulled"
+            advice = 'give the rule a `push` and no `pull`, such as `push: "{{ value }}"`'
+            yield self.document.diagnostic("read-only", message, place, advice, key=True)
 
-    def remote(
-        self, rule: Mapping[str, Any], at: Steps, resource: Resource, pushes: bool
-    ) -> Iterator[Diagnostic]:
-        path = rule["path"]
+    def remote(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
+        """Their field must exist, and take what is sent."""
+        path, resource = rule["path"], self.resource
+        if resource is None or not _is_path(path):
+            return
         place = (*at, "path") if isinstance(self.document.value(at), dict) else at
-        try:
-            Path.parse(path)
-        except ExpressionError:
-            return  # Said when the mapping is compiled.
         field = _declared(resource.fields, path)
         if field is None and path != resource.id.text:
             message = f"{self.connector.name} `{resource.name}` has no field `{path}`"
-            advice = (
-                *did_you_mean(path, resource.fields),
-                f"fields are declared in {self.connector.file}:{resource.line}",
-            )
-            yield self.document.diagnostic("unknown-field", message, place, *advice)
-        elif field is not None and field.read_only and pushes:
+            yield self.document.diagnostic("unknown-field", message, place, *self.theirs(path, resource))
+        elif field is not None and field.read_only and self.ways(rule)[0]:
             message = f"`{path}` is read-only at {self.connector.name}, so it cannot be pushed"
-            advice = (f"fields are declared in {self.connector.file}:{resource.line}",)
+            advice = self.theirs(path, resource)
             if self.pulls:
                 advice = ('give the rule a `pull` and no `push`, such as `pull: "{{ value }}"`', *advice)
             yield self.document.diagnostic("read-only", message, place, *advice)
+
+    def ours(self, name: str, entity: Entity) -> tuple[str, ...]:
+        declared = f"fields are declared in {self.platform.file}:{entity.line}"
+        return (*did_you_mean(name, entity.fields), declared)
+
+    def theirs(self, name: str, resource: Resource) -> tuple[str, ...]:
+        declared = f"fields are declared in {self.connector.file}:{resource.line}"
+        return (*did_you_mean(name, resource.fields), declared)
+
+    def names_within(self, at: Steps, text: Any, *, ours: bool) -> Iterator[Diagnostic]:
+        """`record.x` and `venue.x` in braces must be fields: of our record on a push, of theirs on a pull."""
+        if not isinstance(text, str) or not has_braces(text):
+            return
+        venue = self.platform.entities.get("venue")
+        # Text in quotes is blanked out, so that offsets stay.
+        for found in MEMBER.finditer(QUOTED.sub(lambda quoted: " " * len(quoted.group()), text)):
+            owner, name = found.groups()
+            if owner == "venue":
+                wrong = venue is not None and name != "id" and name not in venue.fields
+                message, advice = f"the venue has no field `{name}`", self.ours(name, venue) if venue else ()
+            elif ours:
+                wrong = self.entity is not None and name != "id" and name not in self.entity.fields
+                message = f"{self.platform.name} `{self.mapping['entity']}` has no field `{name}`"
+                advice = self.ours(name, self.entity) if self.entity else ()
+            else:
+                known = (
+                    {_head(field) for field in (*self.resource.fields, self.resource.id.text)}
+                    if self.resource
+                    else ()
+                )
+                wrong = self.resource is not None and name not in known
+                message = f"{self.connector.name} `{self.mapping['resource']}` has no field `{name}`"
+                advice = self.theirs(name, self.resource) if self.resource else ()
+            if wrong:
+                line, column, length = self.document.within(at, found.start(2))
+                length = len(name) if length == 1 else length
+                yield Diagnostic("unknown-field", message, self.document.file, line, column, length, advice)
 
     def one_way(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
         if "optional" in rule and "link" not in rule:
@@ -799,27 +802,51 @@ class _MappingCheck:
                 message = f"`{key}` has no effect beside `link`, which translates the id both ways"
                 yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
 
-    def required(self, resource: Resource, sent: Collection[str]) -> Iterator[Diagnostic]:
-        given = _given(resource)
-        for field in resource.fields.values():
-            covered = any(path == field.path or field.path.startswith(f"{path}.") for path in (*sent, *given))
+    def required(self, sent: Collection[str]) -> Iterator[Diagnostic]:
+        """A new record must get every field it cannot do without: by a rule, or by `new`."""
+        if self.resource is None or not self.pushes:
+            return
+        given = (*sent, *_given(self.resource))
+        for field in self.resource.fields.values():
+            covered = any(path == field.path or field.path.startswith(f"{path}.") for path in given)
             if field.required and not covered:
-                message = (
-                    f"{self.connector.name} `{resource.name}` needs `{field.path}`, and no rule pushes it"
-                )
-                declared = f"fields are declared in {self.connector.file}:{resource.line}"
-                yield self.document.diagnostic(
-                    "required-field", message, (*self.path, "fields"), declared, key=True
-                )
+                owner = f"{self.connector.name} `{self.resource.name}`"
+                message = f"{owner} needs `{field.path}`, and no rule pushes it"
+                declared = f"fields are declared in {self.connector.file}:{self.resource.line}"
+                place = (*self.path, "fields")
+                yield self.document.diagnostic("required-field", message, place, declared, key=True)
 
     def conditions(self) -> Iterator[Diagnostic]:
         for key, goes in (("only_when", self.pushes), ("only_pull_when", self.pulls)):
             if key in self.mapping and not goes:
                 message = f"`{key}` has no effect in a mapping with `direction: {self.mapping['direction']}`"
                 yield self.document.diagnostic("no-effect", message, (*self.path, key), key=True)
+            yield from self.names_within((*self.path, key), self.mapping.get(key), ours=key == "only_when")
         if "when_both_changed" in self.mapping and self.mapping["direction"] != "bidirectional":
             message = "`when_both_changed` has no effect in a mapping that goes one way"
             yield self.document.diagnostic("no-effect", message, (*self.path, "when_both_changed"), key=True)
+
+
+def _made_up(rule: Mapping[str, Any]) -> bool:
+    """Whether a rule only sends, and sends something else than the field it is written under."""
+    if "push" not in rule or "pull" in rule:
+        return False
+    try:
+        return "value" not in Expression.compile(rule["push"]).names
+    except ExpressionError:
+        return True  # What is wrong with it is said elsewhere.
+
+
+def _is_path(text: str) -> bool:
+    try:
+        Path.parse(text)
+    except ExpressionError:
+        return False
+    return True
+
+
+def _head(path: str) -> str:
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
 
 
 def _declared(fields: FieldCatalog, path: str) -> Field | None:

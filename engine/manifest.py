@@ -66,8 +66,8 @@ class TypeSpec:
 class CallSpec:
     """One request to be filled in.
 
-    Templates see `credentials` (plain ones), `connection`, `id`, `ids`, `key`, `record`, `result`, `now` and what
-    `for_each` names, as far as each exists where the call is made.
+    Templates see `credentials` (plain ones), `connection`, `id`, `ids`, `key`, `record`, `result`, `now`
+    and what `for_each` names, as far as each exists where the call is made.
     """
 
     method: str
@@ -142,7 +142,7 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
-    """When all conditions given fit, `then` says what to do; `wait_for` is where the provider says how long."""
+    """When all conditions given fit, `then` says what to do. `wait_for`: where the provider says how long."""
 
     then: Action
     statuses: tuple[tuple[int, int], ...] = ()  # inclusive ranges: 5xx is (500, 599)
