@@ -128,6 +128,12 @@ class UnexpectedResponseError(ProviderError):
     retryable = True
 
 
+class StaleCursorError(ProviderError):
+    """A cursor is no longer good: the read starts again from the watermark."""
+
+    retryable = True
+
+
 class RecordRejectedError(ProviderError):
     """The provider refuses this one record. Caught by the engine; becomes an outcome."""
 

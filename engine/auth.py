@@ -1,0 +1,428 @@
+"""Sign requests, and walk OAuth's authorization code grant: authorize, exchange, refresh, revoke.
+
+Nothing here keeps a token: a `Grant` goes back to the caller, who must save it before using it, since many
+providers end the old refresh token with the same answer.
+
+To add a type of signing: write a function from credential values to a `Signature` and name it in TYPES.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import orjson
+
+from engine.clock import SystemClock
+from engine.errors import (
+    AuthenticationError,
+    ExpressionError,
+    ManifestError,
+    ProviderError,
+    RateLimitedError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+from engine.expressions import Expression, Path
+from engine.filling import fill_path, server_url
+from engine.manifest import AuthMethod, CallSpec, Connector, OAuth
+from engine.ports import Clock, Credentials, Secret
+from engine.transport import encode_body, form_text, rewrite_origin, with_query
+
+LONGEST_MESSAGE = 500  # characters of a provider's own words
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What signing adds to a request. It holds secrets: it is never logged or stored."""
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an authorization server granted. `connection` holds the plain values the manifest keeps of it."""
+
+    access_token: Secret
+    refresh_token: Secret | None
+    expires_at: datetime | None
+    scopes: tuple[str, ...]
+    connection: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------- signing
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticator:
+    """Signs the requests of one authentication method."""
+
+    method: AuthMethod
+
+    @classmethod
+    def choose(cls, connector: Connector, credentials: Credentials) -> Authenticator:
+        """Return the authenticator these credentials are for; raises ManifestError when there is none."""
+        if credentials.method is None and len(connector.auth) == 1:
+            return cls(connector.auth[0])
+        for method in connector.auth:
+            if credentials.method in (method.name, method.type):
+                return cls(method)
+        raise ManifestError(f"{connector.name} has no authentication method `{credentials.method}`")
+
+    def sign(self, credentials: Credentials) -> Signature:
+        """Return what to add to every request; raises AuthenticationError when a credential is missing."""
+        values = {name: secret.reveal() for name, secret in credentials.values.items()}
+        return TYPES[self.method.type](self.method, values)
+
+
+def _none(method: AuthMethod, values: Mapping[str, str]) -> Signature:
+    return Signature()
+
+
+def _bearer(method: AuthMethod, values: Mapping[str, str]) -> Signature:
+    return Signature(headers={"Authorization": f"Bearer {_value(method.token, values, method)}"})
+
+
+def _oauth2(method: AuthMethod, values: Mapping[str, str]) -> Signature:
+    token = values.get("access_token")
+    if not token:
+        raise AuthenticationError("there is no access token yet; connect first")
+    return Signature(headers={"Authorization": f"Bearer {token}"})
+
+
+def _basic(method: AuthMethod, values: Mapping[str, str]) -> Signature:
+    username = _value(method.username, values, method)
+    password = _value(method.password, values, method) if method.password else ""
+    return Signature(headers={"Authorization": _basic_header(username, password)})
+
+
+def _api_key(method: AuthMethod, values: Mapping[str, str]) -> Signature:
+    key = method.prefix + _value(method.token, values, method)
+    if method.send is None or method.send.where == "body":
+        raise ManifestError(f"`{method.name}` must send its key in a header or the query")
+    if method.send.where == "query":
+        return Signature(query={method.send.name: key})
+    return Signature(headers={method.send.name: key})
+
+
+TYPES: Mapping[str, Callable[[AuthMethod, Mapping[str, str]], Signature]] = {
+    "none": _none,
+    "api_key": _api_key,
+    "bearer": _bearer,
+    "basic": _basic,
+    "oauth2": _oauth2,
+}
+
+
+def _value(expression: Expression | None, values: Mapping[str, str], method: AuthMethod) -> str:
+    if expression is None:  # a method with a single credential needn't name it
+        found: Any = next(iter(values.values()), None)
+    else:
+        try:
+            found = expression.evaluate(values, values)
+        except ExpressionError:
+            found = None
+    if not isinstance(found, str) or not found:
+        named = f"`{expression.text}`" if expression and "{" not in expression.text else "a value"
+        raise AuthenticationError(f"the credentials for `{method.name}` lack {named}")
+    if not found.isprintable() or not found.isascii():
+        raise AuthenticationError(
+            f"the credentials for `{method.name}` hold characters a request can't carry"
+        )
+    return found
+
+
+def _basic_header(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+# --------------------------------------------------------------------------------------------- OAuth
+
+
+def authorization_url(
+    connector: Connector,
+    method: AuthMethod,
+    environment: str,
+    *,
+    client_id: str,
+    redirect_uri: str,
+    state: str,
+    code_verifier: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    origin_overrides: Mapping[str, str] | None = None,
+) -> str:
+    """Return where to send the browser. With PKCE in the manifest, `code_verifier` is required.
+
+    `values` fill placeholders of the URL, such as a shop's domain; `origin_overrides` lead it to a stand-in.
+    """
+    from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
+    from authlib.oauth2.rfc7636 import create_s256_code_challenge
+
+    oauth = _oauth_of(method)
+    extra: dict[str, str] = dict(oauth.authorize_params)
+    if oauth.pkce:
+        if not code_verifier:
+            raise ManifestError(f"{connector.name} wants PKCE, so a code verifier is needed")
+        challenge: str = create_s256_code_challenge(code_verifier)  # type: ignore[no-untyped-call]  # untyped stub
+        extra.update(code_challenge=challenge, code_challenge_method="S256")
+    url: str = prepare_grant_uri(
+        _endpoint(connector, environment, oauth.authorize_url, values or {}),
+        client_id,
+        "code",
+        redirect_uri=redirect_uri,
+        scope=oauth.scope_separator.join(oauth.scopes) or None,
+        state=state,
+        **extra,
+    )
+    return rewrite_origin(url, origin_overrides or {})
+
+
+async def exchange_code(
+    connector: Connector,
+    method: AuthMethod,
+    environment: str,
+    *,
+    http: httpx.AsyncClient,
+    client_id: str,
+    client_secret: Secret | None,
+    redirect_uri: str,
+    code: str,
+    code_verifier: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+) -> Grant:
+    """Trade the code of the redirect for tokens. A code works once, so this is never tried twice.
+
+    Raises AuthenticationError (refused), UnavailableError (no usable answer), RateLimitedError.
+    """
+    oauth = _oauth_of(method)
+    fields = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
+    if oauth.pkce and code_verifier:
+        fields["code_verifier"] = code_verifier
+    url = _endpoint(connector, environment, oauth.token_url, values or {})
+    hidden = [code, code_verifier or ""]
+    answer = await _token_call(http, oauth, url, fields, client_id, client_secret, hidden)
+    return _grant(oauth, answer, None, clock or SystemClock())
+
+
+async def refresh(
+    connector: Connector,
+    method: AuthMethod,
+    environment: str,
+    *,
+    http: httpx.AsyncClient,
+    client_id: str,
+    client_secret: Secret | None,
+    refresh_token: Secret,
+    values: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+) -> Grant:
+    """Trade the refresh token for a new access token. Without a new refresh token in the answer, the old one
+    stays.
+
+    Call it under a lock shared by all processes, and save the grant before using it. Raises
+    AuthenticationError with the provider's code (`invalid_grant`: the venue has to reconnect),
+    UnavailableError, RateLimitedError.
+    """
+    oauth = _oauth_of(method)
+    fields = {"grant_type": "refresh_token", "refresh_token": refresh_token.reveal()}
+    url = _endpoint(connector, environment, oauth.token_url, values or {})
+    hidden = [refresh_token.reveal()]
+    answer = await _token_call(http, oauth, url, fields, client_id, client_secret, hidden)
+    return _grant(oauth, answer, refresh_token, clock or SystemClock())
+
+
+async def revoke(
+    connector: Connector,
+    method: AuthMethod,
+    environment: str,
+    *,
+    http: httpx.AsyncClient,
+    client_id: str,
+    client_secret: Secret | None,
+    credentials: Credentials,
+) -> bool:
+    """End the tokens at the provider; False when the manifest names no call for it.
+
+    Tokens that are already dead count as ended. Raises UnavailableError, RateLimitedError,
+    AuthenticationError.
+    """
+    call = _oauth_of(method).revoke
+    if call is None:
+        return False
+    secrets = {name: secret.reveal() for name, secret in credentials.values.items()}
+    scope = {
+        "client_id": client_id,
+        "client_secret": client_secret.reveal() if client_secret else "",
+        "access_token": secrets.get("access_token", ""),
+        "refresh_token": secrets.get("refresh_token", ""),
+        "connection": credentials.connection,
+    }
+    url = server_url(connector, environment, scope) + fill_path(call.path, scope)
+    headers = {**_rendered(call, "headers", scope)}
+    body = call.body.render(scope) if call.body else None
+    content, content_type = encode_body(body, _oauth_of(method).revoke_encoding)
+    if content_type:
+        headers["Content-Type"] = content_type
+    query = [(name, str(value)) for name, value in _rendered(call, "query", scope).items()]
+    response = await _send(http, call.method, with_query(url, query), headers, content)
+    if response.status_code in (400, 401, 404):
+        error = _oauth_error(response, [value for value in scope.values() if isinstance(value, str)])
+        if error.provider_code in ("invalid_client", "unauthorized_client"):
+            raise error
+        return True
+    if not response.is_success:
+        raise _oauth_error(response, [value for value in scope.values() if isinstance(value, str)])
+    return True
+
+
+def _oauth_of(method: AuthMethod) -> OAuth:
+    if method.oauth is None:
+        raise ManifestError(f"`{method.name}` isn't OAuth")
+    return method.oauth
+
+
+def _rendered(call: CallSpec, part: str, scope: Mapping[str, Any]) -> Mapping[str, Any]:
+    template = call.headers if part == "headers" else call.query
+    rendered: Mapping[str, Any] = template.render(scope) if template else {}
+    return rendered
+
+
+def _endpoint(connector: Connector, environment: str, url: str, values: Mapping[str, Any]) -> str:
+    scope = {**values, "connection": values, "credentials": values}
+    if url.startswith("/"):
+        return server_url(connector, environment, scope) + fill_path(url, scope)
+    return fill_path(url, scope)
+
+
+async def _token_call(
+    http: httpx.AsyncClient,
+    oauth: OAuth,
+    url: str,
+    fields: Mapping[str, str],
+    client_id: str,
+    client_secret: Secret | None,
+    hidden: Collection[str],
+) -> Mapping[str, Any]:
+    secret = client_secret.reveal() if client_secret else None
+    headers = {"Accept": "application/json"}
+    sent = dict(fields)
+    if oauth.client == "header" and secret is not None:
+        headers["Authorization"] = _basic_header(client_id, secret)
+    else:
+        sent["client_id"] = client_id
+        if secret is not None:
+            sent["client_secret"] = secret
+    if oauth.token_body == "json":  # noqa: S105 - an encoding, no password
+        headers["Content-Type"] = "application/json"
+        content = orjson.dumps(sent)
+    else:
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        content = form_text(sent.items()).encode()
+    response = await _send(http, "POST", url, headers, content)
+    if not response.is_success:
+        raise _oauth_error(response, [*hidden, secret or ""])
+    try:
+        answer = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        raise UnavailableError(
+            "the authorization server answered with something that isn't JSON", status=response.status_code
+        ) from None
+    if not isinstance(answer, dict):
+        raise UnexpectedResponseError("the authorization server's answer isn't an object")
+    if answer.get("error") and not answer.get("access_token"):
+        raise _oauth_error(response, [*hidden, secret or ""])  # some report errors with status 200
+    return answer
+
+
+async def _send(
+    http: httpx.AsyncClient, method: str, url: str, headers: Mapping[str, str], content: bytes | None
+) -> httpx.Response:
+    try:
+        return await http.request(method, url, headers=dict(headers), content=content)
+    except (httpx.TransportError, TimeoutError):
+        raise UnavailableError("the authorization server can't be reached or doesn't answer") from None
+
+
+def _oauth_error(response: httpx.Response, hidden: Collection[str]) -> ProviderError:
+    """Tell a refusal from a server that is down: only a refusal means that the venue must reconnect."""
+    status = response.status_code
+    body: Any = None
+    try:
+        body = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        body = None
+    if status == 429:
+        return RateLimitedError("the authorization server asks to slow down", status=status)
+    if status >= 500 or (body is None and status not in (400, 401, 403)):
+        return UnavailableError(f"the authorization server answered {status}", status=status)
+    code, message = _code_and_message(body)
+    for secret in hidden:
+        if secret and message:
+            message = message.replace(secret, "***")
+    said = f": {message[:LONGEST_MESSAGE]}" if message else ""
+    return AuthenticationError(
+        f"the authorization server refused ({code or status}){said}", status=status, provider_code=code
+    )
+
+
+def _code_and_message(body: Any) -> tuple[str | None, str | None]:
+    """Read an OAuth error, or the nearest thing providers send instead of one."""
+    if not isinstance(body, dict):
+        return None, None
+    first = body
+    if isinstance(body.get("errors"), list) and body["errors"] and isinstance(body["errors"][0], dict):
+        first = body["errors"][0]
+    elif isinstance(body.get("error"), dict):
+        first = body["error"]
+    code = first.get("error") or first.get("code") or body.get("type")
+    message = first.get("error_description") or first.get("detail") or first.get("message")
+    return (
+        code if isinstance(code, str) else None,
+        message if isinstance(message, str) else None,
+    )
+
+
+def _grant(oauth: OAuth, answer: Mapping[str, Any], previous: Secret | None, clock: Clock) -> Grant:
+    token, kind = answer.get("access_token"), answer.get("token_type")
+    if not isinstance(token, str) or not token:
+        raise UnexpectedResponseError("the authorization server's answer holds no access token")
+    if isinstance(kind, str) and kind and kind.lower() != "bearer":
+        raise UnexpectedResponseError("the authorization server granted a token that isn't a bearer token")
+    new = answer.get("refresh_token")
+    scope = answer.get("scope")
+    separator = oauth.scope_separator.strip() or None
+    connection = {name: expression.evaluate(answer) for name, expression in oauth.keep.items()}
+    return Grant(
+        access_token=Secret(token),
+        refresh_token=Secret(new) if isinstance(new, str) and new else previous,
+        expires_at=_expiry(oauth, answer, clock),
+        scopes=tuple(scope.split(separator)) if isinstance(scope, str) and scope else oauth.scopes,
+        connection={name: value for name, value in connection.items() if value is not None},
+    )
+
+
+def _expiry(oauth: OAuth, answer: Mapping[str, Any], clock: Clock) -> datetime | None:
+    """Return when the access token ends, or None when the answer doesn't say (or says 0: it doesn't end)."""
+    if oauth.expires_at:
+        at = Path.parse(oauth.expires_at).find(answer)
+        if isinstance(at, str) and at and not at.isdecimal():
+            try:
+                moment = datetime.fromisoformat(at)
+            except ValueError:
+                raise UnexpectedResponseError(f"`{oauth.expires_at}` isn't a time") from None
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if isinstance(at, int | float | str) and at:
+            return datetime.fromtimestamp(float(at), UTC)
+        return None
+    lifetime = Path.parse(oauth.expires_in).find(answer) if oauth.expires_in else None
+    try:
+        seconds = float(lifetime) if lifetime else 0.0
+    except (TypeError, ValueError):
+        raise UnexpectedResponseError(f"`{oauth.expires_in}` isn't a number of seconds") from None
+    return clock.now() + timedelta(seconds=seconds) if seconds > 0 else None

@@ -1,0 +1,154 @@
+"""Call one provider account by its manifest: read records in pages, write records with an outcome for
+each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from engine.batching import Write, WriteGroup, split
+from engine.caller import Answer, Caller, CallReport, whole
+from engine.calls import Request
+from engine.clock import SystemClock
+from engine.errors import ManifestError, UnexpectedResponseError
+from engine.filling import call_label, fill_call
+from engine.manifest import CallSpec, Connector, Resource
+from engine.pagination import Ceilings
+from engine.ports import Clock, CredentialSource, RateLimiter
+from engine.rate_limits import LocalRateLimiter
+from engine.reading import ReadBatch, Reader, ReadRecord, write_rfc3339
+from engine.writing import Writer, WriteResult
+
+__all__ = [
+    "Answer",
+    "CallReport",
+    "Ceilings",
+    "ProviderClient",
+    "ReadBatch",
+    "ReadRecord",
+    "Write",
+    "WriteGroup",
+    "WriteResult",
+]
+
+
+class ProviderClient:
+    """One provider account, called by its manifest.
+
+    `on_call` is told of every HTTP exchange. Clients of one account share a limiter to keep to its limits
+    together. Every method raises AuthenticationError, RateLimitedError, UnavailableError,
+    UnexpectedResponseError or another ProviderError for what ends a run, and ForbiddenAddressError for an
+    address that may not be called.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        credentials: CredentialSource,
+        *,
+        http: httpx.AsyncClient,
+        limiter: RateLimiter | None = None,
+        clock: Clock | None = None,
+        on_call: Callable[[CallReport], None] | None = None,
+        ceilings: Ceilings | None = None,
+    ) -> None:
+        clock, ceilings = clock or SystemClock(), ceilings or Ceilings()
+        self.connector = connector
+        self._clock = clock
+        self._caller = Caller(
+            connector,
+            credentials,
+            http=http,
+            limiter=limiter or LocalRateLimiter(clock),
+            clock=clock,
+            on_call=on_call,
+            ceilings=ceilings,
+        )
+        self._reader = Reader(connector, self._caller, clock, ceilings)
+        self._writer = Writer(connector, self._caller, self._reader, clock)
+
+    @property
+    def calls(self) -> int:
+        """How many HTTP exchanges were made, attempts that failed included."""
+        return self._caller.calls
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes the answers had, as sent."""
+        return self._caller.bytes_read
+
+    async def check(self) -> None:
+        """Make the manifest's cheap call, which proves that the credentials work."""
+        await self._call(self.connector.check, {})
+
+    async def learn(self) -> dict[str, Any]:
+        """Make the manifest's lookups after connecting; returns the values to keep in `connection`."""
+        learned: dict[str, Any] = {}
+        for lookup in self.connector.after_connecting:
+            account = await self._caller.account()
+            scope = {"connection": {**account.scope["connection"], **learned}}
+            answer = await self._call(lookup.call, scope)
+            for name, expression in lookup.keep.items():
+                value = expression.evaluate(answer.body, {"body": answer.body, **scope})
+                if value is None:
+                    raise UnexpectedResponseError(f"the provider's answer holds no `{name}`")
+                learned[name] = value
+        return learned
+
+    async def call(self, request: Request) -> Answer:
+        """Make any one call of this account, with all that goes for the others: signing, limits, retries."""
+        return await self._caller.call(f"{request.method} {request.url.partition('?')[0]}", request, whole)
+
+    def pages(
+        self,
+        resource: str,
+        *,
+        since: datetime | None = None,
+        resume: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[ReadBatch]:
+        """Stream a resource's records page by page; the next page is fetched while this one is worked on.
+
+        With `since`, only what changed after that moment, as far as the provider can tell: from its feed of
+        changes where the manifest names one that reaches back so far. A feed may name a record more than
+        once, usually newest first: compare `changed_at`. `resume` continues a read that stopped after a
+        batch, with the same `since`. Raises StaleCursorError when the read has to start again. Close the
+        iterator when leaving it early.
+        """
+        return self._reader.pages(self._resource(resource), since, resume)
+
+    async def get(self, resource: str, record_id: str) -> dict[str, Any] | None:
+        """Return one record, or None when the provider has none under this id (any more)."""
+        return await self._reader.get(self._resource(resource), record_id)
+
+    async def get_many(self, resource: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return records by id; those the provider doesn't have (any more) are left out."""
+        return await self._reader.get_many(self._resource(resource), ids)
+
+    def plan(self, resource: str, writes: Sequence[Write]) -> list[WriteGroup]:
+        """Split writes into calls. The same writes give the same groups under the same keys."""
+        return split(self._resource(resource), writes)
+
+    async def send(self, group: WriteGroup) -> list[WriteResult]:
+        """Write a group; returns a result for each of its writes, in their order.
+
+        A group sent again under the same key makes the same calls with the same keys. One record's failure is
+        its result, never an exception.
+        """
+        return await self._writer.send(self._resource(group.resource), group)
+
+    async def _call(self, call: CallSpec, scope: Mapping[str, Any]) -> Answer:
+        account = await self._caller.account()
+        now = write_rfc3339(self._clock.now())
+        request = fill_call(call, {**account.scope, "now": now, **scope})
+        return await self._caller.call(call_label(call), request, whole)
+
+    def _resource(self, name: str) -> Resource:
+        resource = self.connector.resources.get(name)
+        if resource is None:
+            known = ", ".join(self.connector.resources)
+            raise ManifestError(f"{self.connector.name} has no resource `{name}`; it has {known}")
+        return resource

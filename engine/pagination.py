@@ -1,0 +1,256 @@
+"""Walk a provider's list call page by page.
+
+A pagination type answers one question: given this page, what is the next request?
+Types hold no state, so a run can stop after any page and start again from its request.
+
+To add a type: write the class, name it in TYPES, describe it in
+schemas/connector.schema.json and add its cases to tests/contract/pagination/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any, Protocol
+from urllib.parse import urljoin
+
+from engine.calls import Page, Place, Request
+from engine.errors import ManifestError, UnexpectedResponseError
+from engine.expressions import Expression, Path
+from engine.manifest import TypeSpec
+from engine.transport import origin_of, to_json
+
+
+class Pagination(Protocol):
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        """Return the request for the page after `page`, or None when it was the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class CursorPagination:
+    """Each page carries the cursor that asks for the next one. A short or empty page isn't the end."""
+
+    read: Path
+    send: Place
+    more: Expression | None = None
+
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        if self.more is not None and not self.more.evaluate(page.body):
+            return None
+        cursor = _scalar(self.read, page.body)
+        return None if cursor is None else _moved(self.send, request, cursor, self.read.text)
+
+
+@dataclass(frozen=True, slots=True)
+class LastRecordPagination:
+    """The next page is asked for by a value of this page's last record, usually its id."""
+
+    read: Path
+    send: Place
+    more: Expression | None = None
+
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        if self.more is not None and not self.more.evaluate(page.body):
+            return None
+        if not page.records:
+            return None
+        value = _scalar(self.read, page.records[-1])
+        if value is None:
+            raise UnexpectedResponseError(f"the last record of a page has no `{self.read.text}`")
+        return _moved(self.send, request, value, self.read.text)
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetPagination:
+    """Pages are asked for by how many records came before. Ends at the total, or at an empty page."""
+
+    send: Place
+    first: int = 0
+    total: Path | None = None
+
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        if not page.records:
+            return None
+        offset = _number(self.send.get(request), self.first) + len(page.records)
+        total = self.total.find(page.body) if self.total else None
+        if total is not None and self.total and offset - self.first >= _number(total, 0, self.total.text):
+            return None
+        return self.send.put(request, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class PageNumberPagination:
+    """Pages are numbered. Ends at the number of pages, or at an empty page."""
+
+    send: Place
+    first: int = 1
+    pages: Path | None = None
+
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        if not page.records:
+            return None
+        number = _number(self.send.get(request), self.first)
+        pages = self.pages.find(page.body) if self.pages else None
+        if pages is not None and self.pages:
+            last = _number(pages, 0, self.pages.text) + self.first - 1
+            if number >= last:
+                return None
+        return self.send.put(request, number + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class NextLinkPagination:
+    """Each page names the address of the next one, whole or without its host."""
+
+    read: Path
+    server: str
+
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        link = self.read.find(page.body)
+        if not link:
+            return None
+        if not isinstance(link, str):
+            raise UnexpectedResponseError(f"`{self.read.text}` isn't an address")
+        return _followed(link, request, self.server)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkHeaderPagination:
+    """Each page names the address of the next one in its Link header."""
+
+    server: str
+    rel: str = "next"
+
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        link = links(page.headers.get("Link") or page.headers.get("link") or "").get(self.rel)
+        return _followed(link, request, self.server) if link else None
+
+
+TYPES: Mapping[str, Callable[..., Pagination]] = {
+    "cursor": CursorPagination,
+    "last_record": LastRecordPagination,
+    "offset": OffsetPagination,
+    "page_number": PageNumberPagination,
+    "next_link": NextLinkPagination,
+    "link_header": LinkHeaderPagination,
+}
+
+_OPTIONS: Mapping[str, Callable[[Any], Any]] = {
+    "read": Path.parse,
+    "send": Place.parse,
+    "more": Expression.compile,
+    "total": Path.parse,
+    "pages": Path.parse,
+    "first": int,
+    "rel": str,
+}
+_NEED_SERVER = (NextLinkPagination, LinkHeaderPagination)
+
+
+def build(spec: TypeSpec, server: str) -> Pagination:
+    """Return the pagination a manifest describes. `server` is the address its calls are below."""
+    make = TYPES.get(spec.type)
+    if make is None:
+        raise ManifestError(f"there is no pagination type `{spec.type}`; there are {', '.join(TYPES)}")
+    options = {name: _OPTIONS[name](value) for name, value in spec.options.items()}
+    return make(**options, server=server) if make in _NEED_SERVER else make(**options)
+
+
+def absolute_url(url: str, server: str) -> str:
+    """Return where a request goes: its path below the server, or its own address."""
+    return url if url.startswith(("https://", "http://")) else server + url
+
+
+_LINK = re.compile(r'<([^>]*)>((?:\s*;\s*[\w!#$&+.^`|~*-]+\s*(?:=\s*(?:"[^"]*"|[^\s",;]*))?)*)')
+_REL = re.compile(r';\s*rel\s*=\s*(?:"([^"]*)"|([^\s",;]*))', re.IGNORECASE)
+
+
+def links(header: str) -> dict[str, str]:
+    """Read a Link header (RFC 8288) as relation to address; the first of a relation counts."""
+    found: dict[str, str] = {}
+    for match in _LINK.finditer(header):
+        rel = _REL.search(match.group(2))
+        for name in (rel.group(1) or rel.group(2) or "").lower().split() if rel else ():
+            found.setdefault(name, match.group(1))
+    return found
+
+
+def _followed(link: str, request: Request, server: str) -> Request:
+    """Return the request for a link, which must stay with the server: the credentials go along."""
+    url = urljoin(absolute_url(request.url, server), link)
+    if origin_of(url) != origin_of(server):
+        raise UnexpectedResponseError("the link to the next page leads to another server")
+    return replace(request, url=url.partition("#")[0], query={})
+
+
+def _moved(send: Place, request: Request, value: str | int, read: str) -> Request:
+    if str(value) == str(send.get(request)):
+        # Some providers repeat the last cursor instead of leaving it out; following it would never end.
+        raise UnexpectedResponseError(f"`{read}` returned the same cursor twice")
+    return send.put(request, value)
+
+
+def _scalar(path: Path, document: Any) -> str | int | None:
+    value = path.find(document)
+    if not value or value is True:
+        return None
+    if not isinstance(value, str | int):
+        raise UnexpectedResponseError(f"`{path.text}` should be text or a number")
+    return value
+
+
+def _number(value: Any, missing: int, name: str = "the position") -> int:
+    if value is None:
+        return missing
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise UnexpectedResponseError(f"`{name}` isn't a number") from None
+
+
+# ---------------------------------------------------------------------------------------- no endless reads
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Where a read ends by force: something is wrong with a provider that goes on beyond."""
+
+    pages: int = 200_000
+    seconds: float = 12 * 3600.0
+    bytes: int = 100 * 2**30  # of all answers of a read
+    page_bytes: int = 64 * 2**20  # of one answer
+
+
+@dataclass(slots=True)
+class CycleGuard:
+    """Notices a read that goes in circles, however long the circle.
+
+    Requests are remembered as eight bytes each. Records are compared with the page before and with one page
+    that is left behind at growing distances, so that a provider that keeps inventing cursors is found out as
+    well.
+    """
+
+    seen: set[int] = field(default_factory=set)
+    pages: int = 0
+    _previous: list[Any] | None = None
+    _left_behind: list[Any] | None = None
+    _next_mark: int = 1
+
+    def asked(self, request: Request) -> None:
+        """Note a request about to be made; raises UnexpectedResponseError when it was made before."""
+        content = [request.method, request.url, dict(request.query), request.body]
+        digest = int.from_bytes(blake2b(to_json(content), digest_size=8).digest())
+        if digest in self.seen:
+            raise UnexpectedResponseError("the pages go in a circle: a page was asked for twice")
+        self.seen.add(digest)
+
+    def answered(self, rows: list[Any]) -> None:
+        """Note a page's rows; raises UnexpectedResponseError when they came before."""
+        self.pages += 1
+        if rows and rows in (self._previous, self._left_behind):
+            raise UnexpectedResponseError("the pages go in a circle: the same records came again")
+        self._previous = rows
+        if self.pages >= self._next_mark:
+            self._left_behind, self._next_mark = rows, self._next_mark * 2

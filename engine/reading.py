@@ -1,0 +1,360 @@
+"""Read a provider's records: lists, feeds of changes, some by id. Memory doesn't grow with their number."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from engine.caller import Answer, Caller, RefusedError
+from engine.calls import Page, Request
+from engine.errors import ExpressionError, ManifestError, ProviderError, UnexpectedResponseError
+from engine.expressions import ABSENT, Expression, Path
+from engine.filling import call_label, fill_call
+from engine.manifest import Connector, ReadSpec, Resource
+from engine.pagination import Ceilings, CycleGuard, Pagination, build
+from engine.ports import Clock
+
+Row = dict[str, Any]
+Getter = Callable[[Row], Any]
+
+# Turns of the event loop in which a request gets from the task that makes it to the socket. Only then does
+# the provider work on the next page while the caller works on this one; fewer lose speed, never records.
+TURNS_TO_SEND = 12
+
+
+class ReadRecord(NamedTuple):
+    """One record that was read. `changed_at` is RFC 3339 in UTC; `version` the provider's own, as text."""
+
+    record: Row
+    id: str
+    changed_at: str | None
+    deleted: bool
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBatch:
+    """The records of one page. `resume` is JSON that continues after them; None on the last page."""
+
+    records: list[ReadRecord]
+    resume: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A read that is laid out: one start for each batch of `for_each`, and how to go on from any page."""
+
+    feed: str
+    label: str
+    spec: ReadSpec
+    rows: RowReader
+    pagination: Pagination | None
+    starts: Sequence[Request]
+
+    def after(self, page: Page, number: int) -> tuple[Request | None, int]:
+        """Return the request after a page and which start it belongs to; None when all is read."""
+        following = self.pagination.next_request(page.request, page) if self.pagination else None
+        if following is not None:
+            return following, number
+        number += 1
+        return (self.starts[number] if number < len(self.starts) else None), number
+
+
+class Reader:
+    """Reads one account's records through its `Caller`."""
+
+    def __init__(self, connector: Connector, caller: Caller, clock: Clock, ceilings: Ceilings) -> None:
+        self._connector = connector
+        self._caller = caller
+        self._clock = clock
+        self._ceilings = ceilings
+
+    async def pages(
+        self, resource: Resource, since: datetime | None, resume: Mapping[str, Any] | None
+    ) -> AsyncIterator[ReadBatch]:
+        """Stream pages; see `ProviderClient.pages`."""
+        walk = await self._walk(resource, since, resume)
+        number = resume["batch"] if resume else 0
+        request = Request.from_json(resume["request"]) if resume else next(iter(walk.starts), None)
+        if request is None:
+            yield ReadBatch([], None)
+            return
+        guard, started, bytes_before = CycleGuard(), self._clock.monotonic(), self._caller.bytes_read
+        guard.asked(request)
+        pending: asyncio.Task[Page] | None = asyncio.create_task(self._fetch(walk, request))
+        try:
+            while pending is not None:
+                page = await pending
+                pending = None
+                guard.answered(page.records)
+                request, number = walk.after(page, number)
+                if request is not None:
+                    self._check_ceilings(guard, started, bytes_before)
+                    guard.asked(request)
+                    pending = asyncio.create_task(self._fetch(walk, request))
+                    await _turns(TURNS_TO_SEND)
+                batch = walk.rows.read(page.records)
+                yield ReadBatch(batch, _resume(walk.feed, number, request) if request else None)
+        finally:
+            if pending is not None:
+                pending.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await pending
+
+    async def get(self, resource: Resource, record_id: str) -> Row | None:
+        """Return one record, or None when the provider has none under this id (any more)."""
+        spec = resource.get
+        if spec is None:
+            return (await self.get_many(resource, [record_id])).get(record_id)
+        account = await self._caller.account()
+        request = fill_call(spec.call, {**account.scope, "id": record_id, "now": self._now()})
+        rows = RowReader(resource, spec, self._connector.times)
+
+        def read(answer: Answer) -> Row | None:
+            found = spec.records.evaluate(answer.body) if spec.records else answer.body
+            found = found[:1] if isinstance(found, list) else [found]
+            records = rows.read(found) if found and found != [None] else []
+            return next((each.record for each in records if not each.deleted), None)
+
+        try:
+            return await self._caller.call(call_label(spec.call), request, read, writing=True)
+        except RefusedError as refused:
+            if refused.status in (404, 410) or refused.action == "recreate":
+                return None
+            raise _not_a_record(refused) from refused
+
+    async def get_many(self, resource: Resource, ids: Iterable[str]) -> dict[str, Row]:
+        """Return records by id; those the provider doesn't have (any more) are left out."""
+        wanted = list(dict.fromkeys(ids))
+        spec = resource.get_many
+        if spec is None:
+            if resource.get is None:
+                raise ManifestError(f"`{resource.name}` has no call to get a record by its id")
+            async with asyncio.TaskGroup() as tasks:
+                found = {each: tasks.create_task(self.get(resource, each)) for each in wanted}
+            return {each: row for each, task in found.items() if (row := task.result()) is not None}
+        rows = RowReader(resource, spec, self._connector.times)
+        account = await self._caller.account()
+        records: dict[str, Row] = {}
+        for start in range(0, len(wanted), spec.at_most):
+            some = wanted[start : start + spec.at_most]
+            request = fill_call(spec.call, {**account.scope, "ids": some, "now": self._now()})
+            if spec.ids is not None:
+                request = spec.ids.put(request, some)
+            answered = await self._caller.call(
+                call_label(spec.call), request, lambda answer: rows.read(_rows(spec, answer.body))
+            )
+            records.update((each.id, each.record) for each in answered if not each.deleted)
+        return records
+
+    async def _walk(
+        self, resource: Resource, since: datetime | None, resume: Mapping[str, Any] | None
+    ) -> _Walk:
+        feed = resume["feed"] if resume else self._choose_feed(resource, since)
+        spec = resource.changes if feed == "changes" else resource.list
+        if spec is None:
+            raise ManifestError(f"`{resource.name}` has no call that lists its records")
+        if spec is resource.list and resource.changes is not None:
+            since = None  # the feed is what tells changes; the list's own filter may only know creations
+        account = await self._caller.account()
+        scope = {**account.scope, "now": self._now()}
+        return _Walk(
+            feed=feed,
+            label=call_label(spec.call),
+            spec=spec,
+            rows=RowReader(resource, spec, self._connector.times),
+            pagination=build(spec.pagination, account.server) if spec.pagination else None,
+            starts=[self._start(spec, {**scope, **each}, since) for each in _for_each(spec, scope)],
+        )
+
+    def _choose_feed(self, resource: Resource, since: datetime | None) -> str:
+        changes = resource.changes
+        if changes is None or (since is None and resource.list is not None):
+            return "list"
+        if since is None or changes.reaches_back is None or resource.list is None:
+            return "changes"
+        return "changes" if self._clock.now() - since <= changes.reaches_back - changes.lookback else "list"
+
+    def _start(self, spec: ReadSpec, scope: Mapping[str, Any], since: datetime | None) -> Request:
+        request = fill_call(spec.call, scope)
+        times = self._connector.times
+        if since is not None and spec.since is not None:
+            request = spec.since.put(request, write_time(since - spec.lookback, times))
+        if spec.until is not None:
+            request = spec.until.put(request, write_time(self._clock.now(), times))
+        if spec.page_size is not None:
+            request = spec.page_size.send.put(request, spec.page_size.at_most)
+        return request
+
+    async def _fetch(self, walk: _Walk, request: Request) -> Page:
+        def read(answer: Answer) -> Page:
+            rows = _rows(walk.spec, answer.body)
+            return Page(request, answer.body, answer.headers, answer.status, rows, answer.size)
+
+        return await self._caller.call(walk.label, request, read)
+
+    def _check_ceilings(self, guard: CycleGuard, started: float, bytes_before: int) -> None:
+        ceilings = self._ceilings
+        over = (
+            (guard.pages >= ceilings.pages, f"{ceilings.pages} pages"),
+            (self._clock.monotonic() - started > ceilings.seconds, f"{ceilings.seconds:g} seconds"),
+            (self._caller.bytes_read - bytes_before > ceilings.bytes, f"{ceilings.bytes} bytes"),
+        )
+        for passed, limit in over:
+            if passed:
+                raise UnexpectedResponseError(f"the read goes on beyond {limit}")
+
+    def _now(self) -> str:
+        return write_rfc3339(self._clock.now())
+
+
+class RowReader:
+    """Turns the rows of an answer into records; what the manifest says is looked up once, not per row."""
+
+    def __init__(self, resource: Resource, spec: ReadSpec, times: str) -> None:
+        self._times = times
+        self._record = _getter(spec.record) if spec.record else None
+        self._where = _getter(resource.where) if resource.where else None
+        self._id = _getter(resource.id)
+        self._version = _getter(resource.version) if resource.version else None
+        self._row_changed = _getter(spec.changed_at) if spec.changed_at else None
+        self._changed = _getter(resource.changed_at) if resource.changed_at else None
+        self._row_deleted = _getter(spec.deleted) if spec.deleted else None
+        self._deleted = _getter(resource.deleted) if resource.deleted else None
+
+    def read(self, rows: Sequence[Any]) -> list[ReadRecord]:
+        """Return the records in the rows, those of other resources left out.
+
+        Raises UnexpectedResponseError for a row that isn't an object or has no id.
+        """
+        records = []
+        of_row, where, id_of, version_of = self._record, self._where, self._id, self._version
+        for row in rows:
+            record = of_row(row) if of_row else row
+            if not isinstance(record, dict):
+                raise UnexpectedResponseError("a record in the answer isn't an object")
+            if where and not where(record):
+                continue
+            record_id = id_of(record)
+            if record_id is None or record_id == "":
+                raise UnexpectedResponseError("a record in the answer has no id")
+            version = version_of(record) if version_of else None
+            records.append(
+                ReadRecord(
+                    record,
+                    record_id if isinstance(record_id, str) else str(record_id),
+                    self._moment(row, record),
+                    self._is_deleted(row, record),
+                    None if version is None else str(version),
+                )
+            )
+        return records
+
+    def _moment(self, row: Row, record: Row) -> str | None:
+        value = self._row_changed(row) if self._row_changed else None
+        if value is None and self._changed:
+            value = self._changed(record)
+        return None if value is None else read_time(value, self._times)
+
+    def _is_deleted(self, row: Row, record: Row) -> bool:
+        if self._row_deleted and self._row_deleted(row):
+            return True
+        return bool(self._deleted and self._deleted(record))
+
+
+def _getter(source: Path | Expression) -> Getter:
+    """Return the quickest function that reads a path or expression; absent is None."""
+    if source.steps is not None and len(source.steps) == 1 and isinstance(source.steps[0], str):
+        name = source.steps[0]
+        return lambda row: row.get(name)
+    if isinstance(source, Expression):
+        return source.evaluate
+    return lambda row: None if (value := source.find(row)) is ABSENT else value
+
+
+def _rows(spec: ReadSpec, body: Any) -> list[Any]:
+    """Return the rows of an answer: none when the list is missing; anything but a list is refused."""
+    if spec.records is None:
+        rows = body
+    elif isinstance(body, dict):
+        try:
+            rows = spec.records.evaluate(body)
+        except ExpressionError as error:
+            raise UnexpectedResponseError(
+                f"the answer isn't what the manifest says: {error.message}"
+            ) from None
+    else:
+        raise UnexpectedResponseError("the provider's answer isn't an object")
+    if rows is None:
+        return []
+    if not isinstance(rows, list):
+        raise UnexpectedResponseError("the records in the provider's answer aren't a list")
+    return rows
+
+
+def _for_each(spec: ReadSpec, scope: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what each batch of values adds to the scope; one batch that adds nothing without `for_each`."""
+    loop = spec.for_each
+    if loop is None:
+        return [{}]
+    values = loop.values.evaluate(scope, scope)
+    if values is None:
+        raise ManifestError(f"`{loop.values.text}` has no value; connect again so that it is looked up")
+    items = list(values) if isinstance(values, list | tuple) else [values]
+    if loop.at_most == 1:
+        return [{loop.name: item} for item in items]
+    return [{loop.name: items[at : at + loop.at_most]} for at in range(0, len(items), loop.at_most)]
+
+
+def _resume(feed: str, number: int, request: Request) -> dict[str, Any]:
+    return {"feed": feed, "batch": number, "request": request.to_json()}
+
+
+async def _turns(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def _not_a_record(refused: RefusedError) -> ProviderError:
+    return ProviderError(
+        refused.message,
+        status=refused.status,
+        provider_code=refused.provider_code,
+        request_id=refused.request_id,
+        field=refused.field,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- times
+
+
+def write_rfc3339(moment: datetime) -> str:
+    """Write a moment as `2026-01-31T18:30:00Z`, with microseconds when it has them."""
+    return moment.astimezone(UTC).isoformat()[:-6] + "Z"
+
+
+def write_time(moment: datetime, times: str) -> str | int:
+    """Write a moment as the provider's `times` are."""
+    if times == "rfc3339":
+        return write_rfc3339(moment)
+    return int(moment.timestamp() * (1000 if times == "epoch_milliseconds" else 1))
+
+
+def read_time(value: Any, times: str) -> str:
+    """Read a provider's time as RFC 3339 in UTC; raises UnexpectedResponseError for anything else."""
+    try:
+        if times != "rfc3339":
+            seconds = float(value) / (1000 if times == "epoch_milliseconds" else 1)
+            return write_rfc3339(datetime.fromtimestamp(seconds, UTC))
+        if not isinstance(value, str):
+            raise ValueError
+        if value.endswith("Z"):
+            return value
+        moment = datetime.fromisoformat(value)
+        return write_rfc3339(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    except (TypeError, ValueError, OverflowError, OSError):
+        raise UnexpectedResponseError("a time in the answer can't be read") from None
