@@ -253,15 +253,15 @@ def _text(value: Any) -> str:
     return value
 
 
-def _truncate_to(value: Any, most: int) -> str:
+def _truncate_to(value: Any, length: int) -> str:
     text = _text(value)
-    if most < 1:
+    if length < 1:
         raise ExpressionError("a length of at least 1 was expected")
-    if len(text) <= most:
+    if len(text) <= length:
         return text
-    while most > 1 and unicodedata.combining(text[most]):
-        most -= 1  # an accent stays with its letter
-    return text[:most].rstrip()
+    while length > 1 and unicodedata.combining(text[length]):
+        length -= 1  # an accent stays with its letter
+    return text[:length].rstrip()
 
 
 def _first_word(value: Any) -> str | None:
@@ -362,7 +362,7 @@ FILTERS: Mapping[str, Filter] = {
     ),
     "major_units": Filter(
         _major_units,
-        "An amount in the currency's smallest unit, as its providers count it, in whole units: exact.",
+        "An amount counted in the currency's smallest unit (ISO 4217), as a number of whole units. Exact.",
         "{{ 1999 | major_units('EUR') }}",
         Decimal("19.99"),
     ),
@@ -748,6 +748,7 @@ class _Interpreter(jmespath.visitor.TreeInterpreter):
 _PLAIN = re.compile(
     r"[A-Za-z_][A-Za-z0-9_]*(?:\[[0-9]{1,3}\])*(?:\.[A-Za-z_][A-Za-z0-9_]*(?:\[[0-9]{1,3}\])*)*"
 )
+_LITERAL = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`((?:\\`|[^`])*)`""")
 _MOST_GROWTH = 4096  # how many times larger than its input a result may be
 _MOST_TO_STRING = 3  # each nesting doubles the backslashes of the one within
 
@@ -755,6 +756,16 @@ _MOST_TO_STRING = 3  # each nesting doubles the backslashes of the one within
 def _compile_jmespath(text: str) -> Callable[[Any], Any]:
     if len(text) > LONGEST_TEXT:
         raise ExpressionError(f"an expression can have {LONGEST_TEXT} characters, this one has {len(text)}")
+    for literal in _LITERAL.finditer(text):
+        if literal.group(1) is None:
+            continue
+        try:
+            json.loads(literal.group(1).replace("\\`", "`"))
+        except (ValueError, RecursionError):
+            # Read as text by the library, which calls it deprecated; more often it is a mistake.
+            shown = _short(literal.group())
+            message = f"{shown} isn't JSON; write text in quotes, as in `'text'`"
+            raise ExpressionError(message, literal.start()) from None
     try:
         tree = jmespath.parser.Parser().parse(text).parsed
     except jmespath.exceptions.EmptyExpressionError:
@@ -945,8 +956,8 @@ def filters_page() -> str:
         "# Filters",
         "",
         "A value in braces goes through a filter like this: `{{ value | upper }}`.",
-        "Null stays null in every filter but `default`. An absent value is an error, except for `default` and",
-        "within the list of `join`.",
+        "Null stays null in every filter but `default`. An absent value is an error, except for `default`",
+        "and within the list of `join`.",
         "",
         "| Filter | Does | Example | Gives |",
         "|---|---|---|---|",
@@ -956,11 +967,12 @@ def filters_page() -> str:
         takes = list(inspect.signature(each.function).parameters)[1:]
         written = f"{name}({', '.join(takes)})" if takes else name
         example = each.example.replace("|", "\\|")
-        lines.append(f"| `{written}` | {each.doc} | `{example}` | `{json.dumps(each.gives, default=str)}` |")
+        gives = json.dumps(each.gives, default=str, ensure_ascii=False)
+        lines.append(f"| `{written}` | {each.doc} | `{example}` | `{gives}` |")
     lines += [
         "",
-        "Besides filters there are `+ - * / // %` on numbers, `+` on texts and lists, `~` joining texts (null is",
-        "empty), comparisons, `in`, `and`, `or`, `not`, `a if b else c`, `value.name`, `value[0]`,",
+        "Besides filters there are `+ - * / // %` on numbers, `+` on texts and lists, `~` joining texts",
+        "(null is empty), comparisons, `in`, `and`, `or`, `not`, `a if b else c`, `value.name`, `value[0]`,",
         "`value[0:3]`, lists, objects, and `is` with",
         f"{', '.join(f'`{each}`' for each in TESTS)}.",
         "Functions and methods can't be called, and there are no statements (`{% … %}`).",
