@@ -1,0 +1,435 @@
+"""What an operation does when a worker holds it, and what is written down when it ends.
+
+A run goes through the steps its mapping template names: first every pull, then every push, in the template's
+order. Each step saves its own progress page by page, so a run may be cut off anywhere and begun again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine.client import ProviderClient
+from engine.errors import AuthenticationError, HubError
+from engine.mapping import Mapping as FieldMapping
+from engine.ports import Direction, RecordFailure
+from engine.sync import KEPT_FAILURES, Sync, Tally
+from server.db import models
+from server.db.models import (
+    IntegrationConfig,
+    IntegrationStatus,
+    Operation,
+    OperationStatus,
+    OperationType,
+    SyncLog,
+)
+from server.db.stores import Lease, PostgresSyncState
+from server.errors import (
+    IntegrationNotFoundError,
+    InvalidRequestError,
+    NotConnectedError,
+    NotSupportedError,
+)
+from server.host import SqlHost
+from server.services.operations import Claim
+
+if TYPE_CHECKING:
+    from server.worker.context import WorkerContext
+
+# What the API's `syncType` means in entities of the platform; `full` is all of them.
+SYNC_TYPES: Mapping[str, frozenset[str] | None] = {
+    "full": None,
+    "products": frozenset({"event"}),
+    "customers": frozenset({"customer"}),
+    "transactions": frozenset({"order"}),
+}
+# What `syncDirection` allows; each mapping has a direction of its own as well.
+DIRECTIONS: Mapping[str, tuple[Direction, ...]] = {
+    "bidirectional": ("pull", "push"),
+    "pull": ("pull",),
+    "push": ("push",),
+    "inbound": ("pull",),
+    "outbound": ("push",),
+}
+RUNNABLE = (IntegrationStatus.CONNECTED, IntegrationStatus.ERROR)  # an error may be over by now
+SHORTEST_INTERVAL = 60  # seconds
+DEFAULT_INTERVAL = timedelta(minutes=5)
+RETRIED_AT_ONCE = 500  # records
+MAX_RECORD_ATTEMPTS = 10
+LOG_STATUSES: Mapping[OperationStatus, str] = {
+    OperationStatus.COMPLETED: "completed",
+    OperationStatus.PAUSED: "stopped",
+    OperationStatus.FAILED: "failed",
+    OperationStatus.DEAD_LETTER: "failed",
+}
+
+_COUNTS = ("read", "created", "updated", "unchanged", "skipped", "failed", "conflicts", "api_calls")
+
+
+class Step(NamedTuple):
+    """One direction of one mapping."""
+
+    direction: Direction
+    mapping: FieldMapping
+
+    @property
+    def key(self) -> StepKey:
+        return (self.mapping.entity, self.mapping.resource, self.direction)
+
+
+StepKey = tuple[str, str, Direction]
+
+
+@dataclass(slots=True)
+class StepReport:
+    """What one step did so far, over all attempts of its operation."""
+
+    entity: str
+    resource: str
+    direction: Direction
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
+    duration_ms: int = 0
+    done: bool = False
+    failures: list[RecordFailure] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "entity": self.entity,
+            "resource": self.resource,
+            "direction": self.direction,
+            **self.counts,
+            "duration_ms": self.duration_ms,
+            "done": self.done,
+        }
+
+
+@dataclass(slots=True)
+class Run:
+    """An operation being worked: what it did so far, and whether it should stop at the next page."""
+
+    claim: Claim
+    steps: dict[StepKey, StepReport] = field(default_factory=dict)
+    current: StepKey | None = None
+    stopping: bool = False
+    news: bool = False  # something changed since the progress was last saved
+
+    def __post_init__(self) -> None:
+        for entry in (self.claim.progress or {}).get("mappings", ()):
+            key: StepKey = (entry["entity"], entry["resource"], entry["direction"])
+            counts = {name: entry.get(name, 0) for name in _COUNTS}
+            self.steps[key] = StepReport(*key, counts=counts, duration_ms=entry.get("duration_ms", 0))
+
+    def progress(self) -> dict[str, Any]:
+        """Return it as JSON, for `sync_queue.progress`."""
+        return {
+            "mappings": [step.to_json() for step in self.steps.values()],
+            "current": list(self.current) if self.current else None,
+        }
+
+    def result(self) -> dict[str, Any]:
+        """Return it as JSON, for `sync_queue.result`."""
+        failures = [asdict(failure) for step in self.steps.values() for failure in step.failures]
+        return {"mappings": self.progress()["mappings"], "failures": failures[:KEPT_FAILURES]}
+
+    def plan(self, steps: Sequence[Step]) -> None:
+        """List the steps before any of them begins, so that a watcher sees all there is to come."""
+        earlier = self.steps
+        self.steps = {step.key: earlier.get(step.key) or StepReport(*step.key) for step in steps}
+        self.news = True
+
+    def counting(self, key: StepKey) -> Callable[[Tally], None]:
+        """Return what adds one call's tally, which grows, to the step's counts so far."""
+        report = self.steps[key]
+        counts, duration, failures = dict(report.counts), report.duration_ms, list(report.failures)
+
+        def count(tally: Tally) -> None:
+            report.counts = {name: counts[name] + getattr(tally, name) for name in _COUNTS}
+            report.duration_ms = duration + round(tally.seconds * 1000)
+            report.failures = [*failures, *tally.failures][:KEPT_FAILURES]
+            self.news = True
+
+        return count
+
+
+Runner = Callable[["WorkerContext", Run], Coroutine[Any, Any, None]]
+
+
+async def run_operation(context: WorkerContext, run: Run) -> None:
+    """Work an operation to its end.
+
+    Raises HubError for what stops the run: StoppedError at a page's end when `run.stopping` is set,
+    LeaseLostError, ProviderError, and what the service itself refuses.
+    """
+    runner = RUNNERS.get(run.claim.operation_type)
+    if runner is None:
+        raise NotSupportedError(f"an operation of type `{run.claim.operation_type}` can't be worked")
+    await runner(context, run)
+
+
+async def _sync(context: WorkerContext, run: Run) -> None:
+    syncs = await _Syncs.open(context, run)
+    kind = run.claim.payload.get("syncType", "full")
+    if kind not in SYNC_TYPES:
+        raise InvalidRequestError(f"`{kind}` isn't a sync type; there are {', '.join(SYNC_TYPES)}")
+    steps = list(_steps(syncs.mappings, syncs.config.get("syncDirection", "bidirectional"), SYNC_TYPES[kind]))
+    run.plan(steps)
+    for step in steps:
+        run.current, run.news = step.key, True
+        if step.direction == "pull":
+            await syncs.pull(step)
+        else:
+            again = await _retryable(context, run.claim, step)
+            await syncs.push(step)
+            for start in range(0, len(again), RETRIED_AT_ONCE):
+                await syncs.push(step, again[start : start + RETRIED_AT_ONCE])
+        run.steps[step.key].done = True
+    run.current, run.news = None, True
+
+
+async def _push_record(context: WorkerContext, run: Run) -> None:
+    claim = run.claim
+    if claim.entity_id is None:
+        raise InvalidRequestError("the operation names no record")
+    syncs = await _Syncs.open(context, run)
+    steps = list(_steps(syncs.mappings, "push", frozenset({claim.entity_type})))
+    run.plan(steps)
+    for step in steps:
+        run.current, run.news = step.key, True
+        await syncs.push(step, [claim.entity_id])
+        run.steps[step.key].done = True
+    run.current, run.news = None, True
+
+
+RUNNERS: Mapping[OperationType, Runner] = {
+    OperationType.SYNC: _sync,
+    OperationType.CREATE: _push_record,
+    OperationType.UPDATE: _push_record,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Syncs:
+    """Builds the engine's `Sync` for each step of one run, over one client and one host."""
+
+    run: Run
+    config: Mapping[str, Any]
+    mappings: Sequence[FieldMapping]
+    build: Callable[[Step, Callable[[Tally], None]], Sync]
+
+    @classmethod
+    async def open(cls, context: WorkerContext, run: Run) -> _Syncs:
+        claim, catalog = run.claim, context.catalog
+        connector = catalog.connector(claim.provider)
+        async with context.sessions() as session:
+            integration = await _integration(session, claim)
+        client = ProviderClient(
+            connector,
+            context.credentials(claim.venue_id, claim.provider),
+            http=context.http,
+            limiter=context.limiter,
+            clock=context.clock,
+        )
+        host = SqlHost(context.platform, catalog.platform, str(claim.venue_id))
+        state = PostgresSyncState(
+            context.engine,
+            venue_id=claim.venue_id,
+            provider=claim.provider,
+            lease=Lease(claim.operation_id, claim.fencing_token),
+        )
+        venue = await host.venue()
+
+        def build(step: Step, on_progress: Callable[[Tally], None]) -> Sync:
+            return Sync(
+                connector,
+                step.mapping,
+                client,
+                host,
+                state,
+                venue=venue,
+                clock=context.clock,
+                fields=catalog.platform.entities[step.mapping.entity].fields,
+                stop=lambda: run.stopping,
+                on_progress=on_progress,
+            )
+
+        template = catalog.template(claim.provider, integration.template_id)
+        return cls(run, integration.config, template.mappings, build)
+
+    async def pull(self, step: Step) -> None:
+        count = self.run.counting(step.key)
+        count(await self.build(step, count).pull())
+
+    async def push(self, step: Step, ids: Sequence[str] | None = None) -> None:
+        count = self.run.counting(step.key)
+        count(await self.build(step, count).push(ids))
+
+
+def _steps(
+    mappings: Sequence[FieldMapping], sync_direction: str, entities: frozenset[str] | None
+) -> Iterator[Step]:
+    if sync_direction not in DIRECTIONS:
+        raise InvalidRequestError(
+            f"`{sync_direction}` isn't a sync direction; there are {', '.join(DIRECTIONS)}"
+        )
+    for direction in DIRECTIONS[sync_direction]:
+        for mapping in mappings:
+            if mapping.direction in (direction, "bidirectional") and (
+                entities is None or mapping.entity in entities
+            ):
+                yield Step(direction, mapping)
+
+
+async def _integration(session: AsyncSession, claim: Claim) -> IntegrationConfig:
+    integration = await session.scalar(
+        select(IntegrationConfig).filter_by(venue_id=claim.venue_id, integration_type=claim.provider)
+    )
+    if integration is None:
+        raise IntegrationNotFoundError(f"this venue has no `{claim.provider}` integration")
+    if integration.status not in RUNNABLE:
+        raise NotConnectedError(f"this `{claim.provider}` integration is {integration.status.value}")
+    return integration
+
+
+async def _retryable(context: WorkerContext, claim: Claim, step: Step) -> list[str]:
+    """Return the records that failed in earlier runs and may go through by now.
+
+    They don't come up again by themselves: only a change on the platform would bring them.
+    """
+    failed = models.RecordFailure
+    async with context.sessions() as session:
+        found = await session.scalars(
+            select(failed.record_id)
+            .where(
+                failed.venue_id == claim.venue_id,
+                failed.integration_type == claim.provider,
+                failed.entity == step.mapping.entity,
+                failed.resource == step.mapping.resource,
+                failed.direction == models.Direction(step.direction),
+                failed.retryable,
+                failed.attempts < MAX_RECORD_ATTEMPTS,
+            )
+            .order_by(failed.record_id)
+        )
+        return list(found)
+
+
+async def record(
+    session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None = None
+) -> None:
+    """Write down how an attempt ended: its logs once it is final, and how the integration stands.
+
+    Belongs in the transaction that ends the operation, after it: that is where the lease is checked.
+    """
+    await _record_integration(session, run.claim, status, error)
+    if status is not OperationStatus.PENDING:
+        await _record_logs(session, run, status, error)
+
+
+async def _record_integration(
+    session: AsyncSession, claim: Claim, status: OperationStatus, error: HubError | None
+) -> None:
+    values: dict[str, Any] = {"updated_at": func.now()}
+    if error is not None:
+        values |= {
+            "failure_count": IntegrationConfig.failure_count + 1,
+            "last_error": error.message,
+            "last_error_at": func.now(),
+        }
+        if isinstance(error, AuthenticationError):
+            values["status"] = IntegrationStatus.ERROR
+    elif status is OperationStatus.COMPLETED:
+        values |= {
+            "failure_count": 0,
+            "last_error": None,
+            "status": IntegrationStatus.CONNECTED,
+        }
+        if claim.operation_type is OperationType.SYNC:
+            values["last_sync_at"] = func.now()
+    integration = await session.scalar(
+        update(IntegrationConfig)
+        .where(
+            IntegrationConfig.venue_id == claim.venue_id,
+            IntegrationConfig.integration_type == claim.provider,
+            IntegrationConfig.status.in_(RUNNABLE),  # it may have been disconnected meanwhile
+        )
+        .values(values)
+        .returning(IntegrationConfig)
+        .execution_options(synchronize_session=False)
+    )
+    if integration is not None and claim.operation_type is OperationType.SYNC:
+        await schedule_next(session, integration)
+
+
+async def schedule_next(session: AsyncSession, integration: IntegrationConfig) -> None:
+    """Set when the next scheduled sync of an integration is due: never, unless its `config` enables it."""
+    interval = sync_interval(integration.config)
+    await session.execute(
+        update(IntegrationConfig)
+        .where(IntegrationConfig.id == integration.id)
+        .values(next_sync_at=None if interval is None else func.now() + interval)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def sync_interval(config: Mapping[str, Any]) -> timedelta | None:
+    """Return the time between scheduled syncs, or None when an integration has none."""
+    if config.get("syncEnabled") is not True:
+        return None
+    seconds = config.get("syncInterval")
+    return (
+        timedelta(seconds=max(seconds, SHORTEST_INTERVAL)) if isinstance(seconds, int) else DEFAULT_INTERVAL
+    )
+
+
+async def _record_logs(
+    session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None
+) -> None:
+    claim = run.claim
+    sync_id: UUID = claim.run_id or claim.operation_id
+    # The log of a run that was revived is the log of its last end.
+    await session.execute(delete(SyncLog).where(SyncLog.sync_id == sync_id))
+    # One that ended before there was a step has a log all the same.
+    steps = list(run.steps.values()) or [StepReport(claim.entity_type, claim.entity_type, "push")]
+    await session.execute(insert(SyncLog), [_log_values(run, sync_id, step, status, error) for step in steps])
+    await session.execute(
+        update(SyncLog)
+        .where(SyncLog.sync_id == sync_id)
+        .values(
+            started_at=select(Operation.started_at)
+            .where(Operation.id == claim.operation_id)
+            .scalar_subquery(),
+            completed_at=func.now(),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _log_values(
+    run: Run, sync_id: UUID, step: StepReport, status: OperationStatus, error: HubError | None
+) -> dict[str, Any]:
+    claim, counts = run.claim, step.counts
+    errors = [asdict(failure) for failure in step.failures]
+    if error is not None and not step.done:
+        errors.insert(0, {"code": error.code, "message": error.message})
+    return {
+        "venue_id": claim.venue_id,
+        "integration_type": claim.provider,
+        "sync_id": sync_id,
+        "operation": claim.payload.get("trigger", "manual_sync"),
+        "entity_type": step.entity,
+        "entity_count": counts["read"],
+        "status": "completed" if step.done else LOG_STATUSES[status],
+        "success_count": counts["created"] + counts["updated"] + counts["unchanged"],
+        "error_count": counts["failed"],
+        "skip_count": counts["skipped"],
+        "duration_ms": step.duration_ms,
+        "api_calls_made": counts["api_calls"],
+        "details": {"resource": step.resource, "direction": step.direction, **counts},
+        "errors": errors or None,
+    }

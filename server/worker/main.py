@@ -1,0 +1,118 @@
+"""The worker and scheduler processes: `hub worker` and `hub scheduler`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from uuid import UUID
+
+import structlog
+from taskiq.receiver import Receiver
+
+from server.services import operations
+from server.services.operations import LANES
+from server.settings import Settings
+from server.worker import relay
+from server.worker.broker import WORK, LaneBroker
+from server.worker.context import open_worker_context
+from server.worker.schedule import run_jobs
+from server.worker.tasks import Worker, work
+
+log = structlog.get_logger(__name__)
+
+SPARE_CONNECTIONS = 5  # besides two for each operation: one works, one keeps its lease
+GRACE_SECONDS = 6.0  # for runs to reach the end of a page; then they are cut off and begun again elsewhere
+
+
+async def run_worker(
+    settings: Settings,
+    *,
+    lanes: Sequence[str] | None = None,
+    concurrency: int | None = None,
+    grace: float = GRACE_SECONDS,
+) -> None:
+    """Work operations of these lanes (None: all) until SIGTERM or SIGINT. Neither store's absence ends it.
+
+    A worker for `("critical",)` alone beside the others starts urgent work in milliseconds, however long the
+    rest of the work takes.
+    """
+    concurrency = concurrency or settings.worker_concurrency
+    async with open_worker_context(
+        settings,
+        application_name="integration-hub worker",
+        connections=2 * concurrency + SPARE_CONNECTIONS,
+    ) as context:
+        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        worker = Worker(context, owner, tuple(lanes or LANES))
+        with _stopping_on_signals(worker.stop):
+            await serve(worker, concurrency=concurrency, grace=grace)
+
+
+async def serve(worker: Worker, *, concurrency: int, grace: float) -> None:
+    """Take operations until `worker.stop` is called, then end what is running within `grace` seconds."""
+    broker = lane_broker(worker, concurrency)
+    receiver = Receiver(broker, max_async_tasks=concurrency)
+    listening = asyncio.create_task(receiver.listen(worker.stopping))
+    stopping = asyncio.create_task(worker.stopping.wait())
+    log.info("worker.started", owner=worker.owner, lanes=list(worker.lanes), concurrency=concurrency)
+    try:
+        await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            await asyncio.wait({listening}, timeout=grace)
+        if not listening.done():
+            worker.abandon()
+        await listening
+    finally:
+        stopping.cancel()
+        await broker.shutdown()
+    log.info("worker.stopped", owner=worker.owner)
+
+
+def lane_broker(worker: Worker, concurrency: int) -> LaneBroker:
+    """Return the broker of one worker, with its one task."""
+    context = worker.context
+
+    async def sweep() -> None:
+        await relay.sweep(context.sessions, context.redis, lanes=worker.lanes)
+
+    async def due() -> list[UUID]:
+        async with context.sessions() as session:
+            return [found.id for found in await operations.due(session, concurrency, lanes=worker.lanes)]
+
+    async def task(operation_id: UUID) -> None:
+        await work(worker, operation_id)
+
+    broker = LaneBroker(context.redis, sweep=sweep, due=due, lanes=worker.lanes)
+    broker.is_worker_process = True
+    broker.register_task(task, task_name=WORK)
+    return broker
+
+
+async def run_scheduler(settings: Settings) -> None:
+    """Run the jobs of `server.worker.schedule` until SIGTERM or SIGINT. Two of them do no harm."""
+    stopping = asyncio.Event()
+    async with open_worker_context(
+        settings, application_name="integration-hub scheduler", connections=SPARE_CONNECTIONS
+    ) as context:
+        with _stopping_on_signals(stopping.set):
+            log.info("scheduler.started")
+            await run_jobs(context, stopping)
+    log.info("scheduler.stopped")
+
+
+@contextmanager
+def _stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,186 @@
+"""What happens by the clock.
+
+Every job is safe to run twice and at the same time, so two schedulers do no harm and none has to be elected:
+a sweep announces an id once, a due integration is locked while its sync is written, and a token is refreshed
+under its row's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine.errors import HubError
+from server.credentials import oauth_method
+from server.db.models import (
+    IdempotencyKey,
+    IntegrationConfig,
+    IntegrationStatus,
+    OAuthState,
+    OAuthToken,
+    Operation,
+    OperationStatus,
+    OperationType,
+    Priority,
+)
+from server.services import operations
+from server.services.operations import WAITING, lane_of
+from server.services.runs import schedule_next, sync_interval
+from server.worker import relay
+from server.worker.context import WorkerContext
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 100  # integrations or tokens in one go; the rest follow with the next
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to do every so many seconds; an error is logged and the next turn tries again."""
+
+    name: str
+    every: float
+    run: Callable[[WorkerContext], Awaitable[object]]
+
+
+async def run_jobs(
+    context: WorkerContext, stopping: asyncio.Event, jobs: tuple[Job, ...] | None = None
+) -> None:
+    """Run all jobs until `stopping` is set, each in its own time: a slow one delays no other."""
+    async with asyncio.TaskGroup() as group:
+        for job in jobs or JOBS:
+            group.create_task(_repeat(context, stopping, job))
+
+
+async def _repeat(context: WorkerContext, stopping: asyncio.Event, job: Job) -> None:
+    while not stopping.is_set():
+        try:
+            await job.run(context)
+        except Exception as error:  # most often a store that is away
+            log.warning("job.failed", job=job.name, error=type(error).__name__)
+        try:
+            async with asyncio.timeout(job.every):
+                await stopping.wait()
+        except TimeoutError:
+            continue
+
+
+async def announce_due(context: WorkerContext) -> int:
+    """End what nobody may claim any more, and announce what is due and in no lane."""
+    async with context.sessions.begin() as session:
+        await operations.settle(session)
+    return await relay.sweep(context.sessions, context.redis)
+
+
+async def start_scheduled_syncs(context: WorkerContext) -> int:
+    """Write a sync for each integration whose time has come; returns how many."""
+    config = IntegrationConfig
+    async with context.sessions.begin() as session:
+        found = await session.scalars(
+            select(config)
+            .where(
+                config.status == IntegrationStatus.CONNECTED,
+                or_(
+                    config.next_sync_at <= func.now(),
+                    and_(config.next_sync_at.is_(None), config.config["syncEnabled"].as_boolean()),
+                ),
+            )
+            .order_by(config.next_sync_at)
+            .limit(AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        started = [
+            operation
+            for integration in found.all()
+            if (operation := await _start_sync(session, integration)) is not None
+        ]
+    for operation in started:
+        await relay.announce(context.redis, operation.id, lane_of(operation.priority))
+    return len(started)
+
+
+async def _start_sync(session: AsyncSession, integration: IntegrationConfig) -> Operation | None:
+    due_at: datetime | None = integration.next_sync_at
+    await schedule_next(session, integration)
+    if due_at is None or sync_interval(integration.config) is None or await _is_syncing(session, integration):
+        return None
+    return await operations.enqueue(
+        session,
+        venue_id=integration.venue_id,
+        provider=integration.integration_type,
+        operation_type=OperationType.SYNC,
+        entity_type="full",
+        payload={"syncType": "full", "trigger": "scheduled_sync"},
+        priority=Priority.NORMAL,
+        idempotency_key=f"scheduled:{integration.id}:{due_at.isoformat()}",
+        run_id=uuid4(),
+    )
+
+
+async def _is_syncing(session: AsyncSession, integration: IntegrationConfig) -> bool:
+    statement = select(Operation.id).where(
+        Operation.venue_id == integration.venue_id,
+        Operation.integration_type == integration.integration_type,
+        Operation.operation_type == OperationType.SYNC,
+        Operation.status.in_((*WAITING, OperationStatus.PROCESSING)),
+    )
+    return await session.scalar(statement.limit(1)) is not None
+
+
+async def refresh_tokens(context: WorkerContext) -> int:
+    """Renew tokens that are about to expire, so that no run has to wait for it; returns how many were due."""
+    due: list[tuple[UUID, str]] = []
+    async with context.sessions() as session:
+        for connector in context.catalog.connectors.values():
+            if (method := oauth_method(connector)) is None:
+                continue
+            found = await session.execute(
+                select(OAuthToken.venue_id, OAuthToken.integration_type)
+                .join(
+                    IntegrationConfig,
+                    and_(
+                        IntegrationConfig.venue_id == OAuthToken.venue_id,
+                        IntegrationConfig.integration_type == OAuthToken.integration_type,
+                    ),
+                )
+                .where(
+                    OAuthToken.integration_type == connector.name,
+                    OAuthToken.expires_at <= func.now() + method[1].refresh_before_expiry,
+                    OAuthToken.encrypted_refresh_token.is_not(None),
+                    IntegrationConfig.status == IntegrationStatus.CONNECTED,
+                )
+                .order_by(OAuthToken.expires_at)
+                .limit(AT_ONCE)
+            )
+            due += [(venue_id, provider) for venue_id, provider in found]
+    for venue_id, provider in due:
+        try:
+            await context.credentials(venue_id, provider).current()
+        except HubError as error:  # one integration's trouble, which the refresh has written down there
+            log.warning("token.refresh_failed", venue_id=str(venue_id), provider=provider, code=error.code)
+    return len(due)
+
+
+async def forget_expired(context: WorkerContext) -> int:
+    """Delete authorizations nobody came back from, and kept answers that are old; returns how many."""
+    deleted = 0
+    async with context.sessions.begin() as session:
+        for table in (OAuthState, IdempotencyKey):
+            ended = delete(table).where(table.expires_at <= func.now()).returning(table.expires_at)
+            deleted += len((await session.scalars(ended)).all())
+    return deleted
+
+
+JOBS: tuple[Job, ...] = (
+    Job("announce_due", relay.SWEEP_SECONDS, announce_due),
+    Job("start_scheduled_syncs", 1.0, start_scheduled_syncs),
+    Job("refresh_tokens", 30.0, refresh_tokens),
+    Job("forget_expired", 60.0, forget_expired),
+)
