@@ -44,7 +44,8 @@ async def open_context(
 ) -> AsyncIterator[Context]:
     """Open all of it, and close it at the end. Stores are connected to when they are first used.
 
-    `connections` is how many each database gets at most. Raises SettingsError without store addresses, DocumentError for a manifest or template that is wrong.
+    `connections` is how many each database gets at most. Raises SettingsError without store addresses,
+    DocumentError for a manifest or template that is wrong.
     """
     if settings.database_url is None or settings.redis_url is None:
         raise SettingsError(["DATABASE_URL and REDIS_URL must be set"])

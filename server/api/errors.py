@@ -1,4 +1,4 @@
-"""One handler makes every error answer: a sentence, a code, what is wrong where, the time, the request's id."""
+"""One handler makes every error answer: a sentence, a code, what is wrong where, when, in which request."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -88,6 +88,11 @@ def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         status_code=status,
         headers=_headers(status, code, error),
     )
+
+
+def sentence(error: HubError) -> str:
+    """Return what may be told of an error to whoever caused it."""
+    return error.message if error.code in _PUBLIC_CODES else "something went wrong on our side"
 
 
 def _known(

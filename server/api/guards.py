@@ -4,7 +4,7 @@ A route is open only when it says `opt={"public": True}`, and answers a caller o
 names the caller's role: a route that says nothing answers nobody.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -25,6 +25,7 @@ PUBLIC: Mapping[str, Any] = {"public": True}
 READERS: Mapping[str, Any] = {"roles": frozenset({ADMIN, VENUE_ADMIN, USER})}
 MANAGERS: Mapping[str, Any] = {"roles": frozenset({ADMIN, VENUE_ADMIN})}
 ADMINS: Mapping[str, Any] = {"roles": frozenset({ADMIN})}
+TOKEN: Sequence[dict[str, list[str]]] = [{"token": []}]  # how the API description says it
 
 
 @dataclass(frozen=True, slots=True)

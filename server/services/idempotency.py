@@ -105,5 +105,5 @@ async def _take(context: Context, caller: str, key: str, fingerprint: str) -> An
 
 
 def _place(caller: str, key: str) -> vault.Context:
-    # The vault binds a value to a venue, a provider and an environment; here a caller and a key stand for them.
+    # The vault binds a value to a venue, a provider and an environment; a caller and a key stand for them.
     return vault.Context(IdempotencyKey.__tablename__, "response", UUID(int=0), caller, key)

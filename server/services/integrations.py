@@ -44,7 +44,6 @@ from server.errors import (
     Detail,
     IntegrationNotFoundError,
     InvalidRequestError,
-    NotFoundError,
     NotSupportedError,
     TemplateNotFoundError,
 )
@@ -136,7 +135,7 @@ async def connect(
 
 
 def read_credentials(connector: Connector, given: Mapping[str, str]) -> tuple[AuthMethod, dict[str, Secret]]:
-    """Check credentials against the fields of the manifest; raises InvalidRequestError with all that is wrong.
+    """Check credentials against the manifest's fields; raises InvalidRequestError with all that is wrong.
 
     A connector with several methods is connected by the one whose fields fit best.
     """
@@ -169,10 +168,7 @@ def read_credentials(connector: Connector, given: Mapping[str, str]) -> tuple[Au
 
 async def read_venue(context: Context, venue_id: UUID) -> Record:
     """Return the platform's record of a venue; raises NotFoundError."""
-    venue = await SqlHost(context.platform, context.catalog.platform, str(venue_id)).venue()
-    if not venue:
-        raise NotFoundError("the platform has no such venue")
-    return venue
+    return await SqlHost(context.platform, context.catalog.platform, venue_id).venue()
 
 
 async def explore(
@@ -192,8 +188,8 @@ async def explore(
     except ProviderError as error:
         if error.status == 403:
             raise ConnectionTestError(
-                f"{connector.title} knows these credentials, but they may not do what is needed, such as {call}: "
-                f"{error.message}",
+                f"{connector.title} knows these credentials, but they may not do all that is needed, such as "
+                f"{call}: {error.message}",
                 status=403,
                 provider_code=error.provider_code,
             ) from error
@@ -374,7 +370,7 @@ async def get_integration(session: AsyncSession, venue_id: UUID, provider: str) 
 async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider: str) -> None:
     """End an integration: its credentials are erased here, and revoked at the provider if that can be done.
 
-    Links are kept, so that connecting the same account again goes on where it was. Disconnecting twice is fine.
+    Links are kept, so that connecting the same account again goes on where it was. Doing it twice is fine.
     """
     connector = context.catalog.connector(provider)
     mine = {"venue_id": venue_id, "integration_type": provider}

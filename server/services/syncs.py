@@ -37,6 +37,7 @@ ENTITY_NAMES: Mapping[str, str] = {
     entity: name for name, entities in SYNC_TYPES.items() for entity in entities or ()
 }
 POLL_SECONDS = 0.25
+FAILED = (OperationStatus.FAILED, OperationStatus.DEAD_LETTER)
 
 
 class SyncFailedError(ServerError):
@@ -55,7 +56,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a sync did, in all and by what callers call the entity. `duration_ms` is None before it started."""
+    """What a sync did, in all and by what callers call entities. `duration_ms` is None before it started."""
 
     success: bool
     overall: Counts
@@ -231,7 +232,7 @@ async def stop(context: Context, actor: Actor, *, venue_id: UUID, provider: str)
 
 async def status(
     session: AsyncSession, venue_id: UUID, provider: str
-) -> tuple[IntegrationConfig, dict[str, int], Operation | None]:
+) -> tuple[IntegrationConfig, dict[OperationStatus, int], Operation | None]:
     """Return the integration, its operations counted by status, and the sync that waits or runs."""
     integration = await get_integration(session, venue_id, provider)
     counts = await session.execute(
@@ -240,7 +241,7 @@ async def status(
         .group_by(Operation.status)
         .order_by(Operation.status)
     )
-    queue = {state.value: count for state, count in counts.tuples()}
+    queue = dict(counts.tuples().all())
     return integration, queue, await syncing(session, venue_id, provider)
 
 
@@ -251,7 +252,7 @@ async def history(
     *,
     limit: int,
     offset: int,
-    after: tuple[str, ...] | None,
+    after: tuple[datetime, UUID] | None,
 ) -> Page:
     """Return finished syncs, newest first, each with its mappings added up."""
     await get_integration(session, venue_id, provider)
@@ -276,8 +277,7 @@ async def history(
     total = await session.scalar(select(func.count()).select_from(runs.subquery())) or 0
     statement = runs.order_by(started.desc(), run.desc()).limit(limit + 1)
     if after is not None:
-        moment, identity = datetime.fromisoformat(after[0]), UUID(after[1])
-        statement = statement.having(tuple_(started, run) < tuple_(moment, identity))
+        statement = statement.having(tuple_(started, run) < tuple_(*after))
     else:
         statement = statement.offset(offset)
     rows = [

@@ -1,0 +1,136 @@
+"""How integrations and the service itself are doing."""
+
+from typing import Any
+
+from litestar import Response, get
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+
+from server import telemetry
+from server.api import schemas
+from server.api.errors import error_answers
+from server.api.guards import ADMINS, PUBLIC, TOKEN
+from server.api.integrations import PATH, good
+from server.api.schemas import VenueId
+from server.context import Context
+from server.errors import IntegrationNotFoundError
+from server.services import health, integrations
+
+TAGS = ["Health"]
+
+
+@get(
+    f"{PATH}/health/{{provider:str}}",
+    operation_id="getIntegrationHealth",
+    summary="How an integration is doing",
+    description="Open to all, so it tells nothing but how syncs went: a venue that isn't connected, or isn't "
+    "there, looks like one that never synced.",
+    tags=TAGS,
+    opt=PUBLIC,
+    responses={
+        200: good(
+            schemas.HealthAnswer,
+            "The last 24 hours.",
+            Example(
+                summary="healthy",
+                value={
+                    "success": True,
+                    "data": {
+                        "status": "healthy",
+                        "success_rate": 98.5,
+                        "average_sync_time_ms": 3500,
+                        "last_success_at": "2026-01-15T11:00:00Z",
+                        "last_failure_at": "2026-01-14T15:30:00Z",
+                        "sync_count_24h": 48,
+                        "api_calls_24h": 250,
+                        "queue_depth": 3,
+                    },
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", token=False),
+    },
+)
+async def integration_health(context: Context, provider: str, venue_id: VenueId) -> schemas.HealthAnswer:
+    context.catalog.connector(provider)
+    async with context.sessions() as session:
+        try:
+            row = await integrations.get_integration(session, venue_id, provider)
+        except IntegrationNotFoundError:
+            row = None
+        measured = await health.measure(session, venue_id) if row else {}
+    return schemas.HealthAnswer(schemas.health_answer(row, measured.get(provider)))
+
+
+@get(
+    "/health",
+    operation_id="getLiveness",
+    summary="Whether the process lives",
+    tags=TAGS,
+    opt=PUBLIC,
+    responses={
+        200: good(
+            schemas.Liveness,
+            "It lives.",
+            Example(summary="healthy", value={"status": "healthy", "service": "integration-hub"}),
+        )
+    },
+)
+async def liveness() -> schemas.Liveness:
+    return schemas.Liveness()
+
+
+@get(
+    "/ready",
+    operation_id="getReadiness",
+    summary="Whether the service can work",
+    tags=TAGS,
+    opt=PUBLIC,
+    responses={
+        200: good(
+            schemas.Readiness,
+            "Both stores answer, and the database is at the newest revision.",
+            Example(summary="ready", value={"status": "ready", "problems": {}}),
+        ),
+        503: good(
+            schemas.Readiness,
+            "Something is missing.",
+            Example(
+                summary="not ready",
+                value={"status": "not ready", "problems": {"redis": "Redis can't be reached"}},
+            ),
+        ),
+    },
+)
+async def readiness(context: Context) -> Response[schemas.Readiness]:
+    problems = await health.readiness(context)
+    return Response(
+        schemas.Readiness("not ready" if problems else "ready", problems),
+        status_code=503 if problems else 200,
+    )
+
+
+@get(
+    "/metrics",
+    operation_id="getMetrics",
+    summary="Metrics for Prometheus",
+    description="Counted over all processes. It names venues, so it takes an administrator's token.",
+    tags=TAGS,
+    opt=ADMINS,
+    security=TOKEN,
+    media_type="text/plain; version=0.0.4; charset=utf-8",
+    responses={
+        200: ResponseSpec(
+            str, generate_examples=False, description="Prometheus' text format.", media_type="text/plain"
+        ),
+        **error_answers(),
+    },
+)
+async def metrics(context: Context) -> Response[Any]:
+    async with context.sessions() as session:
+        return Response(
+            await telemetry.metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+
+HANDLERS = (integration_health, liveness, readiness, metrics)

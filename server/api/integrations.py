@@ -1,0 +1,250 @@
+"""Connect, list, look at and disconnect integrations."""
+
+from litestar import Response, get, post
+from litestar.enums import MediaType
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+
+from server.api import schemas
+from server.api.errors import error_answers
+from server.api.guards import MANAGERS, READERS, TOKEN, CallerRequest
+from server.api.idempotent import answer_once
+from server.api.schemas import (
+    CursorText,
+    IdempotencyKeyText,
+    Limit,
+    Offset,
+    VenueId,
+    config_values,
+    page_meta,
+    read_cursor,
+)
+from server.context import Context
+from server.services import health, integrations, oauth
+from server.services.audit import Actor
+
+PATH = "/api/v1/integrations"
+TAGS = ["Integrations"]
+
+_INTEGRATION = {
+    "id": "0b6a3c1e-5f0e-4c8f-9d3a-2f1f5b7f9a10",
+    "integration_type": "juniper",
+    "environment": "production",
+    "status": "connected",
+    "connected_at": "2026-01-15T10:00:00Z",
+    "disconnected_at": None,
+    "last_sync_at": "2026-01-15T11:00:00Z",
+    "next_sync_at": "2026-01-15T11:05:00Z",
+    "health_status": "healthy",
+    "failure_count": 0,
+    "last_error": None,
+    "last_error_at": None,
+    "config": {"syncEnabled": True, "syncInterval": 300, "syncDirection": "bidirectional"},
+    "template_id": "9a3f0d52-8c1e-5d0b-8a77-61d7a5f0c3b2",
+    "health": {"success_rate": 98.5, "sync_count_24h": 48, "api_calls_24h": 250},
+}
+
+
+def good(kind: type, description: str, *examples: Example) -> ResponseSpec:
+    """Describe a good answer, with examples."""
+    return ResponseSpec(kind, generate_examples=False, description=description, examples=list(examples))
+
+
+@get(
+    PATH,
+    operation_id="listIntegrations",
+    summary="List a venue's integrations",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.IntegrationsAnswer,
+            "The venue's integrations, by provider.",
+            Example(
+                summary="one integration",
+                value={
+                    "success": True,
+                    "data": [_INTEGRATION],
+                    "meta": {"total": 1, "limit": 50, "offset": 0, "next_cursor": None},
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED"),
+    },
+)
+async def list_integrations(
+    request: CallerRequest,
+    context: Context,
+    venue_id: VenueId,
+    limit: Limit = 50,
+    offset: Offset = 0,
+    cursor: CursorText = None,
+) -> schemas.IntegrationsAnswer:
+    request.user.require(venue_id)
+    async with context.sessions() as session:
+        page = await integrations.list_integrations(
+            session, venue_id, limit=limit, offset=offset, after=read_cursor(cursor, [str])
+        )
+        measured = await health.measure(session, venue_id)
+    return schemas.IntegrationsAnswer(
+        [schemas.integration(row, measured.get(row.integration_type)) for row in page.rows],
+        page_meta(page, limit, offset),
+    )
+
+
+@get(
+    f"{PATH}/{{provider:str}}",
+    operation_id="getIntegration",
+    summary="Look at one integration",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.IntegrationAnswer,
+            "The integration.",
+            Example(summary="an integration", value={"success": True, "data": _INTEGRATION}),
+        ),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", "INTEGRATION_NOT_FOUND"),
+    },
+)
+async def get_integration(
+    request: CallerRequest, context: Context, provider: str, venue_id: VenueId
+) -> schemas.IntegrationAnswer:
+    request.user.require(venue_id)
+    context.catalog.connector(provider)
+    async with context.sessions() as session:
+        row = await integrations.get_integration(session, venue_id, provider)
+        measured = await health.measure(session, venue_id)
+    return schemas.IntegrationAnswer(schemas.integration(row, measured.get(provider)))
+
+
+@post(
+    f"{PATH}/connect/{{provider:str}}",
+    operation_id="connectIntegration",
+    summary="Connect a provider",
+    description="With credentials, they are tried at the provider first and stored only when it takes them. "
+    "Without, for providers with OAuth, the answer says where to send the venue's browser. The first sync "
+    "starts by itself unless `config.syncEnabled` is false.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    media_type=MediaType.JSON,
+    responses={
+        200: good(
+            schemas.ConnectAnswer,
+            "Connected, or an authorization was begun.",
+            Example(
+                summary="connected with credentials",
+                value={
+                    "success": True,
+                    "data": {"message": "Integration connected successfully", "integrationType": "juniper"},
+                },
+            ),
+            Example(
+                summary="to be authorized",
+                value={
+                    "success": True,
+                    "data": {
+                        "message": "Please complete OAuth authorization",
+                        "authUrl": "https://login.juniper.example/oauth/authorize?client_id=…&state=…",
+                    },
+                },
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "PROVIDER_NOT_SUPPORTED",
+            "CONNECTION_TEST_FAILED",
+            "NOT_FOUND",
+            "INVALID_PROVIDER",
+            "TEMPLATE_NOT_FOUND",
+            "IDEMPOTENCY_KEY_IN_USE",
+            "IDEMPOTENCY_KEY_REUSED",
+            "CONFLICT",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+            "RATE_LIMIT_EXCEEDED",
+            "SYNC_FAILED",
+        ),
+    },
+)
+async def connect(
+    request: CallerRequest,
+    context: Context,
+    actor: Actor,
+    provider: str,
+    data: schemas.ConnectBody,
+    idempotency_key: IdempotencyKeyText = None,
+) -> Response[schemas.ConnectAnswer]:
+    request.user.require(data.venue_id)
+
+    async def work() -> Response[schemas.ConnectAnswer]:
+        config = config_values(data.config)
+        if data.credentials:
+            await integrations.connect(
+                context,
+                actor,
+                provider=provider,
+                venue_id=data.venue_id,
+                environment=data.environment,
+                credentials=data.credentials,
+                config=config,
+            )
+            answer = schemas.Connected("Integration connected successfully", integration_type=provider)
+        else:
+            url = await oauth.begin(
+                context,
+                actor,
+                provider=provider,
+                venue_id=data.venue_id,
+                environment=data.environment,
+                config=config,
+            )
+            answer = schemas.Connected("Please complete OAuth authorization", auth_url=url)
+        return Response(schemas.ConnectAnswer(answer))
+
+    return await answer_once(request, context, idempotency_key, work)
+
+
+@post(
+    f"{PATH}/{{provider:str}}/disconnect",
+    operation_id="disconnectIntegration",
+    summary="Disconnect a provider",
+    description="Credentials are erased here and, where the provider can, revoked there. What waits is "
+    "cancelled, and a running sync stops after its page. Links between records are kept for another time.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            schemas.MessageAnswer,
+            "Disconnected.",
+            Example(
+                summary="disconnected",
+                value={"success": True, "message": "juniper integration disconnected successfully"},
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def disconnect(
+    request: CallerRequest, context: Context, actor: Actor, provider: str, data: schemas.VenueBody
+) -> schemas.MessageAnswer:
+    request.user.require(data.venue_id)
+    await integrations.disconnect(context, actor, venue_id=data.venue_id, provider=provider)
+    return schemas.MessageAnswer(f"{provider} integration disconnected successfully")
+
+
+HANDLERS = (list_integrations, get_integration, connect, disconnect)

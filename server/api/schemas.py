@@ -1,0 +1,451 @@
+"""Bodies of requests and answers. Callers write camelCase; rows come back in snake_case."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal, cast
+from uuid import UUID
+
+import msgspec
+import orjson
+from litestar.params import Parameter
+from msgspec import Meta, Struct
+
+from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus, Operation, OperationStatus
+from server.errors import Detail, InvalidRequestError
+from server.services import health, syncs
+from server.services.integrations import Page
+
+MOST_ROWS = 200
+
+VenueId = Annotated[UUID, Parameter(query="venueId", description="The venue's id.")]
+Limit = Annotated[int, Parameter(ge=1, le=MOST_ROWS, description="How many rows to answer.")]
+Offset = Annotated[
+    int, Parameter(ge=0, description="How many rows to skip. Rows added meanwhile shift it; a cursor stays.")
+]
+CursorText = Annotated[
+    str | None,
+    Parameter(query="cursor", max_length=500, description="`meta.next_cursor` of the page before."),
+]
+IdempotencyKeyText = Annotated[
+    str | None,
+    Parameter(
+        header="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Any text of your own, for sending a request again safely: the same key and body get the "
+        "first answer again, for 24 hours.",
+    ),
+]
+
+Moment = Annotated[datetime, Meta(tz=True)]
+SyncType = Literal["products", "customers", "transactions", "full"]
+
+
+# --- requests
+
+
+class SyncConfig(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=False):
+    """How an integration is kept in step."""
+
+    sync_enabled: Annotated[bool, Meta(description="Sync by itself, and once right after connecting.")] = True
+    sync_interval: Annotated[int, Meta(ge=60, le=31 * 86400, description="Seconds between syncs.")] = 300
+    sync_direction: Annotated[
+        Literal["bidirectional", "inbound", "outbound", "pull", "push"],
+        Meta(description="Which ways records may go: `inbound` (or `pull`) is to the platform."),
+    ] = "bidirectional"
+
+
+class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What it takes to connect. Without credentials an authorization by OAuth is begun."""
+
+    venue_id: UUID
+    credentials: Annotated[
+        dict[str, Annotated[str, Meta(max_length=4096)]],
+        Meta(description="The provider's credential fields, such as `apiKey`; none for OAuth."),
+    ] = {}
+    config: SyncConfig = SyncConfig()
+    environment: Literal["production", "sandbox"] = "production"
+
+
+class VenueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The venue to act for."""
+
+    venue_id: UUID
+
+
+class SyncOptions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Options of a manual sync."""
+
+    force: Annotated[
+        bool, Meta(description="Accepted for older callers: a manual sync never waits for the interval.")
+    ] = False
+
+
+class SyncBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Which records to bring in step."""
+
+    venue_id: UUID
+    sync_type: SyncType = "full"
+    options: SyncOptions = SyncOptions()
+    wait: Annotated[
+        float, Meta(ge=0, le=60, description="Seconds to wait for the result before answering 202.")
+    ] = 25
+
+
+# --- answers
+
+
+class PageMeta(Struct, frozen=True):
+    """Where a page stands among all rows. `next_cursor` is null on the last one."""
+
+    total: int
+    limit: int
+    offset: int
+    next_cursor: str | None
+
+
+class IntegrationHealth(Struct, frozen=True):
+    """An integration's last 24 hours; `success_rate` is in percent of its syncs."""
+
+    success_rate: float | None
+    sync_count_24h: int
+    api_calls_24h: int
+
+
+class Integration(Struct, frozen=True):
+    """A venue's use of a provider."""
+
+    id: UUID
+    integration_type: str
+    environment: str
+    status: IntegrationStatus
+    connected_at: datetime | None
+    disconnected_at: datetime | None
+    last_sync_at: datetime | None
+    next_sync_at: datetime | None
+    health_status: HealthStatus
+    failure_count: int
+    last_error: str | None
+    last_error_at: datetime | None
+    config: dict[str, Any]
+    template_id: UUID | None
+    health: IntegrationHealth
+
+
+class IntegrationAnswer(Struct, frozen=True):
+    data: Integration
+    success: Literal[True] = True
+
+
+class IntegrationsAnswer(Struct, frozen=True):
+    data: list[Integration]
+    meta: PageMeta
+    success: Literal[True] = True
+
+
+class Connected(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Either `integrationType`, and the integration is connected; or `authUrl`, where to send a browser."""
+
+    message: str
+    integration_type: str | None = None
+    auth_url: str | None = None
+
+
+class ConnectAnswer(Struct, frozen=True):
+    data: Connected
+    success: Literal[True] = True
+
+
+class MessageAnswer(Struct, frozen=True):
+    message: str
+    success: Literal[True] = True
+
+
+class Authorized(Struct, frozen=True, rename="camel"):
+    venue_id: UUID
+    provider: str
+
+
+class AuthorizedAnswer(Struct, frozen=True):
+    data: Authorized
+    success: Literal[True] = True
+
+
+class SyncCounts(Struct, frozen=True, rename="camel"):
+    """Records in step now (created, updated or unchanged), and records that failed."""
+
+    synced_count: int
+    failed_count: int
+
+
+class SyncTotals(Struct, frozen=True, rename="camel"):
+    """As the counts, over everything; `duration` is in milliseconds."""
+
+    success: bool
+    synced_count: int
+    failed_count: int
+    duration: int | None
+
+
+class SyncResult(Struct, frozen=True, omit_defaults=True, rename={"sync_id": "syncId"}):
+    """What a sync did: in all, and for each kind of record it touched."""
+
+    overall: SyncTotals
+    sync_id: UUID
+    products: SyncCounts | None = None
+    customers: SyncCounts | None = None
+    transactions: SyncCounts | None = None
+
+
+class SyncResultAnswer(Struct, frozen=True):
+    data: SyncResult
+    success: Literal[True] = True
+
+
+class SyncAccepted(Struct, frozen=True, rename="camel"):
+    """A sync that goes on; the `Location` header says where to look."""
+
+    sync_id: UUID
+    status: OperationStatus
+
+
+class SyncAcceptedAnswer(Struct, frozen=True):
+    data: SyncAccepted
+    success: Literal[True] = True
+
+
+class MappingProgress(Struct, frozen=True):
+    """One direction of one mapping; counts are of records."""
+
+    entity: str
+    resource: str
+    direction: str
+    read: int = 0
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    failed: int = 0
+    conflicts: int = 0
+    api_calls: int = 0
+    duration_ms: int = 0
+    done: bool = False
+
+
+class SyncProgress(Struct, frozen=True):
+    """How far a sync got. `current` is the entity, resource and direction it is at."""
+
+    mappings: list[MappingProgress] = []
+    current: list[str] | None = None
+
+
+class SyncState(Struct, frozen=True, rename={"sync_id": "syncId"}):
+    """A sync as it is now. It has ended when `ended` is true; `error` says why when it didn't end well."""
+
+    sync_id: UUID
+    venue_id: UUID
+    integration_type: str
+    sync_type: str
+    status: OperationStatus
+    ended: bool
+    attempts: int
+    queued_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error: str | None
+    progress: SyncProgress
+    overall: SyncTotals
+
+
+class SyncStateAnswer(Struct, frozen=True):
+    data: SyncState
+    success: Literal[True] = True
+
+
+class IntegrationState(Struct, frozen=True):
+    status: IntegrationStatus
+    last_sync_at: datetime | None
+    next_sync_at: datetime | None
+    last_error: str | None
+
+
+class QueueCount(Struct, frozen=True):
+    status: OperationStatus
+    count: int
+
+
+class SyncStatus(Struct, frozen=True):
+    """The integration, its operations counted by status, and the sync under way if there is one."""
+
+    integration: IntegrationState
+    queue: list[QueueCount]
+    current: SyncState | None
+
+
+class SyncStatusAnswer(Struct, frozen=True):
+    data: SyncStatus
+    success: Literal[True] = True
+
+
+class HistoryRow(Struct, frozen=True):
+    """One finished sync; `id` is its `syncId`."""
+
+    id: UUID
+    operation: str
+    status: str
+    success_count: int
+    error_count: int
+    skip_count: int
+    api_calls_made: int
+    duration_ms: int | None
+    started_at: datetime
+    completed_at: datetime | None
+
+
+class HistoryAnswer(Struct, frozen=True):
+    data: list[HistoryRow]
+    meta: PageMeta
+    success: Literal[True] = True
+
+
+class Health(Struct, frozen=True):
+    """How an integration is doing. One that is unknown here and one that never synced look the same."""
+
+    status: HealthStatus
+    success_rate: float | None
+    average_sync_time_ms: int | None
+    last_success_at: datetime | None
+    last_failure_at: datetime | None
+    sync_count_24h: int
+    api_calls_24h: int
+    queue_depth: int
+
+
+class HealthAnswer(Struct, frozen=True):
+    data: Health
+    success: Literal[True] = True
+
+
+class Liveness(Struct, frozen=True):
+    status: Literal["healthy"] = "healthy"
+    service: Literal["integration-hub"] = "integration-hub"
+
+
+class Readiness(Struct, frozen=True):
+    """`problems` says, by part, what keeps the service from working."""
+
+    status: Literal["ready", "not ready"]
+    problems: dict[str, str]
+
+
+# --- from what services return
+
+
+def integration(row: IntegrationConfig, measured: health.Health | None) -> Integration:
+    return Integration(
+        id=row.id,
+        integration_type=row.integration_type,
+        environment=row.environment,
+        status=row.status,
+        connected_at=row.connected_at,
+        disconnected_at=row.disconnected_at,
+        last_sync_at=row.last_sync_at,
+        next_sync_at=row.next_sync_at,
+        health_status=health.judge(row, measured),
+        failure_count=row.failure_count,
+        last_error=row.last_error,
+        last_error_at=row.last_error_at,
+        config=row.config,
+        template_id=row.template_id,
+        health=IntegrationHealth(
+            measured.success_rate if measured else None,
+            measured.sync_count_24h if measured else 0,
+            measured.api_calls_24h if measured else 0,
+        ),
+    )
+
+
+def sync_result(operation: Operation) -> SyncResult:
+    report = syncs.report(operation)
+    counts = {name: SyncCounts(each.synced, each.failed) for name, each in report.by_name.items()}
+    return SyncResult(
+        overall=_totals(report),
+        sync_id=cast(UUID, operation.run_id),
+        products=counts.get("products"),
+        customers=counts.get("customers"),
+        transactions=counts.get("transactions"),
+    )
+
+
+def sync_state(operation: Operation) -> SyncState:
+    return SyncState(
+        sync_id=cast(UUID, operation.run_id),
+        venue_id=operation.venue_id,
+        integration_type=operation.integration_type,
+        sync_type=operation.entity_type,
+        status=operation.status,
+        ended=syncs.ended(operation),
+        attempts=operation.attempts,
+        queued_at=operation.queued_at,
+        started_at=operation.started_at,
+        completed_at=operation.completed_at,
+        error=operation.last_error,
+        progress=msgspec.convert(operation.progress or {}, SyncProgress),
+        overall=_totals(syncs.report(operation)),
+    )
+
+
+def _totals(report: syncs.Report) -> SyncTotals:
+    return SyncTotals(report.success, report.overall.synced, report.overall.failed, report.duration_ms)
+
+
+def history_row(entry: syncs.HistoryEntry) -> HistoryRow:
+    return msgspec.convert(entry, HistoryRow, from_attributes=True)
+
+
+def health_answer(row: IntegrationConfig | None, measured: health.Health | None) -> Health:
+    known = measured or health.Health(HealthStatus.UNKNOWN)
+    return Health(
+        status=HealthStatus.UNKNOWN if row is None else health.judge(row, measured),
+        success_rate=known.success_rate,
+        average_sync_time_ms=known.average_sync_time_ms,
+        last_success_at=known.last_success_at,
+        last_failure_at=known.last_failure_at,
+        sync_count_24h=known.sync_count_24h,
+        api_calls_24h=known.api_calls_24h,
+        queue_depth=known.queue_depth,
+    )
+
+
+def page_meta(page: Page, limit: int, offset: int) -> PageMeta:
+    cursor = None if page.next_key is None else write_cursor(page.next_key)
+    return PageMeta(page.total, limit, offset, cursor)
+
+
+def write_cursor(key: Sequence[str]) -> str:
+    """Return a row's sort key as text that callers pass back and don't read."""
+    return base64.urlsafe_b64encode(orjson.dumps(list(key))).rstrip(b"=").decode()
+
+
+def read_cursor(text: str | None, kinds: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Return the sort key a cursor holds, each part as its kind; raises InvalidRequestError."""
+    if text is None:
+        return None
+    try:
+        parts = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if not isinstance(parts, list) or len(parts) != len(kinds):
+            raise ValueError
+        return tuple(
+            msgspec.convert(part, kind, strict=False) for part, kind in zip(parts, kinds, strict=True)
+        )
+    except (ValueError, binascii.Error, msgspec.ValidationError):
+        raise InvalidRequestError(
+            "this cursor can't be read", [Detail("cursor", "pass `meta.next_cursor` of the page before")]
+        ) from None
+
+
+def config_values(config: SyncConfig) -> Mapping[str, Any]:
+    """Return a config as it is stored: with the names callers use."""
+    return cast(Mapping[str, Any], msgspec.to_builtins(config))

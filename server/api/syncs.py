@@ -1,0 +1,365 @@
+"""Start, follow and stop syncs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from litestar import Response, get, post
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from server.api import schemas
+from server.api.errors import error_answers
+from server.api.guards import MANAGERS, READERS, TOKEN, Caller, CallerRequest
+from server.api.idempotent import answer_once
+from server.api.integrations import PATH, good
+from server.api.schemas import (
+    CursorText,
+    IdempotencyKeyText,
+    Limit,
+    Offset,
+    VenueId,
+    page_meta,
+    read_cursor,
+)
+from server.context import Context
+from server.db.models import Operation
+from server.services import syncs
+from server.services.audit import Actor
+
+TAGS = ["Syncs"]
+SYNC = f"{PATH}/sync/{{provider:str}}/sync"
+QUIET_SECONDS = 15  # after which a watcher is told that the connection lives
+
+_ID = "3c1d6a52-0f5e-4f59-8b39-0d3a5be5a3f1"
+_TOTALS = {"success": True, "syncedCount": 150, "failedCount": 5, "duration": 12500}
+_STATE = {
+    "syncId": _ID,
+    "venue_id": "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f",
+    "integration_type": "juniper",
+    "sync_type": "full",
+    "status": "processing",
+    "ended": False,
+    "attempts": 1,
+    "queued_at": "2026-01-15T11:00:00Z",
+    "started_at": "2026-01-15T11:00:00Z",
+    "completed_at": None,
+    "error": None,
+    "progress": {
+        "mappings": [
+            {
+                "entity": "event",
+                "resource": "item",
+                "direction": "push",
+                "read": 60,
+                "created": 50,
+                "updated": 0,
+                "unchanged": 8,
+                "skipped": 0,
+                "failed": 2,
+                "conflicts": 0,
+                "api_calls": 12,
+                "duration_ms": 2100,
+                "done": False,
+            }
+        ],
+        "current": ["event", "item", "push"],
+    },
+    "overall": {"success": False, "syncedCount": 58, "failedCount": 2, "duration": 2100},
+}
+
+
+@post(
+    SYNC,
+    operation_id="startSync",
+    summary="Sync now",
+    description="Answers with the result if it is there within `wait` seconds, else 202 and where to look.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            schemas.SyncResultAnswer,
+            "The sync has ended.",
+            Example(
+                summary="what it did",
+                value={
+                    "success": True,
+                    "data": {
+                        "overall": _TOTALS,
+                        "syncId": _ID,
+                        "products": {"syncedCount": 100, "failedCount": 2},
+                        "customers": {"syncedCount": 50, "failedCount": 3},
+                    },
+                },
+            ),
+        ),
+        202: good(
+            schemas.SyncAcceptedAnswer,
+            "The sync goes on; `Location` says where to look.",
+            Example(
+                summary="goes on", value={"success": True, "data": {"syncId": _ID, "status": "processing"}}
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "INTEGRATION_NOT_CONNECTED",
+            "SYNC_IN_PROGRESS",
+            "IDEMPOTENCY_KEY_IN_USE",
+            "IDEMPOTENCY_KEY_REUSED",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+            "SYNC_FAILED",
+        ),
+    },
+)
+async def start_sync(
+    request: CallerRequest,
+    context: Context,
+    actor: Actor,
+    provider: str,
+    data: schemas.SyncBody,
+    idempotency_key: IdempotencyKeyText = None,
+) -> Response[schemas.SyncResultAnswer | schemas.SyncAcceptedAnswer]:
+    request.user.require(data.venue_id)
+
+    async def work() -> Response[schemas.SyncResultAnswer | schemas.SyncAcceptedAnswer]:
+        operation = await syncs.request_sync(
+            context, actor, venue_id=data.venue_id, provider=provider, sync_type=data.sync_type
+        )
+        operation = await syncs.wait_for(context, operation, data.wait)
+        if not syncs.ended(operation):
+            state = schemas.sync_state(operation)
+            return Response(
+                schemas.SyncAcceptedAnswer(schemas.SyncAccepted(state.sync_id, state.status)),
+                status_code=202,
+                headers={"Location": f"{PATH}/sync/{provider}/sync/{state.sync_id}"},
+            )
+        if operation.status in syncs.FAILED:
+            raise syncs.failure(operation)
+        return Response(schemas.SyncResultAnswer(schemas.sync_result(operation)))
+
+    return await answer_once(request, context, idempotency_key, work)
+
+
+@post(
+    f"{SYNC}/stop",
+    operation_id="stopSync",
+    summary="Stop syncs",
+    description="A sync that waits won't start; one that runs stops after its page. What is done stays done.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            schemas.MessageAnswer,
+            "Stopped, or there was nothing to stop.",
+            Example(summary="stopped", value={"success": True, "message": "Sync stopped successfully"}),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def stop_sync(
+    request: CallerRequest, context: Context, actor: Actor, provider: str, data: schemas.VenueBody
+) -> schemas.MessageAnswer:
+    request.user.require(data.venue_id)
+    stopped = await syncs.stop(context, actor, venue_id=data.venue_id, provider=provider)
+    return schemas.MessageAnswer("Sync stopped successfully" if stopped else "No sync was under way")
+
+
+@get(
+    f"{SYNC}/status",
+    operation_id="getSyncStatus",
+    summary="Where an integration's work stands",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.SyncStatusAnswer,
+            "The integration and its queue.",
+            Example(
+                summary="working",
+                value={
+                    "success": True,
+                    "data": {
+                        "integration": {
+                            "status": "connected",
+                            "last_sync_at": "2026-01-15T11:00:00Z",
+                            "next_sync_at": "2026-01-15T11:05:00Z",
+                            "last_error": None,
+                        },
+                        "queue": [{"status": "pending", "count": 5}, {"status": "processing", "count": 2}],
+                        "current": _STATE,
+                    },
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", "INTEGRATION_NOT_FOUND"),
+    },
+)
+async def sync_status(
+    request: CallerRequest, context: Context, provider: str, venue_id: VenueId
+) -> schemas.SyncStatusAnswer:
+    request.user.require(venue_id)
+    context.catalog.connector(provider)
+    async with context.sessions() as session:
+        integration, queue, current = await syncs.status(session, venue_id, provider)
+    return schemas.SyncStatusAnswer(
+        schemas.SyncStatus(
+            msgspec.convert(integration, schemas.IntegrationState, from_attributes=True),
+            [schemas.QueueCount(status, count) for status, count in queue.items()],
+            schemas.sync_state(current) if current else None,
+        )
+    )
+
+
+@get(
+    f"{SYNC}/history",
+    operation_id="listSyncs",
+    summary="Earlier syncs, newest first",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.HistoryAnswer,
+            "Finished syncs.",
+            Example(
+                summary="one sync",
+                value={
+                    "success": True,
+                    "data": [
+                        {
+                            "id": _ID,
+                            "operation": "manual_sync",
+                            "status": "completed",
+                            "success_count": 100,
+                            "error_count": 5,
+                            "skip_count": 0,
+                            "api_calls_made": 14,
+                            "duration_ms": 12500,
+                            "started_at": "2026-01-15T11:00:00Z",
+                            "completed_at": "2026-01-15T11:00:12.500000Z",
+                        }
+                    ],
+                    "meta": {"total": 1, "limit": 50, "offset": 0, "next_cursor": None},
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", "INTEGRATION_NOT_FOUND"),
+    },
+)
+async def sync_history(
+    request: CallerRequest,
+    context: Context,
+    provider: str,
+    venue_id: VenueId,
+    limit: Limit = 50,
+    offset: Offset = 0,
+    cursor: CursorText = None,
+) -> schemas.HistoryAnswer:
+    request.user.require(venue_id)
+    context.catalog.connector(provider)
+    async with context.sessions() as session:
+        page = await syncs.history(
+            session,
+            venue_id,
+            provider,
+            limit=limit,
+            offset=offset,
+            after=read_cursor(cursor, [schemas.Moment, UUID]),
+        )
+    return schemas.HistoryAnswer(
+        [schemas.history_row(entry) for entry in page.rows], page_meta(page, limit, offset)
+    )
+
+
+@get(
+    f"{SYNC}/{{sync_id:uuid}}",
+    operation_id="getSync",
+    summary="One sync, as it is now",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.SyncStateAnswer,
+            "The sync.",
+            Example(summary="under way", value={"success": True, "data": _STATE}),
+        ),
+        **error_answers("NOT_FOUND"),
+    },
+)
+async def get_sync(
+    request: CallerRequest, context: Context, provider: str, sync_id: UUID
+) -> schemas.SyncStateAnswer:
+    return schemas.SyncStateAnswer(schemas.sync_state(await _find(context, request.user, provider, sync_id)))
+
+
+@get(
+    f"{SYNC}/{{sync_id:uuid}}/events",
+    operation_id="watchSync",
+    summary="Watch a sync",
+    description="Server-sent events: `progress` when there is news, `ended` at the end; the data of both "
+    "is that of `getSync`. The stream closes after `ended`.",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: ResponseSpec(
+            str, generate_examples=False, description="The events.", media_type="text/event-stream"
+        ),
+        **error_answers("NOT_FOUND"),
+    },
+)
+async def watch_sync(
+    request: CallerRequest, context: Context, provider: str, sync_id: UUID
+) -> ServerSentEvent:
+    operation = await _find(context, request.user, provider, sync_id)
+    return ServerSentEvent(_events(context, operation))
+
+
+async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) -> Operation:
+    async with context.sessions() as session:
+        operation = await syncs.find_sync(session, provider, sync_id)
+    if not caller.sees(operation.venue_id):
+        raise syncs.no_such_sync()
+    return operation
+
+
+async def _events(context: Context, operation: Operation) -> AsyncIterator[ServerSentEventMessage]:
+    told: Any = None
+    quiet = 0.0
+    while True:
+        state = schemas.sync_state(operation)
+        if state.ended:
+            yield ServerSentEventMessage(msgspec.json.encode(state).decode(), event="ended")
+            return
+        if (state.status, state.progress) != told:
+            told, quiet = (state.status, state.progress), 0.0
+            yield ServerSentEventMessage(msgspec.json.encode(state).decode(), event="progress")
+        elif quiet >= QUIET_SECONDS:
+            quiet = 0.0
+            yield ServerSentEventMessage(data=None, comment="still here")
+        await asyncio.sleep(syncs.POLL_SECONDS)
+        quiet += syncs.POLL_SECONDS
+        operation = await syncs.wait_for(context, operation, 0)
+
+
+HANDLERS = (start_sync, stop_sync, sync_status, sync_history, get_sync, watch_sync)

@@ -1,0 +1,142 @@
+"""The API's application: the only place that wires things together."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from litestar import Litestar, Request, Router
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
+from litestar.openapi.spec import Components, License, SecurityScheme, Tag
+from litestar.serialization import decode_json, encode_json
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import telemetry
+from server.api import health, integrations, oauth, syncs
+from server.api.errors import answer_error, request_id, send_request_id
+from server.api.guards import PUBLIC, Caller, CallerRequest, allow_named_roles, authentication
+from server.api.reference import ReferencePlugin
+from server.catalog import store_templates
+from server.context import Context, open_context
+from server.services.audit import Actor, address
+from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+HANDLERS = (*integrations.HANDLERS, *oauth.HANDLERS, *syncs.HANDLERS, *health.HANDLERS)
+API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
+MOST_BODY_BYTES = 1024 * 1024
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Return the API. Stores are opened when it starts, and closed when it stops."""
+    telemetry.configure_logging(settings.log_level)
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        async with open_context(settings, application_name="integration-hub api") as context:
+            async with context.sessions.begin() as session:
+                await store_templates(session, context.catalog)
+            app.state.context = context
+            yield
+
+    return _application(
+        lifespan=[lifespan], middleware=[DefineMiddleware(Observation), authentication(settings)]
+    )
+
+
+def openapi_document() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the API; needs no settings and no store."""
+    document: dict[str, Any] = decode_json(encode_json(_application().openapi_schema.to_schema()))
+    return document
+
+
+def _application(**options: Any) -> Litestar:
+    return Litestar(
+        route_handlers=list(HANDLERS),
+        guards=[allow_named_roles],
+        before_request=refuse_other_media,
+        before_send=[send_request_id],
+        exception_handlers={Exception: answer_error},
+        dependencies={"context": Provide(_context), "actor": Provide(_actor)},
+        request_max_body_size=MOST_BODY_BYTES,
+        openapi_config=_openapi(),
+        logging_config=None,
+        **options,
+    )
+
+
+async def _context(state: State) -> Context:
+    context: Context = state.context
+    return context
+
+
+async def _actor(request: CallerRequest) -> Actor:
+    host = request.client.host if request.client else None
+    return Actor(request.user.id, address(host), request_id(request.scope))
+
+
+async def refuse_other_media(request: Request[Any, Any, Any]) -> None:
+    """Bodies are JSON. Said before a form is taken for broken JSON."""
+    if request.method in ("POST", "PUT", "PATCH"):
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise HTTPException(status_code=415, detail="send JSON: `Content-Type: application/json`")
+
+
+class Observation:
+    """Logs every request once, and gives whatever is logged during it the request's id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        status = 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id(scope)):
+            try:
+                await self.app(scope, receive, watch)
+            finally:
+                caller = scope.get("user")
+                # The path and not the query: an OAuth callback's query holds a code.
+                log.info(
+                    "request.answered",
+                    method=scope.get("method"),
+                    path=scope["path"],
+                    status=status,
+                    duration_ms=round((time.perf_counter() - started) * 1000, 1),
+                    caller=caller.id if isinstance(caller, Caller) else None,
+                )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Integration Hub",
+        version=API_VERSION,
+        description="Keeps a venue's events, customers and orders in step with outside providers.",
+        license=License(name="Apache-2.0", identifier="Apache-2.0"),
+        tags=[
+            Tag("Integrations", "Connect providers and look at what is connected."),
+            Tag("OAuth", "Where providers send browsers back to."),
+            Tag("Syncs", "Start, follow and stop syncs."),
+            Tag("Health", "How integrations and the service itself are doing."),
+        ],
+        components=Components(
+            security_schemes={"token": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}
+        ),
+        render_plugins=[ReferencePlugin(), JsonRenderPlugin(), YamlRenderPlugin()],
+        openapi_router=Router("/schema", route_handlers=[], opt=dict(PUBLIC), include_in_schema=False),
+    )
