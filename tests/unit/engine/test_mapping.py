@@ -1,0 +1,382 @@
+"""One mapping, both ways: what is copied, calculated, linked and refused."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import MappingError
+from engine.expressions import Path
+from engine.fields import Field, FieldCatalog
+from engine.manifest import Entity, Resource
+from engine.mapping import Fault, Mapping, MappingScope, compile_mapping
+
+ENTITY = Entity(
+    "event",
+    "platform.events",
+    None,
+    "id",
+    "venue_id",
+    "updated_at",
+    FieldCatalog(
+        {
+            "name": Field("name", required=True),
+            "note": Field("note"),
+            "status": Field("status"),
+            "price": Field("price", "money", unit="major", currency="currency"),
+            "currency": Field("currency", "currency"),
+            "tags": Field("tags", "list"),
+            "customer_id": Field("customer_id", "id"),
+            "open": Field("open", "boolean"),
+        }
+    ),
+)
+RESOURCE = Resource(
+    "item", Path.parse("id"), FieldCatalog({"title": Field("title", required=True), "text": Field("text")})
+)
+VENUE = {"id": "v1", "name": "Le Duc", "currency": "EUR"}
+SCOPE = MappingScope(venue=VENUE)
+
+
+def mapping(fields: dict[str, Any], direction: str = "bidirectional", **more: Any) -> Mapping:
+    made, faults = compile_mapping({"direction": direction, "fields": fields, **more}, RESOURCE, ENTITY)
+    assert faults == ()
+    assert made is not None
+    return made
+
+
+def faults(fields: dict[str, Any], direction: str = "bidirectional", **more: Any) -> tuple[Fault, ...]:
+    made, found = compile_mapping({"direction": direction, "fields": fields, **more}, RESOURCE, ENTITY)
+    assert made is None
+    return found
+
+
+# ---- copying
+
+
+@pytest.mark.parametrize(
+    ("paths", "record", "body"),
+    [
+        ({"name": "title"}, {"name": "Jazz"}, {"title": "Jazz"}),
+        ({"name": "title", "note": "text"}, {"name": "Jazz"}, {"title": "Jazz"}),
+        ({"name": "title", "note": "text"}, {"name": "Jazz", "note": None}, {"title": "Jazz", "text": None}),
+        ({"note": "a.b.c", "status": "a.d"}, {"note": 1, "status": 2}, {"a": {"b": {"c": 1}, "d": 2}}),
+        ({"note": "a.b", "status": "c"}, {"status": "x"}, {"c": "x"}),
+        ({"note": "rows[0].id"}, {"note": "x"}, {"rows": [{"id": "x"}]}),
+        ({"note": "rows[0].id"}, {}, {}),
+        ({"note": "rows[2]", "status": "rows[0]"}, {"note": "x", "status": "y"}, {"rows": ["y", {}, "x"]}),
+        ({"note": "rows[1].a", "status": "rows[0].b"}, {"note": 1}, {"rows": [{}, {"a": 1}]}),
+        ({"note": "m[0][1]"}, {"note": 5}, {"m": [[{}, 5]]}),
+        ({"note": "it-s.\\weird"}, {"note": 5}, {"it-s": {"\\weird": 5}}),
+    ],
+)
+def test_push_copies_what_is_there_and_nothing_else(
+    paths: dict[str, str], record: dict[str, Any], body: dict[str, Any]
+) -> None:
+    assert mapping(paths).push({**record, "secret": "never sent"}, SCOPE) == body
+
+
+@pytest.mark.parametrize(
+    ("paths", "remote", "values"),
+    [
+        ({"name": "title", "note": "text"}, {"title": "Jazz", "other": 1}, {"name": "Jazz"}),
+        ({"name": "title", "note": "text"}, {"title": "Jazz", "text": None}, {"name": "Jazz", "note": None}),
+        ({"note": "a.b", "status": "a.c"}, {"a": {"b": 1, "c": None}}, {"note": 1, "status": None}),
+        ({"note": "a.b"}, {"a": None}, {}),
+        ({"note": "a.b"}, {"a": "text"}, {}),
+        ({"note": "a.b"}, {"a": ["b"]}, {}),
+        ({"note": "rows[0].id"}, {"rows": [{"id": 3}]}, {"note": 3}),
+        ({"note": "rows[0].id"}, {"rows": []}, {}),
+        ({"note": "rows[0].id"}, {"rows": [None]}, {}),
+        ({"note": "rows[0]"}, {"rows": "text"}, {}),
+        ({"note": "rows[1][0].x"}, {"rows": [0, [{"x": 9}]]}, {"note": 9}),
+        ({"note": "a", "status": "a.b"}, {"a": {"b": 1}}, {"note": {"b": 1}, "status": 1}),
+        ({"note": "a.b", "status": "a[0]"}, {"a": [4]}, {"status": 4}),
+    ],
+)
+def test_pull_tells_absent_from_null(
+    paths: dict[str, str], remote: dict[str, Any], values: dict[str, Any]
+) -> None:
+    assert mapping(paths, "pull").pull(remote, SCOPE) == values
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=2),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), JSON, max_size=3))
+def test_generated_code_finds_what_a_path_finds(remote: dict[str, Any]) -> None:
+    paths = {"note": "a", "status": "a.b", "tags": "a[0].c", "open": "b.c[1]", "customer_id": "c.c.c"}
+    expected = {name: Path.parse(path).find(remote) for name, path in paths.items()}
+    present = {name: value for name, value in expected.items() if repr(value) != "ABSENT"}
+    assert mapping(paths, "pull").pull(remote, SCOPE) == present
+
+
+def test_a_pull_does_not_change_the_remote_record() -> None:
+    remote = {"a": {"b": [1]}}
+    mapping({"note": "a.b"}, "pull").pull(remote, SCOPE)
+    assert remote == {"a": {"b": [1]}}
+
+
+def test_each_direction_does_only_its_own() -> None:
+    assert mapping({"note": "text"}, "push").pull({"text": "x"}, SCOPE) == {}
+    assert mapping({"note": "text"}, "pull").push({"note": "x"}, SCOPE) == {}
+    assert mapping({"note": "text"}, "push").pulled_fields == ()
+    assert mapping({"note": "text"}, "pull").pushed_paths == ()
+    assert mapping({"note": "text"}).pushed_paths == ("text",)
+    assert mapping({"note": "text"}).pulled_fields == ("note",)
+    assert (mapping({"note": "text"}, "push").pushes, mapping({"note": "text"}, "push").pulls) == (
+        True,
+        False,
+    )
+    assert (mapping({"note": "text"}, "pull").pushes, mapping({"note": "text"}, "pull").pulls) == (
+        False,
+        True,
+    )
+
+
+# ---- calculating
+
+
+def test_a_rule_calculates_each_way() -> None:
+    made = mapping(
+        {
+            "open": {
+                "path": "preferences.marketing",
+                "push": "{{ 'subscribed' if value else 'unsubscribed' }}",
+                "pull": "{{ value == 'subscribed' }}",
+            }
+        }
+    )
+    assert made.push({"open": True}, SCOPE) == {"preferences": {"marketing": "subscribed"}}
+    assert made.push({"open": None}, SCOPE) == {"preferences": {"marketing": "unsubscribed"}}
+    assert made.pull({"preferences": {"marketing": "cleaned"}}, SCOPE) == {"open": False}
+
+
+def test_absent_stays_absent_unless_the_expression_makes_something_of_it() -> None:
+    made = mapping(
+        {
+            "open": {"path": "a", "push": "{{ value == 1 }}", "pull": "{{ value == 1 }}"},
+            "note": {"path": "b", "push": "{{ value | default('-') }}", "pull": "{{ value | default('-') }}"},
+            "status": {"path": "c", "push": "{{ venue.name }}", "pull": "{{ venue.name }}"},
+        }
+    )
+    assert made.push({}, SCOPE) == {"b": "-", "c": "Le Duc"}
+    assert made.pull({}, SCOPE) == {"note": "-", "status": "Le Duc"}
+
+
+def test_one_way_rules_go_one_way() -> None:
+    made = mapping(
+        {"name": {"path": "title", "push": "{{ value | upper }}"}, "note": {"path": "text", "pull": "text"}}
+    )
+    assert made.push({"name": "jazz", "note": "x"}, SCOPE) == {"title": "JAZZ"}
+    assert made.pull({"title": "JAZZ", "text": "x"}, SCOPE) == {"note": "x"}
+
+
+def test_text_without_braces_is_jmespath_over_the_record_of_that_side() -> None:
+    made = mapping({"tags": {"path": "labels", "push": "tags[*].name", "pull": "labels[].{name: @}"}})
+    assert made.push({"tags": [{"name": "a"}, {"name": "b"}]}, SCOPE) == {"labels": ["a", "b"]}
+    assert made.pull({"labels": ["a"]}, SCOPE) == {"tags": [{"name": "a"}]}
+
+
+def test_a_field_may_have_several_rules() -> None:
+    made = mapping({"note": ["first", {"path": "second", "push": "{{ value | upper }}"}, "third"]})
+    assert made.push({"note": "a"}, SCOPE) == {"first": "a", "second": "A", "third": "a"}
+    assert made.pull({"first": None, "third": "c", "second": "b"}, SCOPE) == {"note": "c"}
+    assert made.pull({"first": "a", "third": "c"}, SCOPE) == {"note": "a"}
+    assert made.pull({"third": None}, SCOPE) == {"note": None}
+    assert made.pull({"second": "b"}, SCOPE) == {}
+
+
+def test_a_rule_that_copies_nothing_needs_no_field_of_ours() -> None:
+    made = mapping({"anything": {"path": "kind", "push": "{{ 'EVENT' }}"}}, "push")
+    assert made.push({}, SCOPE) == {"kind": "EVENT"}
+
+
+def test_braces_see_the_record_the_venue_and_the_links() -> None:
+    made = mapping(
+        {
+            "id": {"path": "product", "link": "product"},
+            "note": {"path": "text", "push": "{{ record.name ~ '/' ~ venue.id ~ '/' ~ links.product }}"},
+        },
+        "push",
+    )
+    scope = MappingScope(venue=VENUE, links={("product", "e1"): "prod_1"})
+    assert made.push({"id": "e1", "name": "Jazz", "note": ""}, scope) == {
+        "product": "prod_1",
+        "text": "Jazz/v1/prod_1",
+    }
+
+
+def test_the_time_is_not_a_value_of_an_expression() -> None:
+    (fault,) = faults({"note": {"path": "text", "push": "{{ now }}"}})
+    assert (fault.code, fault.at, fault.position) == ("bad-template", ("fields", "note", "push"), 3)
+
+
+def test_a_failing_expression_names_the_field_and_no_value() -> None:
+    made = mapping({"price": {"path": "amount", "push": "{{ value | minor_units(record.currency) }}"}})
+    with pytest.raises(MappingError) as caught:
+        made.push({"price": Decimal("12.345"), "currency": "EUR"}, SCOPE)
+    assert caught.value.field == "price"
+    assert "more than the 2 decimals of EUR" in caught.value.message
+    assert "12.345" not in caught.value.message
+
+
+# ---- numbers and JSON
+
+
+def test_exact_numbers_are_pulled_as_they_are_and_pushed_only_on_purpose() -> None:
+    pulled = mapping({"price": {"path": "amount", "pull": "{{ value | major_units('EUR') }}"}}, "pull")
+    assert pulled.pull({"amount": 1250}, SCOPE) == {"price": Decimal("12.50")}
+    copied = mapping({"price": "amount"})
+    assert copied.push({"price": 12}, SCOPE) == {"amount": 12}
+    for bad in (Decimal("12.50"), float("inf"), object(), {"deep": [Decimal(1)]}):
+        with pytest.raises(MappingError) as caught:
+            copied.push({"price": bad}, SCOPE)
+        assert caught.value.field == "price"
+    with pytest.raises(MappingError, match="`minor_units` or `string`"):
+        copied.push({"price": Decimal("12.50")}, SCOPE)
+
+
+def test_what_braces_make_is_plain_json() -> None:
+    made = mapping({"tags": {"path": "t", "push": "{{ (1, {'a': (2, none)}) }}", "pull": "{{ (value, 1) }}"}})
+    assert made.push({"tags": None}, SCOPE) == {"t": [1, {"a": [2, None]}]}
+    assert made.pull({"t": "x"}, SCOPE) == {"tags": ["x", 1]}
+
+
+# ---- required fields
+
+
+@pytest.mark.parametrize("rule", ["title", {"path": "title", "push": "{{ value }}"}])
+@pytest.mark.parametrize("record", [{}, {"name": None}, {"name": ""}])
+def test_a_required_remote_field_needs_a_value(rule: Any, record: dict[str, Any]) -> None:
+    with pytest.raises(MappingError) as caught:
+        mapping({"name": rule}, "push").push(record, SCOPE)
+    assert caught.value.field == "name"
+    assert caught.value.code == "REQUIRED_FIELD_MISSING"
+
+
+@pytest.mark.parametrize("rule", ["title", {"path": "title", "pull": "{{ value }}"}])
+def test_a_required_local_field_can_be_absent_but_not_null(rule: Any) -> None:
+    made = mapping({"name": rule}, "pull")
+    assert made.pull({}, SCOPE) == {}
+    with pytest.raises(MappingError) as caught:
+        made.pull({"title": None}, SCOPE)
+    assert caught.value.field == "name"
+
+
+# ---- links
+
+
+LINKED = {"customer_id": {"path": "buyer.id", "link": "customer"}}
+
+
+def test_a_link_translates_the_id_both_ways() -> None:
+    made = mapping(LINKED)
+    assert [(rule.local_field, rule.path.text, rule.resource) for rule in made.link_rules] == [
+        ("customer_id", "buyer.id", "customer")
+    ]
+    push = MappingScope(venue=VENUE, links={("customer", "7"): "cus_7", ("item", "7"): "wrong"})
+    assert made.push({"customer_id": 7}, push) == {"buyer": {"id": "cus_7"}}
+    pull = MappingScope(venue=VENUE, links={("customer", "cus_7"): "7"})
+    assert made.pull({"buyer": {"id": "cus_7"}}, pull) == {"customer_id": "7"}
+
+
+def test_a_link_that_is_not_there_fails_the_record_unless_optional() -> None:
+    for way, record in (("push", {"customer_id": "7"}), ("pull", {"buyer": {"id": "cus_7"}})):
+        with pytest.raises(MappingError) as caught:
+            getattr(mapping(LINKED), way)(record, SCOPE)
+        assert caught.value.field == "customer_id"
+        relaxed = mapping({"customer_id": {**LINKED["customer_id"], "optional": True}})
+        assert getattr(relaxed, way)(record, SCOPE) == {}
+
+
+def test_no_reference_is_no_link() -> None:
+    made = mapping(LINKED)
+    assert made.push({"customer_id": None}, SCOPE) == {}
+    assert made.push({}, SCOPE) == {}
+    assert made.pull({"buyer": {"id": None}}, SCOPE) == {}
+    assert made.pull({}, SCOPE) == {}
+
+
+# ---- conditions and pairing
+
+
+def test_conditions_say_which_records_go() -> None:
+    made = mapping(
+        {"note": "text"},
+        only_when="{{ record.status == 'on_sale' and venue.currency == 'EUR' }}",
+        only_pull_when="status == 'succeeded'",
+    )
+    assert made.wants({"status": "on_sale"}, SCOPE)
+    assert not made.wants({"status": "draft"}, SCOPE)
+    assert made.wants_pull({"status": "succeeded"}, SCOPE)
+    assert not made.wants_pull({}, SCOPE)
+    assert mapping({"note": "text"}).wants({}, SCOPE)
+    assert mapping({"note": "text"}).wants_pull({}, SCOPE)
+    with pytest.raises(MappingError, match="`only_when`"):
+        made.wants({}, SCOPE)
+
+
+def test_pairing_and_conflicts() -> None:
+    made = mapping(
+        {"note": {"path": "a.b", "push": "{{ value }}"}}, match_on="note", when_both_changed="newest_wins"
+    )
+    assert made.match_on == "note"
+    assert made.match_path == Path.parse("a.b")
+    assert made.when_both_changed == "newest_wins"
+    assert mapping({"note": "text"}).when_both_changed == "platform_wins"
+    assert mapping({"note": "text"}).match_path is None
+
+
+# ---- what can't be compiled
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "at"),
+    [
+        ({"note": "a..b"}, "bad-path", ("fields", "note")),
+        ({"note": {"path": "a b"}}, "bad-path", ("fields", "note", "path")),
+        ({"note": ["a", "b]"]}, "bad-path", ("fields", "note", 1)),
+        ({"note": "[0].a"}, "bad-path", ("fields", "note")),
+        ({"note": {"path": "a", "push": "{{ vlaue }}"}}, "bad-template", ("fields", "note", "push")),
+        ({"note": {"path": "a", "pull": "lower(a"}}, "bad-expression", ("fields", "note", "pull")),
+        ({"note": "a", "status": "a"}, "written-twice", ("fields", "status")),
+        ({"note": "a.b", "status": "a"}, "written-twice", ("fields", "status")),
+        ({"note": "a", "status": "a.b"}, "written-twice", ("fields", "status")),
+        ({"note": "a.b", "status": "a[0]"}, "written-twice", ("fields", "status")),
+        ({"note": "a[0].b", "status": {"path": "a.c"}}, "written-twice", ("fields", "status", "path")),
+        ({"id": "reference"}, "unwritable-field", ("fields", "id")),
+    ],
+)
+def test_a_fault_has_a_code_and_a_place(fields: dict[str, Any], code: str, at: tuple[str | int, ...]) -> None:
+    assert [(fault.code, fault.at) for fault in faults(fields)] == [(code, at)]
+
+
+def test_reading_one_path_twice_is_fine() -> None:
+    made = mapping({"name": {"path": "title", "pull": "{{ value | first_word }}"}, "note": "title"}, "pull")
+    assert made.pull({"title": "Ana Ruiz"}, SCOPE) == {"name": "Ana", "note": "Ana Ruiz"}
+
+
+def test_all_faults_are_told_at_once() -> None:
+    found = faults(
+        {"note": "a..b", "status": {"path": "c", "push": "{{ x }}"}}, match_on="nmae", only_when="{{ value }}"
+    )
+    assert [fault.at for fault in found] == [("fields", "note"), ("fields", "status", "push"), ("only_when",)]
+    (unpaired,) = faults({"note": "a"}, match_on="name")
+    assert (unpaired.code, unpaired.at) == ("unknown-field", ("match_on",))
+
+
+def test_no_text_of_a_template_becomes_code() -> None:
+    name = "x'] = 1; raise SystemExit  #"
+    path = "\\x27:import_os;raise-SystemExit#"
+    made = mapping({name: path})
+    assert made.push({name: 5}, SCOPE) == {path: 5}
+    assert made.pull({path: 6}, SCOPE) == {name: 6}
