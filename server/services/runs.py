@@ -177,7 +177,9 @@ async def _sync(context: WorkerContext, run: Run) -> None:
     kind = run.claim.payload.get("syncType", "full")
     if kind not in SYNC_TYPES:
         raise InvalidRequestError(f"`{kind}` isn't a sync type; there are {', '.join(SYNC_TYPES)}")
-    steps = list(_steps(syncs.mappings, syncs.config.get("syncDirection", "bidirectional"), SYNC_TYPES[kind]))
+    steps = list(
+        plan_steps(syncs.mappings, syncs.config.get("syncDirection", "bidirectional"), SYNC_TYPES[kind])
+    )
     run.plan(steps)
     for step in steps:
         run.current, run.news = step.key, True
@@ -197,7 +199,7 @@ async def _push_record(context: WorkerContext, run: Run) -> None:
     if claim.entity_id is None:
         raise InvalidRequestError("the operation names no record")
     syncs = await _Syncs.open(context, run)
-    steps = list(_steps(syncs.mappings, "push", frozenset({claim.entity_type})))
+    steps = list(plan_steps(syncs.mappings, "push", frozenset({claim.entity_type})))
     run.plan(steps)
     for step in steps:
         run.current, run.news = step.key, True
@@ -270,9 +272,13 @@ class _Syncs:
         count(await self.build(step, count).push(ids))
 
 
-def _steps(
+def plan_steps(
     mappings: Sequence[FieldMapping], sync_direction: str, entities: frozenset[str] | None
 ) -> Iterator[Step]:
+    """Return the steps of a sync: all pulls, then all pushes, of these entities (None: all).
+
+    Raises InvalidRequestError for an unknown direction.
+    """
     if sync_direction not in DIRECTIONS:
         raise InvalidRequestError(
             f"`{sync_direction}` isn't a sync direction; there are {', '.join(DIRECTIONS)}"
