@@ -13,12 +13,13 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import rich_click as click
 
 if TYPE_CHECKING:
     from engine.client import ProviderClient
+    from engine.diagnostics import Style
     from engine.manifest import Connector, Resource
 
 CONNECTORS = Path("connectors")
@@ -72,7 +73,7 @@ def lint(paths: tuple[Path, ...], style: str, json_output: bool) -> None:
         raise click.UsageError(f"no YAML file found in {', '.join(map(str, paths)) or 'connectors/'}")
     diagnostics = [found for file in files for found in lint_file(file)]
     style = "json" if json_output else style
-    text = render(diagnostics, style)
+    text = render(diagnostics, cast("Style", style))
     if text:
         click.echo(text)
     if style == "text":
@@ -200,7 +201,9 @@ def call(
 
     async def run(client: ProviderClient) -> None:
         answer = await client.call(parsed)
-        click.echo(json.dumps(answer, indent=None if json_output else 2, ensure_ascii=False, default=str))
+        click.echo(
+            json.dumps(answer.body, indent=None if json_output else 2, ensure_ascii=False, default=str)
+        )
 
     _with_client(connector, credentials, environment, (), run)
 
@@ -382,12 +385,9 @@ async def _run_client(
     connection: tuple[str, ...],
     run: Callable[[ProviderClient], Awaitable[None]],
 ) -> None:
-    from engine.client import ProviderClient
-    from engine.clock import SystemClock
-    from engine.memory import StaticCredentials
+    from engine.connecting import connect
     from engine.ports import Credentials, Secret
-    from engine.rate_limits import LocalRateLimiter
-    from engine.transport import open_client, parse_overrides
+    from engine.transport import parse_overrides
 
     given = {
         key.removeprefix("HUB_CREDENTIAL_").lower(): value
@@ -396,20 +396,21 @@ async def _run_client(
     } | dict(_pair(text, "--credential") for text in credentials)
     asked = [field.name for method in connector.auth for field in method.credentials]
     values = {
-        next((name for name in asked if name.lower() == key), key): Secret(value)
+        next((name for name in asked if name.lower() == key.lower()), key): Secret(value)
         for key, value in given.items()
     }
     learned = {
         key: _read_json(value, f"--connection {key}")
         for key, value in (_pair(text, "--connection") for text in connection)
     }
-    clock = SystemClock()
-    overrides = parse_overrides(os.environ.get("HUB_ORIGIN_OVERRIDES", ""))
-    async with open_client(origin_overrides=overrides) as http:
-        source = StaticCredentials(Credentials(values, learned, environment))
-        client = ProviderClient(connector, source, http=http, limiter=LocalRateLimiter(clock), clock=clock)
-        if not learned and connector.after_connecting:
-            source.credentials = Credentials(values, await client.learn(), environment)
+    try:
+        overrides = parse_overrides(os.environ.get("HUB_ORIGIN_OVERRIDES", ""))
+    except ValueError as error:
+        raise click.UsageError(f"HUB_ORIGIN_OVERRIDES {error}") from error
+    if overrides and os.environ.get("HUB_ENV") == "production":
+        raise click.UsageError("HUB_ORIGIN_OVERRIDES is refused in production")
+    account = Credentials(values, learned, environment)
+    async with connect(connector, account, origin_overrides=overrides) as client:
         await run(client)
 
 

@@ -16,7 +16,9 @@ from typing import Any, Literal, NoReturn, Protocol
 
 Record = dict[str, Any]
 Direction = Literal["push", "pull"]
-RecordKey = tuple[str, str, Direction, str]  # entity, resource, direction, local id (push) or remote id (pull)
+RecordKey = tuple[
+    str, str, Direction, str
+]  # entity, resource, direction, local id (push) or remote id (pull)
 
 
 class Secret:
@@ -140,7 +142,9 @@ class Commit:
     failures: Sequence[RecordFailure] = ()
     settled: Sequence[RecordKey] = ()  # earlier failures of these records are over
     finished_writes: Sequence[str] = ()  # keys of pending writes that have been answered
-    position: tuple[str, str, Direction, Mapping[str, Any]] | None = None  # entity, resource, direction, value
+    position: tuple[str, str, Direction, Mapping[str, Any]] | None = (
+        None  # entity, resource, direction, value
+    )
 
 
 class SyncState(Protocol):
@@ -160,7 +164,7 @@ class SyncState(Protocol):
         """Return how far this mapping got, as last committed, or None."""
 
     async def announce(self, writes: Sequence[PendingWrite], *, instead_of: Sequence[str] = ()) -> None:
-        """Save writes before they are sent, in one transaction; those with the keys `instead_of` are dropped."""
+        """Save writes before they are sent, in one transaction; drop those with the keys `instead_of`."""
 
     async def announced(self, entity: str, resource: str) -> list[PendingWrite]:
         """Return writes that were announced and never finished, oldest first."""
@@ -204,7 +208,7 @@ class HostStore(Protocol):
         """Return these records by id; unknown ids are left out."""
 
     async def find(self, entity: str, field: str, values: Sequence[str]) -> dict[str, list[str]]:
-        """Return the ids of records whose `field` equals a value, ignoring case: value, lower-cased, to ids."""
+        """Return the ids of records whose `field` is one of `values`, ignoring case, by lower-cased value."""
 
     async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
         """Write the changes in one transaction; returns local id to message for those refused.

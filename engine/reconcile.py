@@ -67,7 +67,7 @@ def same(one: Any, other: Any, field_type: str = "any") -> bool:
         if left and right:
             return left == right
     if isinstance(one, Decimal) or isinstance(other, Decimal):
-        return plain_value(one) == plain_value(other)
+        return bool(plain_value(one) == plain_value(other))
     return bool(one == other)
 
 

@@ -110,7 +110,10 @@ class Sync:
         return tally
 
     async def _walk(self, tally: Tally, position: dict[str, Any]) -> None:
-        walk = position.get("walk") or {"started": self.clock.now().isoformat(), "resume": None}
+        walk: dict[str, Any] = position.get("walk") or {
+            "started": self.clock.now().isoformat(),
+            "resume": None,
+        }
         since = moment(position.get("since"))
         newest: dict[
             str, str | None
@@ -118,11 +121,10 @@ class Sync:
         started, calls = self.clock.monotonic(), self.client.calls
         seconds, api_calls = tally.seconds, tally.api_calls
         async for batch in self.client.pages(self.mapping.resource, since=since, resume=walk["resume"]):
-            if batch.resume is None:
-                position = {"since": walk["started"]}
-            else:
-                position = {**position, "walk": {**walk, "resume": batch.resume}}
-            await self._pull_page(tally, _first_of_each(batch.records, newest), position)
+            walked: Mapping[str, Any] = {"since": walk["started"]}
+            if batch.resume is not None:
+                walked = {**position, "walk": {**walk, "resume": batch.resume}}
+            await self._pull_page(tally, _first_of_each(batch.records, newest), walked)
             tally.seconds = seconds + self.clock.monotonic() - started
             tally.api_calls = api_calls + self.client.calls - calls
             self.on_progress(tally)
@@ -137,14 +139,16 @@ class Sync:
         unlinked = [known[row.id] for row in rows if row.deleted and row.id in known]
         tally.skipped += sum(row.deleted for row in rows)
         rows = [row for row in rows if not row.deleted and not _is_older(row, known.get(row.id), tally)]
-        rows = [row for row in rows if self._wanted(row, tally)]
 
         scope = self._scope(await self._local_ids_of_links(rows))
         theirs: dict[str, dict[str, Any]] = {}
         failures: list[RecordFailure] = []
         for row in rows:
             try:
-                theirs[row.id] = mapping.pull(row.record, scope)
+                if mapping.wants_pull(row.record, scope):
+                    theirs[row.id] = mapping.pull(row.record, scope)
+                else:
+                    tally.skipped += 1
             except HubError as error:
                 failures.append(self._failure("pull", row.id, error, getattr(error, "field", None)))
         rows = [row for row in rows if row.id in theirs]
@@ -175,9 +179,10 @@ class Sync:
         for row in changed:
             local_id, their = local_ids[row.id], theirs[row.id]
             our, link = ours.get(local_id), known.get(row.id)
+            taken: Mapping[str, Any] = their
+            ours_win = False
             if our is None:
                 changes.append(HostChange(local_id, their, create=True))
-                taken, ours_win = their, False
             else:
                 resolution = resolve(
                     our,
@@ -234,14 +239,6 @@ class Sync:
                 position=(*self._here, "pull", position),
             )
         )
-
-    def _wanted(self, row: ReadRecord, tally: Tally) -> bool:
-        condition = self.mapping.only_pull_when
-        if condition is None:
-            return True
-        wanted = bool(condition.evaluate(row.record, {"record": row.record, "venue": self.venue}))
-        tally.skipped += not wanted
-        return wanted
 
     async def _match(self, rows: Sequence[ReadRecord]) -> dict[str, str]:
         """Pair records that existed on both sides before the first sync; only where it is beyond doubt."""
@@ -366,6 +363,7 @@ class Sync:
         async with asyncio.TaskGroup() as tasks:
             sent = [tasks.create_task(self._attempt(group)) for group in groups]
         links: list[Link] = []
+        done: list[str] = []
         failed: list[RecordFailure] = []
         finished: list[str] = []
         again: list[PendingWrite] = []
@@ -384,6 +382,7 @@ class Sync:
                 item = items[result.write.local_id]
                 if result.error is None:
                     links.append(self._pushed_link(item, result))
+                    done.append(item.local_id)
                     tally.created += item.remote_id is None
                     tally.updated += item.remote_id is not None
                     continue
@@ -394,8 +393,11 @@ class Sync:
                 tally.add_failure(failure)
                 if result.retryable:
                     down = result.error
-                if not result.answered:
-                    unanswered = True  # it may have happened: only the same call under the same key is safe
+                written = result.remote_id is not None and item.remote_id is None
+                if written and not result.retryable:
+                    links.append(self._pushed_link(item, result))  # it is there; what goes with it failed
+                elif not result.answered or written:
+                    unanswered = True  # it may be there: only the same call under the same key is safe
                 elif result.retryable and write.attempt < MAX_ATTEMPTS:
                     retry.append(item)
             if unanswered:
@@ -408,16 +410,16 @@ class Sync:
                 replaced.append(write.key)
             else:
                 finished.append(write.key)
-        if again:
-            await self.state.announce(again, instead_of=replaced)
         await self.state.commit(
             Commit(
                 links=links,
                 failures=failed,
-                settled=[self._key("push", link.local_id) for link in links],
+                settled=[self._key("push", local_id) for local_id in done],
                 finished_writes=finished,
             )
         )
+        if again:  # after the links: a crash in between repeats the old calls, which changes nothing
+            await self.state.announce(again, instead_of=replaced)
         if stopped is not None:
             raise stopped
         if down is not None and not links:

@@ -210,6 +210,29 @@ def rewrite_origin(url: str, overrides: Mapping[str, str]) -> str:
     return urlunsplit((new.scheme, new.netloc, parts.path, parts.query, parts.fragment))
 
 
+def parse_overrides(text: str) -> dict[str, str]:
+    """Read `origin=origin,…`, as HUB_ORIGIN_OVERRIDES has it; raises ValueError, the end of a sentence."""
+    overrides: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        origin, _, target = entry.partition("=")
+        if not _is_origin(origin) or not _is_origin(target):
+            raise ValueError(
+                "must look like https://api.example.com=http://127.0.0.1:9101, separated by commas, "
+                f"and has {entry!r}"
+            )
+        overrides[origin.rstrip("/").lower()] = target.rstrip("/").lower()
+    return overrides
+
+
+def _is_origin(text: str) -> bool:
+    parts = urlsplit(text)
+    return (
+        bool(parts.scheme in ("http", "https") and parts.hostname)
+        and parts.path in ("", "/")
+        and not parts.query
+    )
+
+
 def encode_form(value: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Flatten a JSON object into form fields: `a[b]=1`, `list[0]=x`, `true`/`false`.
 

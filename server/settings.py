@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from engine.errors import HubError
 from engine.ports import Secret
+from engine.transport import parse_overrides
 
 if TYPE_CHECKING:
     from server.vault import LocalKeyring
@@ -172,25 +173,7 @@ def _redis_url(text: str) -> str:
 
 
 def _origins(text: str) -> Mapping[str, str]:
-    overrides: dict[str, str] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        origin, _, target = entry.partition("=")
-        if not _is_origin(origin) or not _is_origin(target):
-            raise ValueError(
-                "must look like https://api.example.com=http://127.0.0.1:9101, separated by commas, "
-                f"and has {entry!r}"
-            )
-        overrides[origin.rstrip("/").lower()] = target.rstrip("/").lower()
-    return MappingProxyType(overrides)
-
-
-def _is_origin(text: str) -> bool:
-    parts = urlsplit(text)
-    return (
-        bool(parts.scheme in ("http", "https") and parts.hostname)
-        and parts.path in ("", "/")
-        and not parts.query
-    )
+    return MappingProxyType(parse_overrides(text))
 
 
 def _jwt_secret(text: str) -> str:
