@@ -336,12 +336,16 @@ TABLES = {
             created_at timestamptz DEFAULT now() NOT NULL,
             updated_at timestamptz DEFAULT now() NOT NULL,
             CONSTRAINT pk_record_links PRIMARY KEY (id),
-            CONSTRAINT uq_record_links_local UNIQUE (venue_id, integration_type, resource, local_id, entity)
+            CONSTRAINT uq_record_links_local UNIQUE (local_id, venue_id, integration_type, resource, entity)
         )
         """,
         """
+        CREATE INDEX ix_record_links_venue_id_integration_type
+        ON record_links (venue_id, integration_type)
+        """,
+        """
         CREATE UNIQUE INDEX uq_record_links_remote
-        ON record_links (venue_id, integration_type, resource, remote_id)
+        ON record_links (remote_id, venue_id, integration_type, resource)
         WHERE remote_id IS NOT NULL
         """,
     ),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import orjson
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -39,7 +39,7 @@ def create_engine(
         if pooled
         else {"poolclass": NullPool}
     )
-    return create_async_engine(
+    engine = create_async_engine(
         async_url(database_url),
         # A database that restarted is noticed when a connection is taken, not in the middle of a page.
         pool_pre_ping=pooled,
@@ -53,8 +53,18 @@ def create_engine(
         },
         **pool,
     )
+    event.listen(engine.sync_engine, "connect", _plan_for_each_call)
+    return engine
 
 
 def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     """Return what opens sessions: `async with sessions.begin() as session:` is one transaction."""
     return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def _plan_for_each_call(connection: Any, record: Any) -> None:
+    # A plan that is kept from when a table was empty reads all of it once it has grown: as in a first sync.
+    cursor = connection.cursor()
+    cursor.execute("SET plan_cache_mode = force_custom_plan")
+    cursor.close()
+    connection.commit()

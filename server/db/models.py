@@ -446,19 +446,22 @@ class RecordLink(Base):
     created_at: Mapped[Now]
     updated_at: Mapped[Now]
 
+    # Both start with the id: which one to use is plain even before PostgreSQL has statistics, as in a
+    # first sync of a venue.
     __table_args__ = (
         UniqueConstraint(
-            "venue_id", "integration_type", "resource", "local_id", "entity", name="uq_record_links_local"
+            "local_id", "venue_id", "integration_type", "resource", "entity", name="uq_record_links_local"
         ),
         Index(
             "uq_record_links_remote",
+            "remote_id",
             "venue_id",
             "integration_type",
             "resource",
-            "remote_id",
             unique=True,
             postgresql_where=text("remote_id IS NOT NULL"),
         ),
+        Index("ix_record_links_venue_id_integration_type", "venue_id", "integration_type"),
     )
 
 
