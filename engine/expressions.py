@@ -648,20 +648,18 @@ def _guarded(
             if isinstance(value, Undefined):
                 str(value)  # raises
         except ExpressionError as error:
-            raise ExpressionError(f"`{_short(text)}`: {error.message}", error.position) from error
+            raise ExpressionError(f"{error.message}, in `{_short(text)}`", error.position) from error
         except UndefinedError as error:
             for name in names:
                 if name not in scope:
                     _unknown("value", name, scope.keys(), _offset(text, name))
-            raise ExpressionError(f"`{_short(text)}`: {error.message}") from error
+            raise ExpressionError(f"{error.message}, in `{_short(text)}`") from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             # The library's own message may quote the value.
-            reason = (
-                "division by zero" if isinstance(error, ZeroDivisionError) else "it doesn't fit the value"
-            )
-            raise ExpressionError(f"`{_short(text)}`: {reason}") from error
+            reason = "division by zero" if isinstance(error, ZeroDivisionError) else "the value doesn't fit"
+            raise ExpressionError(f"{reason}, in `{_short(text)}`") from None
         if isinstance(value, str) and len(value) > LONGEST_RESULT:
-            raise ExpressionError(f"`{_short(text)}`: the result is too long")
+            raise ExpressionError(f"the result is too long, in `{_short(text)}`")
         return value
 
     return evaluate
