@@ -7,8 +7,6 @@ from typing import Any
 
 import structlog
 from litestar import Litestar, Request, Router
-from litestar.datastructures import State
-from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
@@ -19,12 +17,12 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import telemetry
 from server.api import health, integrations, oauth, syncs
+from server.api.dependencies import DEPENDENCIES
 from server.api.errors import answer_error, request_id, send_request_id
-from server.api.guards import PUBLIC, Caller, CallerRequest, allow_named_roles, authentication
+from server.api.guards import PUBLIC, Caller, allow_named_roles, authentication
 from server.api.reference import ReferencePlugin
 from server.catalog import store_templates
-from server.context import Context, open_context
-from server.services.audit import Actor, address
+from server.context import open_context
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -64,22 +62,12 @@ def _application(**options: Any) -> Litestar:
         before_request=refuse_other_media,
         before_send=[send_request_id],
         exception_handlers={Exception: answer_error},
-        dependencies={"context": Provide(_context), "actor": Provide(_actor)},
+        dependencies=dict(DEPENDENCIES),
         request_max_body_size=MOST_BODY_BYTES,
         openapi_config=_openapi(),
         logging_config=None,
         **options,
     )
-
-
-async def _context(state: State) -> Context:
-    context: Context = state.context
-    return context
-
-
-async def _actor(request: CallerRequest) -> Actor:
-    host = request.client.host if request.client else None
-    return Actor(request.user.id, address(host), request_id(request.scope))
 
 
 async def refuse_other_media(request: Request[Any, Any, Any]) -> None:

@@ -171,7 +171,7 @@ def _wire_name(request: Request[Any, Any, Any], key: str) -> str:
     if key == "data":
         return ""
     parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
-    alias = getattr(parameter.kwarg_definition, "query", None) if parameter else None
+    alias = getattr(parameter.kwarg_definition, "name", None) if parameter else None
     return alias or key
 
 

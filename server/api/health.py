@@ -5,14 +5,15 @@ from typing import Any
 from litestar import Response, get
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import FromPath
 
 from server import telemetry
 from server.api import schemas
+from server.api.dependencies import Shared
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, PUBLIC, TOKEN
 from server.api.integrations import PATH, good
 from server.api.schemas import VenueId
-from server.context import Context
 from server.errors import IntegrationNotFoundError
 from server.services import health, integrations
 
@@ -51,7 +52,9 @@ TAGS = ["Health"]
         **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", token=False),
     },
 )
-async def integration_health(context: Context, provider: str, venue_id: VenueId) -> schemas.HealthAnswer:
+async def integration_health(
+    context: Shared, provider: FromPath[str], venue_id: VenueId
+) -> schemas.HealthAnswer:
     context.catalog.connector(provider)
     async with context.sessions() as session:
         try:
@@ -102,7 +105,7 @@ async def liveness() -> schemas.Liveness:
         ),
     },
 )
-async def readiness(context: Context) -> Response[schemas.Readiness]:
+async def readiness(context: Shared) -> Response[schemas.Readiness]:
     problems = await health.readiness(context)
     return Response(
         schemas.Readiness("not ready" if problems else "ready", problems),
@@ -126,7 +129,7 @@ async def readiness(context: Context) -> Response[schemas.Readiness]:
         **error_answers(),
     },
 )
-async def metrics(context: Context) -> Response[Any]:
+async def metrics(context: Shared) -> Response[Any]:
     async with context.sessions() as session:
         return Response(
             await telemetry.metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8"

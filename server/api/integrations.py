@@ -4,8 +4,10 @@ from litestar import Response, get, post
 from litestar.enums import MediaType
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import FromPath, JSONBody
 
 from server.api import schemas
+from server.api.dependencies import Acting, Shared
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, CallerRequest
 from server.api.idempotent import answer_once
@@ -19,9 +21,7 @@ from server.api.schemas import (
     page_meta,
     read_cursor,
 )
-from server.context import Context
 from server.services import health, integrations, oauth
-from server.services.audit import Actor
 
 PATH = "/api/v1/integrations"
 TAGS = ["Integrations"]
@@ -75,7 +75,7 @@ def good(kind: type, description: str, *examples: Example) -> ResponseSpec:
 )
 async def list_integrations(
     request: CallerRequest,
-    context: Context,
+    context: Shared,
     venue_id: VenueId,
     limit: Limit = 50,
     offset: Offset = 0,
@@ -110,7 +110,7 @@ async def list_integrations(
     },
 )
 async def get_integration(
-    request: CallerRequest, context: Context, provider: str, venue_id: VenueId
+    request: CallerRequest, context: Shared, provider: FromPath[str], venue_id: VenueId
 ) -> schemas.IntegrationAnswer:
     request.user.require(venue_id)
     context.catalog.connector(provider)
@@ -174,10 +174,10 @@ async def get_integration(
 )
 async def connect(
     request: CallerRequest,
-    context: Context,
-    actor: Actor,
-    provider: str,
-    data: schemas.ConnectBody,
+    context: Shared,
+    actor: Acting,
+    provider: FromPath[str],
+    data: JSONBody[schemas.ConnectBody],
     idempotency_key: IdempotencyKeyText = None,
 ) -> Response[schemas.ConnectAnswer]:
     request.user.require(data.venue_id)
@@ -240,7 +240,11 @@ async def connect(
     },
 )
 async def disconnect(
-    request: CallerRequest, context: Context, actor: Actor, provider: str, data: schemas.VenueBody
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: FromPath[str],
+    data: JSONBody[schemas.VenueBody],
 ) -> schemas.MessageAnswer:
     request.user.require(data.venue_id)
     await integrations.disconnect(context, actor, venue_id=data.venue_id, provider=provider)

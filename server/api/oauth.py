@@ -9,15 +9,15 @@ from litestar.datastructures import ResponseHeader
 from litestar.enums import MediaType
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Redirect
 
 from engine.errors import HubError
 from server.api import schemas
+from server.api.dependencies import Shared
 from server.api.errors import error_answers, request_id, sentence
 from server.api.guards import PUBLIC
 from server.api.integrations import PATH, good
-from server.context import Context
 from server.services import oauth
 from server.services.audit import address
 
@@ -75,14 +75,16 @@ _PAGE_HEADERS = {
 )
 async def callback(
     request: Request[Any, Any, Any],
-    context: Context,
-    provider: str,
-    code: Annotated[str | None, Parameter(max_length=4096, description="The authorization code.")] = None,
+    context: Shared,
+    provider: FromPath[str],
+    code: Annotated[
+        str | None, QueryParameter(max_length=4096, description="The authorization code.")
+    ] = None,
     state_token: Annotated[
-        str | None, Parameter(query="state", max_length=512, description="The state, as it was given.")
+        str | None, QueryParameter(name="state", max_length=512, description="The state, as it was given.")
     ] = None,
     error: Annotated[
-        str | None, Parameter(max_length=512, description="Why the provider didn't authorize.")
+        str | None, QueryParameter(max_length=512, description="Why the provider didn't authorize.")
     ] = None,
 ) -> Response[Any]:
     wants_json = request.accept.best_match(["text/html", "application/json"]) == "application/json"
@@ -108,7 +110,7 @@ async def callback(
 
 
 @get("/integrations/success", opt=PUBLIC, include_in_schema=False, media_type=MediaType.HTML)
-async def success_page(context: Context, provider: str = "") -> Response[str]:
+async def success_page(context: Shared, provider: FromQuery[str] = "") -> Response[str]:
     """Tell the person in the browser that it worked."""
     connector = context.catalog.connectors.get(provider)
     name = connector.title if connector else "The provider"
@@ -116,7 +118,7 @@ async def success_page(context: Context, provider: str = "") -> Response[str]:
 
 
 @get("/integrations/error", opt=PUBLIC, include_in_schema=False, media_type=MediaType.HTML)
-async def error_page(code: str = "") -> Response[str]:
+async def error_page(code: FromQuery[str] = "") -> Response[str]:
     """Tell the person in the browser that it didn't work.
 
     The address could have been written by anybody, so only sentences of ours are shown, found by the code.

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 import orjson
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, QueryParameter
 from msgspec import Meta, Struct
 
 from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus, Operation, OperationStatus
@@ -19,19 +19,20 @@ from server.services.integrations import Page
 
 MOST_ROWS = 200
 
-VenueId = Annotated[UUID, Parameter(query="venueId", description="The venue's id.")]
-Limit = Annotated[int, Parameter(ge=1, le=MOST_ROWS, description="How many rows to answer.")]
+VenueId = Annotated[UUID, QueryParameter(name="venueId", description="The venue's id.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=MOST_ROWS, description="How many rows to answer.")]
 Offset = Annotated[
-    int, Parameter(ge=0, description="How many rows to skip. Rows added meanwhile shift it; a cursor stays.")
+    int,
+    QueryParameter(ge=0, description="How many rows to skip. Rows added meanwhile shift it; a cursor stays."),
 ]
 CursorText = Annotated[
     str | None,
-    Parameter(query="cursor", max_length=500, description="`meta.next_cursor` of the page before."),
+    QueryParameter(name="cursor", max_length=500, description="`meta.next_cursor` of the page before."),
 ]
 IdempotencyKeyText = Annotated[
     str | None,
-    Parameter(
-        header="Idempotency-Key",
+    HeaderParameter(
+        name="Idempotency-Key",
         min_length=1,
         max_length=255,
         description="Any text of your own, for sending a request again safely: the same key and body get the "

@@ -9,9 +9,11 @@ import msgspec
 from litestar import Response, get, post
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import FromPath, JSONBody
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from server.api import schemas
+from server.api.dependencies import Acting, Shared
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, Caller, CallerRequest
 from server.api.idempotent import answer_once
@@ -28,7 +30,6 @@ from server.api.schemas import (
 from server.context import Context
 from server.db.models import Operation
 from server.services import syncs
-from server.services.audit import Actor
 
 TAGS = ["Syncs"]
 SYNC = f"{PATH}/sync/{{provider:str}}/sync"
@@ -122,10 +123,10 @@ _STATE = {
 )
 async def start_sync(
     request: CallerRequest,
-    context: Context,
-    actor: Actor,
-    provider: str,
-    data: schemas.SyncBody,
+    context: Shared,
+    actor: Acting,
+    provider: FromPath[str],
+    data: JSONBody[schemas.SyncBody],
     idempotency_key: IdempotencyKeyText = None,
 ) -> Response[schemas.SyncResultAnswer | schemas.SyncAcceptedAnswer]:
     request.user.require(data.venue_id)
@@ -175,7 +176,11 @@ async def start_sync(
     },
 )
 async def stop_sync(
-    request: CallerRequest, context: Context, actor: Actor, provider: str, data: schemas.VenueBody
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: FromPath[str],
+    data: JSONBody[schemas.VenueBody],
 ) -> schemas.MessageAnswer:
     request.user.require(data.venue_id)
     stopped = await syncs.stop(context, actor, venue_id=data.venue_id, provider=provider)
@@ -214,7 +219,7 @@ async def stop_sync(
     },
 )
 async def sync_status(
-    request: CallerRequest, context: Context, provider: str, venue_id: VenueId
+    request: CallerRequest, context: Shared, provider: FromPath[str], venue_id: VenueId
 ) -> schemas.SyncStatusAnswer:
     request.user.require(venue_id)
     context.catalog.connector(provider)
@@ -267,8 +272,8 @@ async def sync_status(
 )
 async def sync_history(
     request: CallerRequest,
-    context: Context,
-    provider: str,
+    context: Shared,
+    provider: FromPath[str],
     venue_id: VenueId,
     limit: Limit = 50,
     offset: Offset = 0,
@@ -307,7 +312,7 @@ async def sync_history(
     },
 )
 async def get_sync(
-    request: CallerRequest, context: Context, provider: str, sync_id: UUID
+    request: CallerRequest, context: Shared, provider: FromPath[str], sync_id: FromPath[UUID]
 ) -> schemas.SyncStateAnswer:
     return schemas.SyncStateAnswer(schemas.sync_state(await _find(context, request.user, provider, sync_id)))
 
@@ -329,7 +334,7 @@ async def get_sync(
     },
 )
 async def watch_sync(
-    request: CallerRequest, context: Context, provider: str, sync_id: UUID
+    request: CallerRequest, context: Shared, provider: FromPath[str], sync_id: FromPath[UUID]
 ) -> ServerSentEvent:
     operation = await _find(context, request.user, provider, sync_id)
     return ServerSentEvent(_events(context, operation))

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from engine import auth
 from engine.client import ProviderClient
 from engine.diagnostics import did_you_mean, listed
-from engine.errors import AuthenticationError, HubError, ProviderError
+from engine.errors import AuthenticationError, HubError, ProviderError, UnavailableError
 from engine.manifest import AuthMethod, Connector
 from engine.memory import StaticCredentials
 from engine.ports import Credentials, Record, Secret
@@ -56,6 +56,7 @@ log = structlog.get_logger(__name__)
 
 DEFAULTS: Mapping[str, Any] = {"syncEnabled": True, "syncInterval": 300, "syncDirection": "bidirectional"}
 _REVOKE_SECONDS = 10
+_TEST_SECONDS = 45  # somebody waits for the answer
 
 
 class ConnectionTestError(AuthenticationError):
@@ -183,8 +184,11 @@ async def explore(
     client = ProviderClient(connector, StaticCredentials(credentials), http=context.http)
     call = f"{connector.check.method} {connector.check.path}"
     try:
-        await client.check()
-        learned = await client.learn()
+        async with asyncio.timeout(_TEST_SECONDS):
+            await client.check()
+            learned = await client.learn()
+    except TimeoutError as error:
+        raise UnavailableError(f"{connector.title} doesn't answer") from error
     except ProviderError as error:
         if error.status == 403:
             raise ConnectionTestError(

@@ -1,0 +1,28 @@
+"""What handlers are given: what the process shares, and who acts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from litestar import Request
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
+
+from server.api.errors import request_id
+from server.context import Context
+from server.services.audit import Actor, address
+
+Shared = NamedDependency[Context]
+Acting = NamedDependency[Actor]
+
+
+async def _context(state: State) -> Context:
+    context: Context = state.context
+    return context
+
+
+async def _actor(request: Request[Any, Any, Any]) -> Actor:
+    host = request.client.host if request.client else None
+    return Actor(request.user.id, address(host), request_id(request.scope))
+
+
+DEPENDENCIES: Mapping[str, Provide] = {"context": Provide(_context), "actor": Provide(_actor)}

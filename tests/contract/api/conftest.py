@@ -1,0 +1,183 @@
+"""The API in this process, over real stores and the providers' stand-ins; a venue of ours and one of others."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+import jwt
+import pytest
+from litestar import Litestar
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+import server.demo
+from server.app import create_app
+from server.context import Context
+from server.settings import Settings, read_settings
+from tests.sandbox.running import Sandbox, running_sandbox
+
+SECRET = "a secret of more than thirty-two bytes, for tests"
+VAULT_KEYS = "test:" + "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+OURS = UUID("11111111-1111-4111-8111-111111111111")
+OTHERS = UUID("22222222-2222-4222-8222-222222222222")
+NOWHERE = UUID("33333333-3333-4333-8333-333333333333")
+USER_ID = "44444444-4444-4444-8444-444444444444"
+API = "/api/v1/integrations"
+TABLES = (
+    "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
+    "idempotency_keys, record_links, sync_watermarks"
+)
+
+
+def token(role: str = "venue_admin", venue: UUID | None = OURS, **claims: Any) -> str:
+    """Sign a token as the platform would; a claim of None is left out."""
+    given: dict[str, Any] = {
+        "userId": USER_ID,
+        "role": role,
+        "venueId": str(venue) if venue else None,
+        "exp": int(time.time()) + 600,
+        **claims,
+    }
+    return jwt.encode(
+        {name: value for name, value in given.items() if value is not None}, SECRET, algorithm="HS256"
+    )
+
+
+def bearer(role: str = "venue_admin", venue: UUID | None = OURS, **claims: Any) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token(role, venue, **claims)}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """The running API, and what it shares, for looking behind it."""
+
+    http: httpx.AsyncClient
+    context: Context
+    sandbox: Sandbox
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.http.get(path, **{"headers": bearer(), **options})
+
+    async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> httpx.Response:
+        return await self.http.post(path, json=body, **{"headers": bearer(), **options})
+
+    async def rows(self, query: str, **values: Any) -> list[Mapping[str, Any]]:
+        async with self.context.sessions() as session:
+            return [dict(row) for row in (await session.execute(text(query), values)).mappings()]
+
+    async def execute(self, statement: str, **values: Any) -> None:
+        async with self.context.sessions.begin() as session:
+            await session.execute(text(statement), values)
+
+    async def break_provider(self, url: str, match: str, fault: str) -> None:
+        """Let a stand-in answer calls with a fault until the next test."""
+        async with httpx.AsyncClient() as control:
+            rules = {"rules": [{"match": match, "fault": fault, "rate": 1}]}
+            (await control.post(f"{url}/_sandbox/faults", json=rules)).raise_for_status()
+
+    async def connect_by_key(self, **body: Any) -> httpx.Response:
+        """Connect our venue by the stand-in's key; without a first sync unless `config` says so."""
+        return await self.post(
+            f"{API}/connect/stripe",
+            {
+                "venueId": str(OURS),
+                "credentials": {"apiKey": "sk_test_demo"},
+                "config": {"syncEnabled": False},
+                "environment": "sandbox",
+                **body,
+            },
+        )
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with running_sandbox() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def settings(
+    database_url: str, redis_url: str, sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    square, stripe = sandbox.square_url, sandbox.stripe_url
+    return read_settings(
+        {
+            "HUB_ENV": "test",
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "JWT_SECRET": SECRET,
+            "HUB_VAULT_KEYS": VAULT_KEYS,
+            "HUB_STATE": str(tmp_path_factory.mktemp("state")),
+            "LOG_LEVEL": "error",
+            "API_URL": "http://127.0.0.1:3007",
+            "SQUARE_CLIENT_ID": "sq0idp-demo",
+            "SQUARE_CLIENT_SECRET": "sq0csp-demo",
+            "HUB_ORIGIN_OVERRIDES": f"https://api.stripe.com={stripe},https://connect.squareup.com={square},"
+            f"https://connect.squareupsandbox.com={square}",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+async def running(settings: Settings, sandbox: Sandbox) -> AsyncIterator[Hub]:
+    assert settings.database_url is not None
+    await _make_platform(settings.database_url)
+    app = create_app(settings)
+    async with (
+        _living(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://hub.test") as http,
+    ):
+        yield Hub(http, app.state.context, sandbox)
+
+
+@pytest.fixture
+async def hub(running: Hub) -> AsyncIterator[Hub]:
+    """The API with nothing connected, and stand-ins as they start."""
+    async with httpx.AsyncClient() as control:
+        for url in (running.sandbox.stripe_url, running.sandbox.square_url):
+            (await control.post(f"{url}/_sandbox/reset")).raise_for_status()
+    yield running
+    await running.execute(f"TRUNCATE {TABLES}")
+
+
+@asynccontextmanager
+async def _living(app: Litestar) -> AsyncIterator[None]:
+    """Start and stop an app in one task, as its server would; fixtures run either half in one of their own."""
+    started, stop = asyncio.Event(), asyncio.Event()
+
+    async def live() -> None:
+        async with app.lifespan():
+            started.set()
+            await stop.wait()
+
+    task = asyncio.create_task(live())
+    starting = asyncio.create_task(started.wait())
+    await asyncio.wait({task, starting}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        starting.cancel()
+        await task
+    yield
+    stop.set()
+    await task
+
+
+async def _make_platform(database_url: str) -> None:
+    schema = Path(server.demo.__file__).with_name("schema.sql").read_text(encoding="utf-8")
+    address = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(address)
+    try:
+        await connection.execute(schema)
+        await connection.executemany(
+            "INSERT INTO platform.venues (id, name, type, currency, country, timezone) "
+            "VALUES ($1, $2, $3, 'EUR', 'FR', 'Europe/Paris')",
+            [(OURS, "Le Caveau Jazz", "music_venue"), (OTHERS, "Elsewhere", "theatre")],
+        )
+    finally:
+        await connection.close()
