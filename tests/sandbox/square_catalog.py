@@ -16,8 +16,10 @@ from tests.sandbox.square_world import (
     entries_of,
     limit_of,
     listed,
+    object_in,
     refused,
     seller_of,
+    texts,
     time_of,
 )
 
@@ -110,10 +112,11 @@ def data_key(kind: str) -> str:
 
 def children(value: Json) -> list[Json]:
     """Return the objects nested in one."""
-    nested = CHILDREN.get(value.get("type", ""))
+    nested = CHILDREN.get(str(value.get("type")))
     if nested is None:
         return []
-    found = value.get(data_key(value["type"]), {}).get(nested[0])
+    data = value.get(data_key(value["type"]))
+    found = data.get(nested[0]) if isinstance(data, dict) else None
     return found if isinstance(found, list) else []
 
 
@@ -169,7 +172,7 @@ def search(world: World, call: Call) -> Answer:
             *("begin_time", "query", "limit", "include_category_path_to_root"),
         ),
     )
-    types = _types(body.get("object_types") or [])
+    types = _types(texts(body, "object_types"))
     begin = time_of(body.get("begin_time"), "begin_time")
     with_deleted = bool(body.get("include_deleted_objects"))
     matches = _query(body.get("query"))
@@ -201,22 +204,23 @@ def _query(given: Any) -> Any:
     check_known(given, ("exact_query", "prefix_query", "set_query", "text_query"), "query")
     if len(given) != 1:
         raise refused(400, "INVALID_VALUE", "Exactly one kind of query must be given.", "query")
-    kind, wanted = next(iter(given.items()))
+    kind = next(iter(given))
+    wanted = object_in(given, kind, "query")
 
     def read(value: Json) -> str:
-        name = wanted.get("attribute_name", "name")
+        name = str(wanted.get("attribute_name", "name"))
         return str(value.get(data_key(value["type"]), {}).get(name, "")).casefold()
 
     if kind == "exact_query":
-        exact = str(wanted["attribute_value"]).casefold()
+        exact = str(wanted.get("attribute_value", "")).casefold()
         return lambda value: read(value) == exact
     if kind == "prefix_query":
-        prefix = str(wanted["attribute_prefix"]).casefold()
+        prefix = str(wanted.get("attribute_prefix", "")).casefold()
         return lambda value: read(value).startswith(prefix)
     if kind == "set_query":
-        values = {str(item).casefold() for item in wanted["attribute_values"]}
+        values = {item.casefold() for item in texts(wanted, "attribute_values", "query.set_query")}
         return lambda value: read(value) in values
-    words = [str(word).casefold() for word in wanted["keywords"]]
+    words = [word.casefold() for word in texts(wanted, "keywords", "query.text_query")]
     return lambda value: all(word in read(value) for word in words)
 
 
@@ -318,6 +322,8 @@ def upsert_many(world: World, call: Call) -> Answer:
         for batch in batches
     ):
         raise refused(400, "INVALID_VALUE", "Each batch must have objects.", "batches")
+    if not batches:
+        raise refused(400, "INVALID_VALUE", "At least one batch is required.", "batches")
     sizes = [_size(batch["objects"]) for batch in batches]
     if max(sizes) > BATCH_OBJECTS:
         message = f"A batch may hold {BATCH_OBJECTS} objects; nested objects count."
@@ -479,6 +485,7 @@ def _check_variation(data: Json, path: str, parent: Json | None) -> None:
     if pricing == "VARIABLE_PRICING" and money is not None:
         message = "A variation with variable pricing must not have a price."
         raise refused(400, "INVALID_VALUE", message, f"{path}.price_money")
+    check_text(data, "item_id", 192, path)
     own = data.get("item_id")
     if parent is None and not own:
         raise refused(400, "MISSING_REQUIRED_PARAMETER", "Field must be set", f"{path}.item_id")
@@ -498,8 +505,8 @@ def _resolved(data: Any, ids: Mapping[str, str], key: str = "") -> Any:
     """Copy fields, with real ids for temporary ones where ids stand."""
     if isinstance(data, dict):
         copied = {name: _resolved(value, ids, name) for name, value in data.items() if value is not None}
-        if key in REFERENCE_OBJECTS and copied.get("id") in ids:
-            copied["id"] = ids[copied["id"]]
+        if key in REFERENCE_OBJECTS and isinstance(copied.get("id"), str):
+            copied["id"] = ids.get(copied["id"], copied["id"])
         return copied
     if isinstance(data, list):
         return [_resolved(value, ids, key) for value in data]

@@ -17,6 +17,7 @@ from tests.sandbox.square_world import (
     entries_of,
     limit_of,
     listed,
+    object_in,
     range_of,
     refused,
     seller_of,
@@ -66,8 +67,6 @@ def _check(given: Json) -> None:
     if (birthday := given.get("birthday")) and not _BIRTHDAY.fullmatch(birthday):
         raise refused(400, "INVALID_VALUE", "Expected YYYY-MM-DD or MM-DD.", "birthday")
     if (address := given.get("address")) is not None:
-        if not isinstance(address, dict):
-            raise refused(400, "EXPECTED_OBJECT", "Expected an object.", "address")
         check_known(address, ADDRESS, "address")
 
 
@@ -181,9 +180,9 @@ def search(world: World, call: Call) -> Answer:
     """POST /v2/customers/search"""
     seller = seller_of(call)
     body = body_of(call, known=("cursor", "limit", "query", "count"))
-    query = body.get("query") or {}
+    query = object_in(body, "query", "")
     check_known(query, ("filter", "sort"), "query")
-    filters, sort = query.get("filter") or {}, query.get("sort") or {}
+    filters, sort = object_in(query, "filter", "query"), object_in(query, "sort", "query")
     check_known(
         filters,
         (
@@ -196,7 +195,7 @@ def search(world: World, call: Call) -> Answer:
     updated = range_of(filters.get("updated_at"), "query.filter.updated_at")
     # Only one of the two can be the order that is walked; the other is looked at record by record.
     by_updated = updated != (None, None)
-    email = (filters.get("email_address") or {}).get("exact")
+    email = object_in(filters, "email_address", "query.filter").get("exact")
     ordered = seller.customers.orders["updated" if by_updated else "created"]
     if email is not None and not by_updated:
         ordered = seller.customers.listed("email", str(email).casefold())
@@ -223,7 +222,7 @@ def search(world: World, call: Call) -> Answer:
 def _tests(filters: Json) -> list[Callable[[Json], bool]]:
     tests: list[Callable[[Json], bool]] = []
     for name in ("email_address", "phone_number", "reference_id"):
-        given: Json = filters.get(name) or {}
+        given = object_in(filters, name, "query.filter")
         check_known(given, ("exact", "fuzzy"), f"query.filter.{name}")
         if (exact := given.get("exact")) is not None:
             wanted = str(exact).casefold()

@@ -27,7 +27,7 @@ from authlib.oauth2.rfc7636 import CodeChallenge
 from tests.sandbox.core import Answer, Call, SandboxClock, rfc3339
 from tests.sandbox.forms import decode
 from tests.sandbox.shelf import Json
-from tests.sandbox.square_world import body_of, errors, refused
+from tests.sandbox.square_world import body_of, check_text, errors, refused
 
 DAY = 86_400
 CODE_SECONDS = 300
@@ -337,6 +337,8 @@ class SquareAuthorization(AuthorizationServer):
     def revoke(self, call: Call) -> Answer:
         """POST /oauth2/revoke, authorized by the application's secret."""
         body = body_of(call, required=("client_id",))
+        for name in ("client_id", "access_token", "merchant_id"):
+            check_text(body, name, 1024)
         application = self.query_client(body["client_id"])
         scheme, _, secret = call.headers.get("authorization", "").partition(" ")
         if scheme != "Client" or application is None or not application.check_client_secret(secret.strip()):

@@ -16,9 +16,11 @@ from tests.sandbox.square_world import (
     check_text,
     limit_of,
     listed,
+    object_in,
     range_of,
     refused,
     seller_of,
+    texts,
     time_of,
 )
 
@@ -37,6 +39,14 @@ ORDER_FIELDS = frozenset(
         ),
     }
 )
+LINE_FIELDS = frozenset(
+    {
+        *("uid", "name", "quantity", "quantity_unit", "note", "catalog_object_id", "catalog_version"),
+        *("variation_name", "item_type", "metadata", "modifiers", "applied_taxes", "applied_discounts"),
+        *("applied_service_charges", "base_price_money", "pricing_blocklists", "variation_total_price_money"),
+        *("gross_sales_money", "total_tax_money", "total_discount_money", "total_money"),
+    }
+)
 STATES = ("OPEN", "COMPLETED", "CANCELED", "DRAFT")
 
 
@@ -49,29 +59,29 @@ def search_orders(world: World, call: Call) -> Answer:
     body = body_of(
         call, known=("location_ids", "cursor", "query", "limit", "return_entries"), required=("location_ids",)
     )
-    locations = body["location_ids"]
-    if not isinstance(locations, list) or not 1 <= len(locations) <= 10:
+    locations = texts(body, "location_ids")
+    if not 1 <= len(locations) <= 10:
         raise refused(400, "INVALID_VALUE", "location_ids must have 1 to 10 entries.", "location_ids")
     for name in locations:
         _check_location(seller, name, "location_ids", 400)
-    query = body.get("query") or {}
+    query = object_in(body, "query", "")
     check_known(query, ("filter", "sort"), "query")
-    filters, sort = query.get("filter") or {}, query.get("sort") or {}
+    filters, sort = object_in(query, "filter", "query"), object_in(query, "sort", "query")
     check_known(
         filters,
         ("state_filter", "date_time_filter", "fulfillment_filter", "source_filter", "customer_filter"),
         "query.filter",
     )
     field = sort.get("sort_field", "CREATED_AT")
-    times = filters.get("date_time_filter") or {}
+    times = object_in(filters, "date_time_filter", "query.filter")
     check_known(times, ("created_at", "updated_at", "closed_at"), "query.filter.date_time_filter")
     named = next(iter(times), None)
     if len(times) > 1 or (named and field != named.upper()):
         message = "The sort_field must be the one of the date_time_filter."
         raise refused(400, "BAD_REQUEST", message, "query.sort.sort_field")
     least, most = range_of(times.get(named or ""), f"query.filter.date_time_filter.{named}")
-    states = (filters.get("state_filter") or {}).get("states")
-    customers = (filters.get("customer_filter") or {}).get("customer_ids")
+    states = texts(object_in(filters, "state_filter", "query.filter"), "states")
+    customers = texts(object_in(filters, "customer_filter", "query.filter"), "customer_ids")
     order = "updated" if field == "UPDATED_AT" else "created"
     closed = (least, most) if field == "CLOSED_AT" else (None, None)
     found, cursor = world.page(
@@ -133,19 +143,22 @@ def create_order(world: World, call: Call) -> Answer:
 
 
 def _check_order(given: Any) -> None:
-    if not isinstance(given, dict):
-        raise refused(400, "EXPECTED_OBJECT", "Expected an object.", "order")
     check_known(given, ORDER_FIELDS, "order")
     check_text(given, "reference_id", 40, "order")
     if given.get("state", "OPEN") not in STATES:
         raise refused(400, "INVALID_ENUM_VALUE", "Not a valid state.", "order.state")
-    notes = given.get("metadata") or {}
+    notes = object_in(given, "metadata", "order")
     if len(notes) > 10 or any(len(key) > 60 or len(str(item)) > 255 for key, item in notes.items()):
         raise refused(
             400, "BAD_REQUEST", "Metadata has 10 entries at most, keys 60, values 255.", "order.metadata"
         )
-    for place, line in enumerate(given.get("line_items") or []):
+    lines = given.get("line_items") or []
+    if not isinstance(lines, list):
+        raise refused(400, "EXPECTED_ARRAY", "Expected a list.", "order.line_items")
+    for place, line in enumerate(lines):
         where = f"order.line_items[{place}]"
+        check_known(line, LINE_FIELDS, where)
+        check_text(line, "catalog_object_id", 192, where)
         check_text(line, "name", 512, where)
         check_text(line, "note", 2000, where)
         quantity = line.get("quantity")
@@ -210,8 +223,8 @@ def update_order(world: World, call: Call) -> Answer:
         if value["state"] in ("COMPLETED", "CANCELED"):
             raise refused(400, "BAD_REQUEST", f"A {value['state']} order cannot change.", "order.state")
         changed = {**value, **given, "version": value["version"] + 1, "updated_at": world.stamp()}
-        for name in body.get("fields_to_clear") or []:
-            changed.pop(str(name), None)
+        for name in texts(body, "fields_to_clear"):
+            changed.pop(name, None)
         _total(world, seller, changed)
         seller.orders.put(changed["id"], changed)
         world.effect("order.updated")
@@ -224,8 +237,8 @@ def get_orders(_: World, call: Call) -> Answer:
     """POST /v2/orders/batch-retrieve"""
     seller = seller_of(call)
     body = body_of(call, known=("location_id", "order_ids"), required=("order_ids",))
-    ids = body["order_ids"]
-    if not isinstance(ids, list) or len(ids) > 100:
+    ids = texts(body, "order_ids")
+    if len(ids) > 100:
         raise refused(400, "ARRAY_LENGTH_TOO_LONG", "At most 100 ids are allowed.", "order_ids")
     return listed("orders", [value for name in ids if (value := seller.orders.get(name))], None)
 
@@ -321,10 +334,11 @@ def create_payment(world: World, call: Call) -> Answer:
     def run() -> Answer:
         check_money(body.get("amount_money"), "amount_money")
         check_text(body, "reference_id", 40)
+        check_text(body, "order_id", 192)
         location = body.get("location_id") or seller.location_ids()[0]
         _check_location(seller, location, "location_id", 400)
         source = {"CASH": ("CASH", "cash_details"), "EXTERNAL": ("EXTERNAL", "external_details")}.get(
-            body["source_id"], ("CARD", "")
+            str(body["source_id"]), ("CARD", "")
         )
         if source[1] and not body.get(source[1]):
             raise refused(400, "MISSING_REQUIRED_PARAMETER", "Field must be set", source[1])
@@ -376,8 +390,9 @@ def get_counts(world: World, call: Call) -> Answer:
         call, known=("catalog_object_ids", "location_ids", "updated_after", "cursor", "states", "limit")
     )
     after = time_of(body.get("updated_after"), "updated_after")
-    objects, locations = body.get("catalog_object_ids"), body.get("location_ids")
-    states = body.get("states")
+    objects, locations, states = (
+        texts(body, name) for name in ("catalog_object_ids", "location_ids", "states")
+    )
     found, cursor = world.page(
         seller.counts.orders["calculated"],
         seller.counts.objects,
@@ -427,9 +442,11 @@ def _step(world: World, seller: Seller, change: Any, where: str) -> Callable[[st
         raise refused(400, "INVALID_ENUM_VALUE", f"`{kind}` is not a valid enum value.", f"{where}.type")
     part = kind.lower()
     check_known(change, ("type", part), where)
-    given = change.get(part) or {}
+    given = object_in(change, part, where)
     path = f"{where}.{part}"
-    variation = seller.catalog.get(given.get("catalog_object_id", ""))
+    for name in ("catalog_object_id", "state", "from_state", "to_state"):
+        check_text(given, name, 100, path)
+    variation = seller.catalog.get(given.get("catalog_object_id") or "")
     if variation is None or variation["is_deleted"] or variation["type"] != "ITEM_VARIATION":
         raise refused(404, "NOT_FOUND", "No such item variation.", f"{path}.catalog_object_id")
     _check_location(seller, given.get("location_id"), f"{path}.location_id", 400)
@@ -446,7 +463,7 @@ def _step(world: World, seller: Seller, change: Any, where: str) -> Callable[[st
     place = (variation["id"], given["location_id"])
     number = Decimal(quantity)
     if kind == "PHYSICAL_COUNT":
-        state = given.get("state", "IN_STOCK")
+        state = given.get("state") or "IN_STOCK"
         return lambda stamp: [_set_count(world, seller, (*place, state), number, stamp)]
     source, target = given.get("from_state"), given.get("to_state")
     if not source or not target:

@@ -174,7 +174,7 @@ class World:
     def _read_cursor(self, cursor: str, digest: str) -> Key:
         try:
             rank, arrival, name, issued, own = orjson.loads(base64.urlsafe_b64decode(cursor))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise refused(400, "INVALID_CURSOR", "The cursor is not valid.", "cursor") from error
         if own != digest:
             raise refused(400, "INVALID_CURSOR", "The cursor belongs to another query.", "cursor")
@@ -242,12 +242,37 @@ def body_of(call: Call, known: Collection[str] | None = None, required: Iterable
     return body
 
 
-def check_known(given: Json, known: Collection[str], where: str = "") -> None:
-    """Refuse the first field that is not known."""
+def check_known(given: Any, known: Collection[str], where: str = "") -> None:
+    """Refuse what is no object, and the first field that is not known."""
+    if not isinstance(given, dict):
+        raise refused(400, "EXPECTED_OBJECT", f"Expected an object (field: {where})", where)
     for name in given:
         if name not in known:
             path = f"{where}.{name}" if where else name
             raise refused(400, "BAD_REQUEST", f"The field named '{path}' is unrecognized", path)
+
+
+def object_in(given: Json, name: str, where: str) -> Json:
+    """Return an object inside another, empty when it is absent or null."""
+    value = given.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise refused(
+            400, "EXPECTED_OBJECT", f"Expected an object (field: {where}.{name})", f"{where}.{name}"
+        )
+    return value
+
+
+def texts(given: Json, name: str, where: str = "") -> list[str]:
+    """Return a list of texts inside an object, empty when it is absent or null."""
+    value = given.get(name)
+    path = f"{where}.{name}" if where else name
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise refused(400, "EXPECTED_ARRAY", f"Expected a list of strings (field: {path})", path)
+    return value
 
 
 def check_text(given: Json, name: str, longest: int, where: str = "", code: str = "VALUE_TOO_LONG") -> None:
@@ -264,8 +289,6 @@ def check_text(given: Json, name: str, longest: int, where: str = "", code: str 
 
 def check_money(value: Any, where: str) -> None:
     """Refuse what is no amount in the smallest unit with a currency in capitals."""
-    if not isinstance(value, dict):
-        raise refused(400, "EXPECTED_OBJECT", f"Expected an object (field: {where})", where)
     check_known(value, ("amount", "currency"), where)
     amount, currency = value.get("amount"), value.get("currency")
     if not isinstance(amount, int) or isinstance(amount, bool):
@@ -307,9 +330,9 @@ def time_of(value: Any, where: str) -> str | None:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
-def range_of(given: Json | None, where: str) -> tuple[str | None, str | None]:
+def range_of(given: Any, where: str) -> tuple[str | None, str | None]:
     """Read `{start_at, end_at}`."""
-    given = given or {}
+    given = {} if given is None else given
     check_known(given, ("start_at", "end_at"), where)
     return time_of(given.get("start_at"), f"{where}.start_at"), time_of(
         given.get("end_at"), f"{where}.end_at"

@@ -63,6 +63,14 @@ EXPANDABLE = {
 }
 
 
+def one_path(value: Any, param: str) -> str:
+    """A path to what shall be expanded."""
+    path = text()(value, param)
+    if path is None:
+        raise ParameterError("parameter_invalid_empty", f"You passed an empty string for '{param}'.", param)
+    return str(path)
+
+
 def currency(value: Any, param: str) -> str:
     """A known currency in lower case."""
     if value not in CURRENCIES:
@@ -72,7 +80,7 @@ def currency(value: Any, param: str) -> str:
     return str(value)
 
 
-EXPAND = list_of(text(), most=20)
+EXPAND = list_of(one_path, most=20)
 AMOUNT = integer(0, 999_999_999_999)
 ADDRESS: Check = forms.fields(
     dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"), text())

@@ -224,7 +224,7 @@ async def test_search_finds_changes_after_a_time_and_deletions(square: httpx.Asy
     assert await search() == [("B", False)]
     assert await search(include_deleted_objects=True) == [("B", False), ("A", True)]
     latest = (await square.post("/v2/catalog/search", json={})).json()["latest_time"]
-    assert await search(begin_time=latest) == []  # exclusive
+    assert await search(begin_time=latest, include_deleted_objects=True) == []  # exclusive
 
 
 async def test_search_by_exact_name_with_related_objects(square: httpx.AsyncClient) -> None:
