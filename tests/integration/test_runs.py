@@ -1,0 +1,262 @@
+"""Runs against a simulated provider through a worker: what a sync reads, writes and leaves behind."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url, select, text, update
+
+from engine.ports import Secret
+from server.catalog import store_templates, template_id
+from server.credentials import place
+from server.db.models import (
+    Direction,
+    IntegrationConfig,
+    IntegrationStatus,
+    Operation,
+    OperationType,
+    RecordFailure,
+    RecordLink,
+    SyncLog,
+    VenueApiKey,
+)
+from server.demo.generate import SCHEMA
+from server.services import operations
+from server.settings import read_settings
+from server.worker.context import WorkerContext, open_worker_context
+from server.worker.tasks import Worker, work
+from tests.sandbox.running import Sandbox, running_sandbox
+
+EVENTS = 4
+
+
+@pytest.fixture(scope="module")
+def _serving() -> Iterator[Sandbox]:
+    with running_sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(_serving: Sandbox) -> Sandbox:
+    _serving.stripe.start_empty()
+    return _serving
+
+
+@pytest.fixture
+async def context(fresh_database_url: str, redis_url: str, sandbox: Sandbox) -> AsyncIterator[WorkerContext]:
+    settings = read_settings(
+        {
+            "HUB_ENV": "test",
+            "DATABASE_URL": fresh_database_url,
+            "REDIS_URL": redis_url,
+            "HUB_ORIGIN_OVERRIDES": f"https://api.stripe.com={sandbox.stripe_url}",
+            "JWT_SECRET": secrets.token_hex(32),
+            "ENCRYPTION_KEY": secrets.token_hex(32),
+        }
+    )
+    address = make_url(fresh_database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(address)
+    await connection.execute(SCHEMA.read_text())  # several statements at once
+    await connection.close()
+    async with open_worker_context(settings, application_name="test", connections=10) as context:
+        yield context
+
+
+@pytest.fixture
+async def venue(context: WorkerContext) -> UUID:
+    """A venue with four events on sale, one draft, and an integration that is connected."""
+    venue_id = uuid4()
+    async with context.sessions.begin() as session:
+        await store_templates(session, context.catalog)
+        await session.execute(
+            text(
+                "INSERT INTO platform.venues (id, name, type, currency, country, timezone)"
+                " VALUES (:id, 'Club', 'music_venue', 'EUR', 'FR', 'Europe/Paris')"
+            ),
+            {"id": venue_id},
+        )
+        for number in range(EVENTS + 1):
+            await session.execute(
+                text(
+                    "INSERT INTO platform.events (id, venue_id, name, status, price, currency, updated_at)"
+                    " VALUES (:id, :venue, :name, :status, 12.5, 'EUR', '2026-01-01')"
+                ),
+                {
+                    "id": uuid4(),
+                    "venue": venue_id,
+                    "name": f"Night {number}",
+                    "status": "on_sale" if number < EVENTS else "draft",
+                },
+            )
+        session.add(
+            IntegrationConfig(
+                venue_id=venue_id,
+                integration_type="stripe",
+                status=IntegrationStatus.CONNECTED,
+                environment="sandbox",
+                template_id=template_id("stripe", "default"),
+                config={"syncEnabled": True, "syncInterval": 300, "syncDirection": "bidirectional"},
+            )
+        )
+        key = VenueApiKey(
+            venue_id=venue_id, integration_type="stripe", environment="sandbox", key_name="bearer"
+        )
+        key.encrypted_api_key = context.vault.seal(
+            Secret('{"apiKey": "sk_test_demo"}'), place(key, "encrypted_api_key")
+        )
+        session.add(key)
+    return venue_id
+
+
+async def _run(context: WorkerContext, venue: UUID, **given: Any) -> Operation:
+    values: dict[str, Any] = {
+        "operation_type": OperationType.SYNC,
+        "entity_type": "products",
+        "payload": {"syncType": "products", "trigger": "manual_sync"},
+        "run_id": uuid4(),
+        **given,
+    }
+    async with context.sessions.begin() as session:
+        operation = await operations.enqueue(session, venue_id=venue, provider="stripe", **values)
+    await asyncio.wait_for(work(Worker(context, "w"), operation.id), 60)
+    async with context.sessions() as session:
+        return await session.get_one(Operation, operation.id)
+
+
+def _counts(operation: Operation, *names: str) -> dict[str, list[int]]:
+    assert operation.result is not None
+    return {
+        f"{step['direction']} {step['resource']}": [step[name] for name in names]
+        for step in operation.result["mappings"]
+    }
+
+
+def _products(sandbox: Sandbox) -> list[str]:
+    return sorted(str(product["name"]) for product in sandbox.stripe.stored("product"))
+
+
+async def test_a_sync_brings_the_provider_in_step_and_a_second_one_calls_nobody(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    first = await _run(context, venue)
+    assert (first.status, first.last_error) == ("completed", None)
+    assert _counts(first, "read", "created", "skipped", "failed") == {
+        "push product": [5, 4, 1, 0],
+        "push price": [5, 4, 1, 0],
+    }
+    assert _products(sandbox) == ["Night 0", "Night 1", "Night 2", "Night 3"]
+    assert [price["unit_amount"] for price in sandbox.stripe.stored("price")] == [1250] * EVENTS
+    async with context.sessions() as session:
+        logs = list(await session.scalars(select(SyncLog).filter_by(sync_id=first.run_id)))
+    assert [(log.entity_type, log.status, log.success_count, log.skip_count) for log in logs] == [
+        ("event", "completed", 4, 1)
+    ] * 2
+    assert sum(log.api_calls_made or 0 for log in logs) == sandbox.stripe.counts.total
+
+    made = sandbox.stripe.counts.total
+    second = await _run(context, venue)
+    assert second.status == "completed"
+    assert all(created == updated == 0 for created, updated in _counts(second, "created", "updated").values())
+    assert sandbox.stripe.counts.total == made
+
+
+async def test_one_record_is_pushed_by_an_operation_of_its_own(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    async with context.sessions() as session:
+        event_id = await session.scalar(text("SELECT id FROM platform.events WHERE name = 'Night 2'"))
+    operation = await _run(
+        context,
+        venue,
+        operation_type=OperationType.UPDATE,
+        entity_type="event",
+        entity_id=str(event_id),
+        payload={},
+    )
+    assert operation.status == "completed"
+    assert _counts(operation, "read", "created") == {"push product": [1, 1], "push price": [1, 1]}
+    assert _products(sandbox) == ["Night 2"]
+
+
+async def test_a_record_that_failed_is_tried_again_by_the_next_sync(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    await _run(context, venue)
+    async with context.sessions.begin() as session:  # as if one product had been refused for a while
+        link = (await session.scalars(select(RecordLink).filter_by(resource="product").limit(1))).one()
+        link.fingerprint = None
+        session.add(
+            RecordFailure(
+                venue_id=venue,
+                integration_type="stripe",
+                entity="event",
+                resource="product",
+                direction=Direction.PUSH,
+                record_id=link.local_id,
+                code="SYNC_FAILED",
+                message="down",
+                retryable=True,
+            )
+        )
+    again = await _run(context, venue)
+    assert _counts(again, "updated", "created")["push product"] == [1, 0]
+    async with context.sessions() as session:
+        assert (await session.scalars(select(RecordFailure))).all() == []
+    assert len(_products(sandbox)) == EVENTS
+
+
+async def test_a_revoked_key_fails_the_sync_and_says_so_on_the_integration(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    sandbox.stripe.revoked.add("sk_test_demo")
+    operation = await _run(context, venue)
+    assert (operation.status, operation.attempts) == ("failed", 1)
+    async with context.sessions() as session:
+        integration = (await session.scalars(select(IntegrationConfig))).one()
+    assert (integration.status, integration.failure_count) == ("error", 1)
+    assert integration.last_error == operation.last_error
+    assert "sk_test_demo" not in f"{operation.last_error} {operation.result}"
+
+
+async def test_a_provider_that_is_down_is_tried_again_later(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def down(*args: Any, **options: Any) -> Any:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("httpcore.AsyncConnectionPool.handle_async_request", down)
+    operation = await _run(context, venue)
+    assert (operation.status, operation.attempts) == ("pending", 1)
+    assert operation.next_retry_at is not None
+    assert _products(sandbox) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"payload": {"syncType": "everything"}}, "`everything` isn't a sync type"),
+        ({"operation_type": OperationType.UPDATE, "entity_type": "event"}, "the operation names no record"),
+        ({"operation_type": OperationType.DELETE}, "an operation of type `delete` can't be worked"),
+    ],
+)
+async def test_what_makes_no_sense_fails_at_once(
+    context: WorkerContext, venue: UUID, given: dict[str, Any], message: str
+) -> None:
+    operation = await _run(context, venue, **given)
+    assert (operation.status, operation.attempts) == ("failed", 1)
+    assert operation.last_error is not None
+    assert message in operation.last_error
+
+
+async def test_a_disconnected_integration_is_not_synced(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    async with context.sessions.begin() as session:
+        await session.execute(update(IntegrationConfig).values(status=IntegrationStatus.DISCONNECTED))
+    operation = await _run(context, venue)
+    assert (operation.status, operation.last_error) == ("failed", "this `stripe` integration is disconnected")
+    assert sandbox.stripe.counts.total == 0
