@@ -43,6 +43,8 @@ MOST_STEPS = 30  # of a path
 
 Steps = tuple[str | int, ...]
 
+_OBJECT = (dict, Mapping)  # the first is what nearly every object is, and quick to see
+
 
 class Absent:
     """The value of a path that leads nowhere; unlike None, which is a value. Falsy."""
@@ -117,7 +119,7 @@ class Path:
         value = document
         for step in self.steps:
             if isinstance(step, str):
-                if not isinstance(value, Mapping) or step not in value:
+                if not isinstance(value, _OBJECT) or step not in value:
                     return ABSENT
                 value = value[step]
             elif not isinstance(value, list) or step >= len(value):
@@ -780,11 +782,11 @@ def _compile_jmespath(text: str) -> Callable[[Any], Any]:
     except RecursionError as error:
         raise ExpressionError(f"`{_short(text)}` is nested too deeply") from error
     _check_jmespath(tree, text)
-    options = jmespath.visitor.Options(custom_functions=_Functions())
+    interpreter = _Interpreter(jmespath.visitor.Options(custom_functions=_Functions()))
 
     def evaluate(data: Any) -> Any:
         try:
-            return _Interpreter(options).visit(tree, data)
+            return interpreter.visit(tree, data)
         except (jmespath.exceptions.JMESPathError, TypeError, ValueError, AttributeError, LookupError,
                 ArithmeticError, RecursionError):  # fmt: skip
             # The library's own message may quote the value.
@@ -827,12 +829,12 @@ def _follow(steps: Steps) -> Callable[[Any], Any]:
     """Return what JMESPath would do with a plain path, without its interpreter."""
     if len(steps) == 1:
         (only,) = steps
-        return lambda data: data.get(only) if isinstance(data, Mapping) else None
+        return lambda data: data.get(only) if isinstance(data, _OBJECT) else None
 
     def follow(data: Any) -> Any:
         for step in steps:
             if isinstance(step, str):
-                if not isinstance(data, Mapping):
+                if not isinstance(data, _OBJECT):
                     return None
                 data = data.get(step)
             elif not isinstance(data, list) or step >= len(data):

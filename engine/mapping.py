@@ -33,7 +33,10 @@ CONDITION_NAMES = ("record", "venue")
 # Fields of these types come from the platform as JSON values; numbers of others may be Decimal.
 _JSON_TYPES = frozenset(("text", "boolean", "id", "email", "phone", "url", "currency", "timestamp", "date"))
 
+_COPY = "{{ value }}"  # how a rule says that it copies one way only
+
 Compute = Callable[[Any, "MappingScope"], Any]  # record, scope → value or ABSENT
+Translate = Callable[[abc.Mapping[str, Any], "MappingScope"], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,11 @@ class Mapping:
 
     `match_on` is the local field that pairs records from before the first sync, `match_path` its remote path.
     `pulled_fields` are the local fields a pull may set, `pushed_paths` the remote paths a push may.
+
+    `push(record, scope)` returns the remote body of a local record: plain JSON, nested, mapped fields only.
+    `pull(remote, scope)` returns the local fields a remote record gives, by name. Both are the compiled
+    functions themselves, for they run once a record. They raise MappingError naming the local field when a
+    required one has no value, a link can't be resolved, an expression fails, or a value isn't JSON.
     """
 
     entity: str
@@ -89,8 +97,8 @@ class Mapping:
     link_rules: tuple[LinkRule, ...] = ()
     pulled_fields: tuple[str, ...] = ()
     pushed_paths: tuple[str, ...] = ()
-    _push: Compute = field(default=lambda record, scope: {}, repr=False, compare=False)
-    _pull: Compute = field(default=lambda record, scope: {}, repr=False, compare=False)
+    push: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
+    pull: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
 
     @property
     def pushes(self) -> bool:
@@ -107,20 +115,6 @@ class Mapping:
     def wants_pull(self, remote: abc.Mapping[str, Any], scope: MappingScope) -> bool:
         """Say whether a remote record is to be pulled: `only_pull_when` holds, or there is none."""
         return _holds(self.only_pull_when, "only_pull_when", remote, scope)
-
-    def push(self, record: Record, scope: MappingScope) -> dict[str, Any]:
-        """Return the remote body of a local record: plain JSON, nested, mapped fields only.
-
-        Raises MappingError naming the local field when a required one has no value, a link can't be resolved,
-        an expression fails, or a value isn't JSON.
-        """
-        body: dict[str, Any] = self._push(record, scope)
-        return body
-
-    def pull(self, remote: abc.Mapping[str, Any], scope: MappingScope) -> dict[str, Any]:
-        """Return the local fields a remote record gives, by name; raises MappingError as `push` does."""
-        values: dict[str, Any] = self._pull(remote, scope)
-        return values
 
 
 def _holds(condition: Expression | None, name: str, record: Any, scope: MappingScope) -> bool:
@@ -187,8 +181,10 @@ class _Reader:
         options = {"path": written} if isinstance(written, str) else written
         path_at = at if isinstance(written, str) else (*at, "path")
         path = self.attempt(lambda: Path.parse(options["path"]), "bad-path", path_at)
-        push = self.expression(options.get("push"), (*at, "push"), RULE_NAMES)
-        pull = self.expression(options.get("pull"), (*at, "pull"), RULE_NAMES)
+        push, pull = (
+            None if options.get(way) == _COPY else self.expression(options.get(way), (*at, way), RULE_NAMES)
+            for way in ("push", "pull")
+        )
         one_way = "push" in options or "pull" in options
         rule_pushes = direction != "pull" and ("push" in options or not one_way)
         rule_pulls = direction != "push" and ("pull" in options or not one_way)
@@ -251,8 +247,8 @@ def compile_mapping(
         link_rules=link_rules,
         pulled_fields=tuple(dict.fromkeys(rule.field for rule in pulled)),
         pushed_paths=tuple(rule.path.text for rule in pushed),
-        _push=_push_function(tree, resource.fields, entity.fields, link_rules),
-        _pull=_pull_function(pulled, entity.fields, link_rules),
+        push=_push_function(tree, resource.fields, entity.fields, link_rules),
+        pull=_pull_function(pulled, entity.fields, link_rules),
     )
     return mapping, ()
 
@@ -312,16 +308,16 @@ class _Source:
         self.names[name] = value
         return name
 
-    def function(self) -> Compute:
+    def function(self) -> Translate:
         namespace = dict(self.names)
         exec(compile("\n".join(self.lines), "<mapping>", "exec"), namespace)  # noqa: S102 - names are literals
-        made: Compute = namespace["mapped"]
+        made: Translate = namespace["mapped"]
         return made
 
 
 def _push_function(
     tree: _Tree, remote: FieldCatalog, local: FieldCatalog, links: tuple[LinkRule, ...]
-) -> Compute:
+) -> Translate:
     source = _Source("def mapped(record, scope):")
     source.add(1, "body = {}")
     _write_children(source, tree, "body", remote, local, links)
@@ -386,7 +382,7 @@ class _Node:
     below: dict[str | int, _Node] = field(default_factory=dict)
 
 
-def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRule, ...]) -> Compute:
+def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRule, ...]) -> Translate:
     source = _Source("def mapped(record, scope):")
     source.add(1, "values = {}")
     root = _Node()

@@ -380,3 +380,12 @@ def test_no_text_of_a_template_becomes_code() -> None:
     made = mapping({name: path})
     assert made.push({name: 5}, SCOPE) == {path: 5}
     assert made.pull({path: 6}, SCOPE) == {name: 6}
+
+
+def test_a_one_way_copy_is_written_as_the_value_itself() -> None:
+    made = mapping(
+        {"note": {"path": "text", "push": "{{ value }}"}, "status": {"path": "s", "pull": "{{ value }}"}}
+    )
+    assert made.push({"note": None, "status": "x"}, SCOPE) == {"text": None}
+    assert made.push({"status": "x"}, SCOPE) == {}
+    assert made.pull({"text": "x", "s": None}, SCOPE) == {"status": None}
