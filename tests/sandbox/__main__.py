@@ -8,6 +8,18 @@ from pathlib import Path
 import orjson
 
 from tests.sandbox.running import listen, make_server, stand_ins, url_of
+from tests.sandbox.square import DEFAULT_CLIENT, DEFAULT_SECRET
+
+NAMES = ("stripe", "square")
+# What a client needs to connect, and the origins each stands in for.
+CLIENTS = {
+    "stripe": {"replaces": ["https://api.stripe.com"], "credentials": {"apiKey": "sk_test_demo"}},
+    "square": {
+        "replaces": ["https://connect.squareup.com", "https://connect.squareupsandbox.com"],
+        "app": {"client_id": DEFAULT_CLIENT, "client_secret": DEFAULT_SECRET},
+        "approve": {"auto_approve": "1"},
+    },
+}
 
 
 def main() -> int:
@@ -20,6 +32,7 @@ def main() -> int:
     parser.add_argument(
         "--known-emails", type=Path, metavar="FILE", help="addresses, one a line, for seeded customers"
     )
+    parser.add_argument("--state", type=Path, metavar="DIR", help="keep what they hold between two starts")
     options = parser.parse_args()
     emails: list[str] = []
     if options.known_emails is not None and options.known_emails.is_file():
@@ -30,14 +43,23 @@ def main() -> int:
         signal.signal(number, lambda *_: None)
 
     made = stand_ins(options.seed, emails)
+    saved = {name: options.state / f"{name}.pickle" for name in NAMES} if options.state else {}
+    for name, stand_in in zip(NAMES, made, strict=True):
+        if name in saved and saved[name].is_file():
+            stand_in.load(saved[name])
     sockets = [listen(options.host, options.stripe), listen(options.host, options.square)]
 
     def announce() -> None:
-        urls = {"stripe": url_of(options.host, sockets[0]), "square": url_of(options.host, sockets[1])}
-        sys.stdout.write(orjson.dumps({"ready": True, **urls}).decode() + "\n")
+        urls = {name: url_of(options.host, bound) for name, bound in zip(NAMES, sockets, strict=True)}
+        providers = {name: {"url": url, **CLIENTS[name]} for name, url in urls.items()}
+        sys.stdout.write(orjson.dumps({"ready": True, **urls, "providers": providers}).decode() + "\n")
         sys.stdout.flush()
 
     make_server(sockets, made, announce).run(sockets)
+    for name, stand_in in zip(NAMES, made, strict=True):
+        if name in saved:
+            saved[name].parent.mkdir(parents=True, exist_ok=True)
+            stand_in.save(saved[name])
     return 0
 
 

@@ -7,6 +7,8 @@ can meet.
 """
 
 import asyncio
+import copyreg
+import pickle
 import random
 import re
 import time
@@ -16,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -26,6 +29,9 @@ from tests.sandbox.shelf import Json
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# Documents are kept as the text they are sent as; that text is what a saved state holds.
+copyreg.pickle(orjson.Fragment, lambda fragment: (orjson.Fragment, (orjson.dumps(fragment),)))
 
 CONTROL = "/_sandbox/"
 HTML_FAILURE = (
@@ -282,6 +288,23 @@ class StandIn(ABC):
     @abstractmethod
     def stored(self, kind: str) -> list[Json]:
         """Return all objects of a type, of every account, with `account` added."""
+
+    @abstractmethod
+    def memory(self) -> Sequence[tuple[object, Sequence[str]]]:
+        """Return what is worth keeping between two starts: objects, and the names of their attributes."""
+
+    def save(self, path: Path) -> None:
+        """Write the memory to a file, whole or not at all."""
+        kept = [{name: getattr(owner, name) for name in names} for owner, names in self.memory()]
+        unfinished = path.with_suffix(".new")
+        unfinished.write_bytes(pickle.dumps(kept))
+        unfinished.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; the file is this sandbox's own."""
+        for (owner, _), values in zip(self.memory(), pickle.loads(path.read_bytes()), strict=True):
+            for name, value in values.items():
+                setattr(owner, name, value)
 
     @abstractmethod
     def failure(self, status: int, detail: str | None = None) -> Answer:

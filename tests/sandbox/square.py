@@ -101,6 +101,10 @@ class Square(StandIn):
         self.oauth = SquareAuthorization(self.clock, self.credentials)
         self._add_personal_token(PERSONAL_TOKEN, DEFAULT_MERCHANT)
 
+    def memory(self) -> Sequence[tuple[object, Sequence[str]]]:
+        world = ("sellers", "random", "_pages", "_last_stamp", "_outcomes")
+        return [(self.world, world), (self.credentials, ("applications", "codes", "refresh", "access"))]
+
     def _add_personal_token(self, token: str, merchant: str) -> None:
         self.credentials.access[token] = Access(
             token, DEFAULT_CLIENT, merchant, frozenset(SCOPES), self.clock.now() + 365 * 100 * 86_400

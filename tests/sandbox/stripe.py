@@ -340,6 +340,9 @@ class Stripe(StandIn):
         self._outcomes: dict[tuple[str, bool, str], Stored] = {}
         self.ledger(DEFAULT_ACCOUNT, live=False)
 
+    def memory(self) -> Sequence[tuple[object, Sequence[str]]]:
+        return [(self, ("_random", "accounts", "keys", "revoked", "ledgers", "_outcomes"))]
+
     def ledger(self, account: str, *, live: bool) -> Ledger:
         """Return the ledger of an account, made when it is first asked for."""
         found = self.ledgers.get((account, live))
