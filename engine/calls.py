@@ -84,7 +84,13 @@ class Place:
         name = name.strip()
         if where not in PLACES or (not name and where != "body"):
             raise ExpressionError(f"`{text}` isn't a place; write `query name`, `header Name` or `body path`")
-        return cls(where, name, parse_steps(name) if where == "body" and name else ())
+        if where != "body" or not name:
+            return cls(where, name)
+        try:
+            return cls(where, name, parse_steps(name))
+        except ExpressionError as error:
+            # The offset is within the path; the author wrote a place.
+            raise ExpressionError(error.message, (error.position or 0) + text.rindex(name)) from error
 
     @property
     def text(self) -> str:

@@ -71,15 +71,20 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
             return choice
     from rapidfuzz.distance import OSA, JaroWinkler
 
-    def score(choice: str) -> tuple[float, float]:
+    def score(choice: str) -> tuple[bool, float, float]:
         other = _normalise(choice)
+        one_slip = len(plain) > 2 and OSA.distance(plain, other) == 1
         return (
-            round(JaroWinkler.normalized_similarity(plain, other), 3),
+            one_slip,
+            JaroWinkler.normalized_similarity(plain, other),
             OSA.normalized_similarity(plain, other),
         )
 
     best = max(known, key=score, default=None)
-    return best if best is not None and score(best)[0] >= 0.8 else None
+    if best is None:
+        return None
+    one_slip, similarity, _ = score(best)
+    return best if one_slip or similarity >= 0.8 else None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> tuple[str, ...]:

@@ -75,14 +75,15 @@ class Document:
         return line, column + len(quote) + min(offset, max(0, len(value) - 1)), 1
 
     def without(self, paths: Iterable[Steps]) -> "Document":
-        """Return the document lacking some values, for looking at what is right beside what is wrong.
+        """Return the document with None for some values, for looking at what is right beside what is wrong.
 
-        Within a list it is the whole item that goes, and None stays in its place.
+        Within a list it is the whole item that becomes None.
         """
         data = self.data
         for path in paths:
             item = next((at + 1 for at, step in enumerate(path) if isinstance(step, int)), len(path))
-            data = _dropped(data, path[:item])
+            if item:
+                data = _emptied(data, path[:item])
         return replace(self, data=data)
 
     def value(self, path: Sequence[str | int]) -> Any:
@@ -98,13 +99,13 @@ class Document:
         return self.text.split("\n")[line - 1][column - 1 : column - 1 + length]
 
 
-def _dropped(data: Any, path: Steps) -> Any:
-    if isinstance(data, dict) and path and path[0] in data:
-        if len(path) == 1:
-            return {name: value for name, value in data.items() if name != path[0]}
-        return {**data, path[0]: _dropped(data[path[0]], path[1:])}
-    if isinstance(data, list) and path:
-        return [None if at == path[0] else value for at, value in enumerate(data)]
+def _emptied(data: Any, path: Steps) -> Any:
+    if not path:
+        return None
+    if isinstance(data, dict):
+        return {name: _emptied(value, path[1:]) if name == path[0] else value for name, value in data.items()}
+    if isinstance(data, list):
+        return [_emptied(value, path[1:]) if at == path[0] else value for at, value in enumerate(data)]
     return data
 
 

@@ -129,7 +129,8 @@ def _lint_template_file(document: Document, file: FilePath) -> list[Diagnostic]:
         return in_file_order(
             [*shape, document.diagnostic("unknown-connector", message, ("connector",), *advice)]
         )
-    connector, platform = _connector_of(manifest), _platform_of(folder / "platform.yaml")
+    connector = _connector_of(manifest, _changed(manifest))
+    platform = _platform_of(folder / "platform.yaml", _changed(folder / "platform.yaml"))
     if connector is None or platform is None:
         broken = manifest.name if connector is None else "platform.yaml"
         message = f"`connectors/{broken}` has problems of its own, so the names here cannot be checked"
@@ -137,8 +138,13 @@ def _lint_template_file(document: Document, file: FilePath) -> list[Diagnostic]:
     return lint_template(document, connector, platform)
 
 
+def _changed(file: FilePath) -> int:
+    """Return a number that changes when the file does, so that many templates read a connector once."""
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
 @lru_cache(maxsize=64)
-def _connector_of(file: FilePath) -> Connector | None:
+def _connector_of(file: FilePath, changed: int) -> Connector | None:
     try:
         connector, _ = check_connector(read_document(file, file=f"connectors/{file.name}"))
     except DocumentError:
@@ -147,7 +153,7 @@ def _connector_of(file: FilePath) -> Connector | None:
 
 
 @lru_cache(maxsize=4)
-def _platform_of(file: FilePath) -> Platform | None:
+def _platform_of(file: FilePath, changed: int) -> Platform | None:
     try:
         platform, _ = check_platform(read_document(file, file=f"connectors/{file.name}"))
     except DocumentError:
@@ -169,8 +175,9 @@ class _Manifest:
         yield from self.auth()
         yield from self.rules()
         yield from self.calls_outside_resources()
-        for name in self.group(("resources",)):
-            yield from self.resource(("resources", name))
+        for name, resource in self.group(("resources",)).items():
+            if resource is not None:
+                yield from self.resource(("resources", name))
 
     # -- looking things up
 
@@ -312,7 +319,7 @@ class _Manifest:
             message = f"`{name}` can neither be read nor written"
             yield self.report("missing-operation", message, path, "add `list`, or `create`", key=True)
         yield from _field_problems(self.document, (*path, "fields"), fields)
-        for index, field in enumerate(resource.get("immutable", ())):
+        for index, field in enumerate(resource.get("immutable") or ()):
             if field not in fields:
                 yield _unknown_field(
                     self.document, (*path, "immutable", index), str(name), field, fields, path
@@ -347,9 +354,11 @@ class _Manifest:
         read, kind = self.group(path), str(path[-1])
         loop = self.group((*path, "for_each")).get("as")
         names = (GET_NAMES if kind == "get" else COMMON_NAMES) | ({loop} if loop else set())
-        yield from self.call(path, names, {})
+        in_call = list(self.call(path, names, {}))
+        yield from in_call
         yield from self.kept_value((*path, "for_each", "in"), prefix="connection")
-        if kind == "get" and not self.mentions(path, "id"):
+        # A misspelt `{ide}` has been told of.
+        if kind == "get" and not in_call and not self.mentions(path, "id"):
             message = "`get` never uses `id`, so it would always read the same"
             yield self.report("unused-id", message, self.text_of(path), "for example `GET /customers/{id}`")
         for key in ("lookback", "reaches_back"):
@@ -373,10 +382,11 @@ class _Manifest:
         if self.at(path) is None:
             return
         write = self.group(path)
-        yield from self.call(path, names, fields)
-        for index in range(len(write.get("then", ()))):
+        in_call = list(self.call(path, names, fields))
+        yield from in_call
+        for index in range(len(write.get("then") or ())):
             yield from self.call((*path, "then", index), THEN_NAMES, fields)
-        if path[-1] in ("delete", "retire") and not self.mentions(path, "id"):
+        if path[-1] in ("delete", "retire") and not in_call and not self.mentions(path, "id"):
             message = f"`{path[-1]}` never uses `id`, so it cannot tell which record is meant"
             yield self.report(
                 "unused-id", message, self.text_of(path), "for example `DELETE /customers/{id}`"
@@ -528,19 +538,20 @@ def _covers(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
 # ---- fields ------------------------------------------------------------------------------------------
 
 
-def _field_problems(document: Document, path: Steps, fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _field_problems(document: Document, path: Steps, written: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    fields = {name: each for name, each in written.items() if each is not None}
     kinds = {
         name: each if isinstance(each, str) else each.get("type", "text") for name, each in fields.items()
     }
-    for name, written in fields.items():
+    for name, field in fields.items():
         outer = next((other for other in fields if name.startswith((f"{other}.", f"{other}["))), None)
         if outer and kinds[outer] not in ("object", "list", "any"):
             message = f"`{name}` lies within `{outer}`, which is {kinds[outer]}"
             line = document.place((*path, outer), key=True)[0]
             advice = f"`{outer}` is declared on line {line}; leave one of the two out"
             yield document.diagnostic("field-conflict", message, (*path, name), advice, key=True)
-        if isinstance(written, dict):
-            yield from _field_options(document, (*path, name), written)
+        if isinstance(field, dict):
+            yield from _field_options(document, (*path, name), field)
 
 
 def _field_options(document: Document, path: Steps, field: Mapping[str, Any]) -> Iterator[Diagnostic]:
@@ -591,6 +602,8 @@ def _unknown_field(
 
 def _platform_problems(document: Document) -> Iterator[Diagnostic]:
     for name, entity in (document.data.get("entities") or {}).items():
+        if entity is None:
+            continue
         path: Steps = ("entities", name)
         if "table" not in entity and "query" not in entity:
             advice = "for example `table: platform.customers`"
@@ -607,7 +620,7 @@ def _platform_problems(document: Document) -> Iterator[Diagnostic]:
         if isinstance(query, str) and not query.lstrip().lower().startswith(("select ", "select\n", "with ")):
             message = "`query` must be a SELECT"
             yield document.diagnostic("wrong-form", message, (*path, "query"))
-        fields = entity.get("fields", {})
+        fields = entity.get("fields") or {}
         yield from _field_problems(document, (*path, "fields"), fields)
         for field, written in fields.items():
             here = (*path, "fields", field)

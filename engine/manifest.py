@@ -446,7 +446,8 @@ class _Part:
 
     def items(self) -> Iterator[tuple[str, _Part]]:
         """Walk the keys of a group; nothing when it is missing."""
-        return ((key, self / key) for key in (self.value if isinstance(self.value, dict) else ()))
+        keys = self.value if isinstance(self.value, dict) else {}
+        return ((key, self / key) for key, value in keys.items() if value is not None)
 
     def each(self) -> Iterator[_Part]:
         """Walk the items of a list, or the one thing that stands for it."""
@@ -598,11 +599,13 @@ def _oauth(part: _Part) -> OAuth:
 
 
 def _limits(part: _Part, environments: Sequence[str]) -> Limits:
-    requests, each_call = part.get("requests"), part.get("each_call")
-    if isinstance(requests, str):
-        requests = dict.fromkeys(environments, requests)
+    requests, each_call = part / "requests", part.get("each_call")
+    if isinstance(requests.value, str):
+        rates = dict.fromkeys(environments, requests.value)
+    else:
+        rates = {name: each.value for name, each in requests.items()}
     return Limits(
-        requests={name: parse_rate(rate) for name, rate in (requests or {}).items()},
+        requests={name: parse_rate(rate) for name, rate in rates.items()},
         each_call=parse_rate(each_call) if each_call else None,
         concurrent=part.get("concurrent", 4),
     )

@@ -202,21 +202,17 @@ def _unknown_keys(error: _Violation, document: Document) -> Iterator[Found]:
         if not advice and homes:
             advice = (f"`{key}` is a key of {listed(homes, 4)}",)
         takes = f"{name} takes {listed(allowed)}" if allowed else f"{name} takes no keys"
-        yield _found(
-            document,
-            "unknown-key",
-            f"`{key}` is not a key of {name}",
-            (*error.path, key),
-            *advice,
-            takes,
-            key=True,
-        )
+        message = f"`{key}` is not a key of {name}"
+        said, path = _found(document, "unknown-key", message, (*error.path, key), *advice, takes, key=True)
+        # Misspelling a key that is needed leaves the whole object without it.
+        yield said, error.path if nearest(key, allowed) in schema.get("required", ()) else path
 
 
 def _missing(error: _Violation, document: Document) -> Iterator[Found]:
     name = subject(error.path, error.schema, error.instance)
     known = error.schema.get("properties", {})
-    if error.wanted in {nearest(key, known) for key in error.instance if key not in known}:
+    told = error.schema.get("additionalProperties") is False
+    if told and error.wanted in {nearest(key, known) for key in error.instance if key not in known}:
         return  # It is there, misspelt, and that is said of it.
     example = next(iter(known.get(error.wanted, {}).get("examples", ())), None)
     advice = (f"for example `{error.wanted}: {_inline(example)}`",) if example is not None else ()

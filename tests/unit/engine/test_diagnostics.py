@@ -113,6 +113,8 @@ def test_file_order_sorts_by_place_and_drops_repeats() -> None:
         ("email_adress", ["given_name", "email_address"], "email_address"),
         ("recrods", ["record", "records"], "records"),
         ("call", ["call", "calls"], "call"),
+        ("kye", ["connection", "key", "record"], "key"),  # two letters swapped in a short word
+        ("ie", ["id", "is"], None),  # in a word of two letters a slip could be anything
         ("colour", ["call", "since", "records"], None),
         ("x", ["call"], None),
         ("anything", [], None),
