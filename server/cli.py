@@ -66,10 +66,16 @@ def _settings(*, stores: bool = True) -> Settings:
 @as_json
 def dev(real: bool, once: bool, fresh: bool, json_output: bool) -> None:
     """Start everything on this machine, with a demo platform and simulated providers, and sync."""
+    import shutil
+
     from server.dev import DevError, run_dev
 
+    settings = _settings(stores=False)
+    if fresh:
+        shutil.rmtree(settings.state, ignore_errors=True)
+        settings = _settings(stores=False)  # with new secrets
     try:
-        sys.exit(run_dev(_settings(stores=False), real=real, once=once, fresh=fresh, json_output=json_output))
+        sys.exit(run_dev(settings, real=real, once=once, json_output=json_output))
     except DevError as error:
         raise click.ClickException(str(error)) from error
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -182,14 +181,12 @@ def _table(states: Mapping[str, Mapping[str, Any]], seconds: float, done: bool) 
 # ---- bringing everything up ----------------------------------------------------------------------
 
 
-def run_dev(settings: Settings, *, real: bool, once: bool, fresh: bool, json_output: bool) -> int:
+def run_dev(settings: Settings, *, real: bool, once: bool, json_output: bool) -> int:
     """Run the whole hub until Ctrl-C (or, with `once`, until the sync ended); returns the exit status."""
     from server.embedded import EmbeddedError, embedded_stores
 
     if settings.production:
         raise DevError("`hub dev` is for development; in production run serve, worker and scheduler")
-    if fresh:
-        shutil.rmtree(settings.state, ignore_errors=True)
     say = Console(stderr=json_output)
     try:
         say.print("[dim]starting stores…[/]")

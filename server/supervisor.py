@@ -74,7 +74,8 @@ class Running:
 
         Raises ProcessFailedError as soon as one can't be kept running.
         """
-        await asyncio.gather(*self._keepers)
+        # Whoever stops waiting doesn't stop the processes.
+        await asyncio.gather(*(asyncio.shield(keeper) for keeper in self._keepers))
 
 
 @asynccontextmanager

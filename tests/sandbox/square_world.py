@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -49,7 +50,7 @@ class Seller:
     orders: Shelf = field(default_factory=_timed)
     payments: Shelf = field(default_factory=_timed)
     refunds: Shelf = field(default_factory=_timed)
-    counts: Shelf = field(default_factory=lambda: Shelf({"calculated": lambda value: value["calculated_at"]}))
+    counts: Shelf = field(default_factory=lambda: Shelf({"calculated": itemgetter("calculated_at")}))
     catalog_version: int = 0
     catalog_updated_at: str = ""
     catalog_busy: bool = False
