@@ -40,6 +40,162 @@ class Diagnostic:
         return f"{DOCS_PAGE}#{self.code}"
 
 
+# Every code that is published: what it means, and how to mend it.
+CODES: Mapping[str, tuple[str, str]] = {
+    "unreadable": ("The file cannot be opened.", "Check its name and its permissions."),
+    "too-large": (
+        "The file is larger than 1 MiB.",
+        "Divide it: a manifest of that size describes more than one provider.",
+    ),
+    "encoding": ("The file is not UTF-8.", "Save it with the encoding UTF-8."),
+    "bad-character": (
+        "A character that no text file should hold, such as a control character.",
+        "Remove it, or write it as an escape inside double quotes.",
+    ),
+    "empty-file": ("The file holds nothing.", "Begin with `manifest: 1`, `platform: 1` or `template: 1`."),
+    "syntax": (
+        "The line cannot be read as YAML.",
+        "The help says what was expected; most often a value needs quotes, or a line other indentation.",
+    ),
+    "tab": ("A tab stands where only spaces can indent a line.", "Indent with spaces."),
+    "too-deep": (
+        "More than 50 levels lie within each other.",
+        "Nothing in the language is that deep; a bracket is probably never closed.",
+    ),
+    "second-document": (
+        "`---` starts a second document in the file.",
+        "Write each document into a file of its own.",
+    ),
+    "directive": ("A line starts with `%`.", "Leave it out; the version of YAML is always the same."),
+    "anchor": (
+        "`&name` gives a part of the file a name.",
+        "Leave it out: each part is written where it is used, so that it can be read there.",
+    ),
+    "alias": ("`*name` repeats a named part of the file.", "Write the part out again."),
+    "merge-key": ("`<<` copies keys from elsewhere.", "Write the keys out again."),
+    "tag": ("`!name` gives a value a type.", "Leave it out; quotes make a value text."),
+    "duplicate-key": (
+        "A key is written twice in one group, and only one of them could count.",
+        "Keep one of the two.",
+    ),
+    "key-not-text": ("A key is a number, a boolean, nothing, or a group.", "Write it in quotes."),
+    "unquoted-braces": (
+        "A value with `{{ }}` stands without quotes, which YAML reads as a group of keys.",
+        "Put quotes around the whole value.",
+    ),
+    "unknown-kind": (
+        "The file does not say whether it is a manifest, a platform or a template.",
+        "Begin with `manifest: 1`, `platform: 1` or `template: 1`.",
+    ),
+    "wrong-name": (
+        "The name in the file is not the name of the file.",
+        "Rename one of the two; they are found by either.",
+    ),
+    "unknown-key": (
+        "The key does not exist in this place.",
+        "The help names the nearest key, the place the key belongs to, and all keys of this place.",
+    ),
+    "missing-key": ("A key that is needed is not there.", "Add it; the help shows an example."),
+    "wrong-type": (
+        "The value is of another kind than is wanted: a number for text, text for a list.",
+        "Quotes make text of a number; brackets make a list.",
+    ),
+    "unknown-value": ("The value is not one of those the key takes.", "The help lists them."),
+    "wrong-form": (
+        "The value is not written as it should be: a duration, a rate, a place, a call, an address.",
+        "The message shows an example of the form.",
+    ),
+    "out-of-range": ("The number is too small or too large.", "The message names the bound."),
+    "too-few": ("The list or group holds too little.", "Add to it, or leave it out."),
+    "repeated-item": ("A list holds the same thing twice.", "Remove one of the two."),
+    "bad-path": (
+        "A path cannot be read. A path is names, dots and `[n]`.",
+        "Write it as `address.lines[0]`; a wildcard needs an expression, where one is taken.",
+    ),
+    "bad-expression": (
+        "A JMESPath expression cannot be read, or uses something that does not exist.",
+        "The caret stands where reading stopped.",
+    ),
+    "bad-template": (
+        "A text with braces cannot be read, or uses a name, a filter or a statement unknown there.",
+        "Braces hold one value, its filters, and `a if b else c`.",
+    ),
+    "bad-place": ("A place cannot be read.", "Write `query name`, `header Name` or `body path`."),
+    "bad-pattern": (
+        "A regular expression cannot be read.",
+        "A bracket or brace meant as itself needs a backslash.",
+    ),
+    "unreachable-rule": (
+        "An error rule never decides, because an earlier one fits whenever it does.",
+        "Put the narrower rule first, or remove it.",
+    ),
+    "no-effect": (
+        "Something is written that changes nothing, most often because what it works with is missing.",
+        "Add what is missing, or leave it out.",
+    ),
+    "missing-operation": (
+        "Something needs a call that is not declared: a push needs `create`, a replacement needs `get`.",
+        "Declare the call, or choose another way.",
+    ),
+    "missing-pagination": (
+        "A list is read in pages, and nothing says how to ask for the next one.",
+        "Add `pagination`. It is a warning where a list may well come in one piece.",
+    ),
+    "body-on-get": (
+        "A GET would be sent with a body, which providers ignore or refuse.",
+        "Send the value in the query, or use another method.",
+    ),
+    "unused-id": ("A call for one record never says which.", "Use `{id}` in the call."),
+    "unknown-placeholder": (
+        "A `{name}` in a call is not known where the call is made.",
+        "The help lists the names that are; values of the connection are `{connection.name}`.",
+    ),
+    "unknown-credential": (
+        "An expression of `auth` names a credential the venue is never asked for.",
+        "Declare it in `credentials`, or correct the name.",
+    ),
+    "unknown-connection-value": (
+        "An expression names a value that nothing keeps when connecting.",
+        "Keep it, with `keep` in `auth` or in `after_connecting`, or correct the name.",
+    ),
+    "unknown-environment": (
+        "A limit is set for an environment that `server` does not have.",
+        "Correct the name, or add the server.",
+    ),
+    "duplicate-name": ("Two ways to sign have the same name.", "Give each a name of its own."),
+    "field-conflict": ("A field lies within another one that is not an object.", "Leave one of the two out."),
+    "unknown-connector": ("There is no connector with this name.", "The help lists the connectors."),
+    "wrong-connector": (
+        "The template is for another connector than the one it is used with.",
+        "Use it with its own connector.",
+    ),
+    "unchecked": (
+        "The connector or the platform has problems of its own, so names here cannot be checked.",
+        "Mend those first.",
+    ),
+    "unknown-entity": ("The platform has no entity with this name.", "The help lists the entities."),
+    "unknown-resource": ("The connector has no resource with this name.", "The help lists the resources."),
+    "unknown-field": (
+        "A record has no field with this name.",
+        "The help names the nearest field and the line where fields are declared.",
+    ),
+    "read-only": ("A field that can only be read would be written.", "Map it one way, or leave it out."),
+    "required-field": (
+        "The other side needs a field that no rule gives it.",
+        "Add a rule, or a constant in `new` of the connector.",
+    ),
+    "written-twice": (
+        "Two rules write the same field, or one writes within what the other writes.",
+        "Keep one of the two.",
+    ),
+    "unwritable-field": (
+        "A pull would set the `id` of our own record.",
+        "Give the rule a `push` of its own.",
+    ),
+    "duplicate-mapping": ("The same entity and resource are paired twice.", "Join the two mappings."),
+}
+
+
 def in_file_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Sort by file, line and column, dropping repeats."""
     return sorted(dict.fromkeys(diagnostics), key=lambda each: (each.file, each.line, each.column))
@@ -55,6 +211,17 @@ def render(
     for `json`.
     """
     return _STYLES[style](list(diagnostics), sources or {})
+
+
+def codes_page() -> str:
+    """Return the reference page of all codes, as Markdown."""
+    parts = [
+        "# Diagnostics\n\n"
+        "What `hub lint` says, by code. A code keeps its meaning; new ones are added.\n"
+        "Run it with `--format github` to annotate a pull request, `--format json` for programs.\n"
+    ]
+    parts += [f"## {code}\n\n{meaning}\n{mend}\n" for code, (meaning, mend) in CODES.items()]
+    return "\n".join(parts)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -1,10 +1,11 @@
 """How a diagnostic reads, in each style, and which word is suggested."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from engine.diagnostics import Diagnostic, in_file_order, listed, nearest, render
+from engine.diagnostics import CODES, Diagnostic, codes_page, in_file_order, listed, nearest, render
 
 LINE_46 = "      paginaton: {type: cursor, read: next_cursor, send: query cursor}"
 SOURCE = "\n" * 45 + LINE_46 + "\n"
@@ -127,3 +128,21 @@ def test_nearest(word: str, choices: list[str], meant: str | None) -> None:
 def test_a_long_list_is_cut_short() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed(["a", "b", "c", "d"], most=2) == "a, b and 2 more"
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    """After a change, write `codes_page()` to the file."""
+    assert (ROOT / "docs" / "reference" / "diagnostics.md").read_text("utf-8") == codes_page()
+
+
+def test_every_code_is_published_and_shown_by_a_test() -> None:
+    planted = {
+        file.read_text("utf-8").split(" ")[0]
+        for file in (ROOT / "tests" / "snapshot" / "diagnostics").glob("*.txt")
+    }
+    # These are about whole files, which tests/unit/engine makes: test_documents, test_lint, test_templates.
+    about_files = {"unreadable", "too-large", "encoding", "wrong-name", "unchecked", "wrong-connector"}
+    assert planted | about_files == set(CODES)
