@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Any
 
-from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed
+from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed, nearest
 from engine.documents import Document, Steps, read_document
 from engine.errors import DocumentError, ExpressionError
 from engine.expressions import Expression, Path, has_braces
@@ -196,6 +196,12 @@ class _Manifest:
         value = self.at(path)
         return value if isinstance(value, dict) else {}
 
+    def lacks(self, path: Steps, key: str) -> bool:
+        """Whether a group has no such key; a misspelt one, which has been told of, is taken for it."""
+        group = self.group(path)
+        misspelt = any(value is None and nearest(other, [key]) for other, value in group.items())
+        return key not in group and not misspelt
+
     def methods(self) -> list[Steps]:
         """Return the paths of the ways to sign."""
         value = self.at(("auth",))
@@ -211,13 +217,17 @@ class _Manifest:
         return {name for path in places for name in self.group((*path, "keep"))}
 
     def report(
-        self, code: str, message: str, path: Steps, *advice: str, key: bool = False, at: int | None = None
+        self,
+        code: str,
+        message: str,
+        path: Steps,
+        *advice: str,
+        key: bool = False,
+        word: tuple[int, str] = (0, ""),
     ) -> Diagnostic:
+        """Point at a value, its key, or one word in it: `word` is its offset and text."""
         found = self.document.diagnostic(code, message, path, *advice, key=key)
-        if at is None:
-            return found
-        line, column, length = self.document.within(path, at)
-        return replace(found, line=line, column=column, length=length)
+        return _pointed(self.document, found, path, *word) if word[1] else found
 
     # -- the parts
 
@@ -226,7 +236,7 @@ class _Manifest:
         for name in servers:
             yield from self.placeholders(("server", name), COMMON_NAMES)
         for name in self.group(("limits", "requests")):
-            if name not in servers:
+            if servers and name not in servers:
                 yield self.report(
                     "unknown-environment",
                     f"there is no server `{name}`",
@@ -263,6 +273,8 @@ class _Manifest:
     def kept_value(self, path: Steps, prefix: str) -> Iterator[Diagnostic]:
         """A path over `connection` must name a value that some `keep` keeps."""
         steps = _plain_steps(self.at(path))
+        if any(self.at((*method, "type")) is None for method in self.methods()):
+            return  # What that way to sign keeps cannot be told.
         if steps and prefix:
             steps = steps[1:] if steps[0] == prefix else ()
         if steps and steps[0] not in self.kept():
@@ -270,11 +282,12 @@ class _Manifest:
             kept = sorted(self.kept())
             advice = did_you_mean(str(steps[0]), kept)
             known = f"kept when connecting are {listed(kept)}" if kept else "nothing is kept when connecting"
-            at = len(prefix) + 1 if prefix else 0
-            yield self.report("unknown-connection-value", message, path, *advice, known, at=at)
+            word = (len(prefix) + 1 if prefix else 0, str(steps[0]))
+            yield self.report("unknown-connection-value", message, path, *advice, known, word=word)
 
     def rules(self) -> Iterator[Diagnostic]:
-        oauth = any(self.at((*path, "type")) == "oauth2" for path in self.methods())
+        kinds = [self.at((*path, "type")) for path in self.methods()]
+        refreshes = None in kinds or "oauth2" in kinds
         rules = self.at(("errors", "rules")) or []
         for index, rule in enumerate(rules):
             if rule is None:
@@ -290,7 +303,7 @@ class _Manifest:
                     yield self.report(
                         "no-effect", message, (*path, key), f"add `{source}` to `errors`", key=True
                     )
-            if rule["then"] == "refresh_credentials" and not oauth:
+            if rule["then"] == "refresh_credentials" and not refreshes:
                 message = "there is nothing to refresh: `auth` is not of type `oauth2`"
                 yield self.report("no-effect", message, (*path, "then"), "write `then: reconnect`")
             earlier = next(
@@ -362,7 +375,7 @@ class _Manifest:
             message = "`get` never uses `id`, so it would always read the same"
             yield self.report("unused-id", message, self.text_of(path), "for example `GET /customers/{id}`")
         for key in ("lookback", "reaches_back"):
-            if key in read and "since" not in read:
+            if key in read and self.lacks(path, "since"):
                 yield self.report(
                     "no-effect", f"`{key}` has no effect without `since`", (*path, key), key=True
                 )
@@ -370,7 +383,7 @@ class _Manifest:
             message = "`reaches_back` has no effect in `list`, which is what is read instead"
             yield self.report("no-effect", message, (*path, "reaches_back"), key=True)
         for key, severe in (("page_size", True), ("since", False)):
-            if key in read and "pagination" not in read:
+            if key in read and self.lacks(path, "pagination"):
                 message = f"`{kind}` has `{key}` and no `pagination`: only the first page would be read"
                 found = self.report("missing-pagination", message, (*path, key), "add `pagination`", key=True)
                 yield found if severe else replace(found, severity="warning")
@@ -403,11 +416,11 @@ class _Manifest:
         batch = self.group(path)
         yield from self.call(path, CREATE_NAMES, {})
         for key in ("result", "pair_by", "error", "by_key"):
-            if key in batch and "results" not in batch:
+            if key in batch and self.lacks(path, "results"):
                 message = f"`{key}` has no effect without `results`"
                 yield self.report("no-effect", message, (*path, key), key=True)
         for key in ("error_code", "error_message"):
-            if key in batch and "error" not in batch:
+            if key in batch and self.lacks(path, "error"):
                 message = f"`{key}` has no effect without `error`"
                 yield self.report("no-effect", message, (*path, key), key=True)
         if "by_key" in batch and "pair_by" in batch:
@@ -453,8 +466,8 @@ class _Manifest:
             try:
                 steps = Path.parse(name).steps
             except ExpressionError as error:
-                at = found.start() + 1 + (error.position or 0)
-                yield self.report("bad-path", f"`{{{name}}}` is not a name: {error.message}", path, at=at)
+                message = f"`{{{name}}}` is not a name: {error.message}"
+                yield self.report("bad-path", message, path, word=(found.start(), found.group()))
                 continue
             head, rest = steps[0], steps[1:]
             if head in names:
@@ -471,7 +484,8 @@ class _Manifest:
                 *did_you_mean(name, known),
                 f"known here are {listed(known)}" if known else "nothing is",
             )
-            yield self.report("unknown-placeholder", message, path, *advice, at=found.start() + 1)
+            word = (found.start() + found.group().index(name), name)
+            yield self.report("unknown-placeholder", message, path, *advice, word=word)
 
     def mentions(self, path: Steps, name: str) -> bool:
         """Whether a call uses a name, in its text or in a template."""
@@ -486,6 +500,12 @@ class _Manifest:
         if written.split(" ")[0] == "body":
             advice = "use a place such as `query limit`, or another method"
             yield self.report("body-on-get", "a GET has no body", (*path, *place), advice)
+
+
+def _pointed(document: Document, found: Diagnostic, path: Steps, offset: int, word: str) -> Diagnostic:
+    """Return a diagnostic that points at one word of the value at a path, where its place can be told."""
+    line, column, length = document.within(path, offset)
+    return replace(found, line=line, column=column, length=len(word) if length == 1 else length)
 
 
 _CALL_KEYS = ("call", "query", "headers", "body")
@@ -799,9 +819,8 @@ class _MappingCheck:
                 message = f"{self.connector.name} `{self.mapping['resource']}` has no field `{name}`"
                 advice = self.theirs(name, self.resource) if self.resource else ()
             if wrong:
-                line, column, length = self.document.within(at, found.start(2))
-                length = len(name) if length == 1 else length
-                yield Diagnostic("unknown-field", message, self.document.file, line, column, length, advice)
+                said = self.document.diagnostic("unknown-field", message, at, *advice)
+                yield _pointed(self.document, said, at, found.start(2), name)
 
     def one_way(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
         if "optional" in rule and "link" not in rule:

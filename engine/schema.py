@@ -205,7 +205,8 @@ def _unknown_keys(error: _Violation, document: Document) -> Iterator[Found]:
         message = f"`{key}` is not a key of {name}"
         said, path = _found(document, "unknown-key", message, (*error.path, key), *advice, takes, key=True)
         # Misspelling a key that is needed leaves the whole object without it.
-        yield said, error.path if nearest(key, allowed) in schema.get("required", ()) else path
+        lost = {each for each in schema.get("required", ()) if each not in error.instance}
+        yield said, error.path if nearest(key, allowed) in lost else path
 
 
 def _missing(error: _Violation, document: Document) -> Iterator[Found]:
@@ -224,21 +225,21 @@ def _wrong_type(error: _Violation, document: Document) -> Iterator[Found]:
     wanted = error.schema.get("x-expected") or " or ".join(TYPE_WORDS[kind] for kind in kinds)
     value = error.instance
     advice: tuple[str, ...] = ()
+    written = document.written(error.path)
     if isinstance(value, bool | int | float) and "string" in kinds:
-        advice = (f'put it in quotes: "{document.written(error.path)}"',)
+        fits = re.search(error.schema.get("pattern", ""), written)
+        advice = (f'put it in quotes: "{written}"',) if fits else ()
     elif isinstance(value, str) and "boolean" in kinds and value.lower() in TRUTH:
         advice = (f"did you mean `{TRUTH[value.lower()]}`?",)
     elif isinstance(value, str) and {"integer", "number"} & set(kinds) and value.isdecimal():
-        advice = ("leave the quotes out",) if document.written(error.path) != value else ()
+        advice = ("leave the quotes out",) if written != value else ()
     elif "array" in kinds and not isinstance(value, dict) and value is not None:
-        advice = (f"write it as a list: [{document.written(error.path)}]",)
-    yield _found(
-        document,
-        "wrong-type",
-        f"{subject(error.path)} must be {wanted}, not {shown(value)}",
-        error.path,
-        *advice,
-    )
+        advice = (f"write it as a list: [{written}]",)
+    # A number is shown as it was typed: 1.10, not 1.1.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    given = f"`{written}`" if number else shown(value)
+    message = f"{subject(error.path)} must be {wanted}, not {given}"
+    yield _found(document, "wrong-type", message, error.path, *advice)
 
 
 def _unknown_value(error: _Violation, document: Document) -> Iterator[Found]:
@@ -313,7 +314,7 @@ def _homes(root: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
     homes: dict[str, dict[str, None]] = {}
     seen: set[tuple[int, str]] = set()
 
-    def walk(schema: object, named: str) -> None:
+    def walk(schema: object, named: str, kind: str = "") -> None:
         if isinstance(schema, list):
             for each in schema:
                 walk(each, named)
@@ -321,6 +322,8 @@ def _homes(root: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
             return
         seen.add((id(schema), named))
         here = str(schema.get("x-name", named))
+        if "x-by-type" in schema:
+            here += f" of type `{kind}`"
         reference = schema.get("$ref")
         if isinstance(reference, str):
             walk(root["definitions"][reference.rpartition("/")[2]], here)
@@ -329,8 +332,9 @@ def _homes(root: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
             if schema.get("additionalProperties") is False:
                 homes.setdefault(key, {})[here] = None
             walk(inner, f"`{key}`")
+        chosen = schema.get("if", {}).get("properties", {}).get("type", {}).get("const", "")
         for word in ("allOf", "then", "else", "items", "additionalProperties"):
-            walk(schema.get(word), here)
+            walk(schema.get(word), here, chosen)
 
     walk(root, "the file")
     return {key: tuple(where) for key, where in homes.items()}
