@@ -10,9 +10,10 @@ from litestar.params import FromPath
 from server import telemetry
 from server.api import schemas
 from server.api.dependencies import Shared
+from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, PUBLIC, TOKEN
-from server.api.integrations import PATH, good
+from server.api.integrations import PATH
 from server.api.schemas import VenueId
 from server.errors import IntegrationNotFoundError
 from server.services import health, integrations

@@ -2,12 +2,12 @@
 
 from litestar import Response, get, post
 from litestar.enums import MediaType
-from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import FromPath, JSONBody
 
 from server.api import schemas
 from server.api.dependencies import Acting, Shared
+from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, CallerRequest
 from server.api.idempotent import answer_once
@@ -43,11 +43,6 @@ _INTEGRATION = {
     "template_id": "9a3f0d52-8c1e-5d0b-8a77-61d7a5f0c3b2",
     "health": {"success_rate": 98.5, "sync_count_24h": 48, "api_calls_24h": 250},
 }
-
-
-def good(kind: type, description: str, *examples: Example) -> ResponseSpec:
-    """Describe a good answer, with examples."""
-    return ResponseSpec(kind, generate_examples=False, description=description, examples=list(examples))
 
 
 @get(

@@ -15,9 +15,10 @@ from litestar.response import Redirect
 from engine.errors import HubError
 from server.api import schemas
 from server.api.dependencies import Shared
+from server.api.described import good
 from server.api.errors import error_answers, request_id, sentence
 from server.api.guards import PUBLIC
-from server.api.integrations import PATH, good
+from server.api.integrations import PATH
 from server.services import oauth
 from server.services.audit import address
 

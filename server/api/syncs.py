@@ -14,10 +14,11 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from server.api import schemas
 from server.api.dependencies import Acting, Shared
+from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, Caller, CallerRequest
 from server.api.idempotent import answer_once
-from server.api.integrations import PATH, good
+from server.api.integrations import PATH
 from server.api.schemas import (
     CursorText,
     IdempotencyKeyText,
@@ -308,7 +309,7 @@ async def sync_history(
             "The sync.",
             Example(summary="under way", value={"success": True, "data": _STATE}),
         ),
-        **error_answers("NOT_FOUND"),
+        **error_answers("VALIDATION_ERROR", "NOT_FOUND"),
     },
 )
 async def get_sync(
@@ -330,7 +331,7 @@ async def get_sync(
         200: ResponseSpec(
             str, generate_examples=False, description="The events.", media_type="text/event-stream"
         ),
-        **error_answers("NOT_FOUND"),
+        **error_answers("VALIDATION_ERROR", "NOT_FOUND"),
     },
 )
 async def watch_sync(

@@ -1,4 +1,4 @@
-"""The API in this process, over real stores and the providers' stand-ins; a venue of ours and one of others."""
+"""The API in this process, over real stores and the providers' stand-ins; one venue is ours, one others'."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
@@ -132,7 +132,7 @@ async def running(settings: Settings, sandbox: Sandbox) -> AsyncIterator[Hub]:
     app = create_app(settings)
     async with (
         _living(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://hub.test") as http,
+        httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, app)), base_url="http://hub.test") as http,
     ):
         yield Hub(http, app.state.context, sandbox)
 
@@ -149,7 +149,7 @@ async def hub(running: Hub) -> AsyncIterator[Hub]:
 
 @asynccontextmanager
 async def _living(app: Litestar) -> AsyncIterator[None]:
-    """Start and stop an app in one task, as its server would; fixtures run either half in one of their own."""
+    """Start and stop an app in one task, as its server would; fixtures run each half in another."""
     started, stop = asyncio.Event(), asyncio.Event()
 
     async def live() -> None:

@@ -184,7 +184,8 @@ async def test_keys_of_different_callers_do_not_meet(hub: Hub) -> None:
 
 async def test_list_pages_by_cursor_and_by_offset(hub: Hub) -> None:
     await hub.execute(
-        "INSERT INTO integration_configs (venue_id, integration_type) SELECT :venue, 'p' || n FROM generate_series(1, 5) n",
+        "INSERT INTO integration_configs (venue_id, integration_type) SELECT :venue, 'p' || n FROM "
+        "generate_series(1, 5) n",
         venue=OURS,
     )
     await hub.execute(
@@ -233,7 +234,7 @@ async def test_get_shows_an_integration_and_its_health(hub: Hub) -> None:
     )
     assert data["health"] == {"success_rate": 80.0, "sync_count_24h": 5, "api_calls_24h": 15}
     assert data["connected_at"].endswith("Z")
-    assert UUID(data["template_id"])
+    assert UUID(data["template_id"]).version == 5
 
 
 async def test_get_what_is_not_connected(hub: Hub) -> None:
@@ -264,7 +265,8 @@ async def test_disconnect_erases_credentials_and_what_waits(hub: Hub) -> None:
 async def test_disconnect_asks_a_running_sync_to_stop(hub: Hub) -> None:
     await hub.connect_by_key(config={"syncEnabled": True})
     await hub.execute(
-        "UPDATE sync_queue SET status = 'processing', lease_owner = 'w', lease_expires_at = now() + interval '1 hour'"
+        "UPDATE sync_queue SET status = 'processing', lease_owner = 'w', lease_expires_at = now() + "
+        "interval '1 hour'"
     )
     await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
     [row] = await hub.rows("SELECT * FROM sync_queue")
@@ -278,8 +280,10 @@ async def test_disconnect_what_is_not_there(hub: Hub) -> None:
 
 async def _log(hub: Hub, status: str, count: int) -> None:
     await hub.execute(
-        "INSERT INTO sync_logs (venue_id, integration_type, sync_id, operation, status, api_calls_made, completed_at) "
-        "SELECT :venue, 'stripe', gen_random_uuid(), 'manual_sync', :status, 3, now() FROM generate_series(1, :count)",
+        "INSERT INTO sync_logs (venue_id, integration_type, sync_id, operation, status, "
+        "api_calls_made, completed_at) "
+        "SELECT :venue, 'stripe', gen_random_uuid(), 'manual_sync', :status, 3, now() FROM "
+        "generate_series(1, :count)",
         venue=OURS,
         status=status,
         count=count,

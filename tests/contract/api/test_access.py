@@ -1,0 +1,288 @@
+"""Who may call what: every route, every role, our venue and another's; and which tokens are believed."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from litestar import Litestar
+from litestar.routes import HTTPRoute
+
+from server.api.guards import Caller, read_token
+from server.app import create_app
+from server.errors import ForbiddenError, InvalidTokenError, TokenExpiredError
+from server.settings import Settings, read_settings
+from tests.contract.api.conftest import (
+    API,
+    NOWHERE,
+    OTHERS,
+    OURS,
+    SECRET,
+    USER_ID,
+    VAULT_KEYS,
+    Hub,
+    bearer,
+    token,
+)
+
+READ = ("admin", "venue_admin", "user")
+MANAGE = ("admin", "venue_admin")
+# method, path, where the venue goes, roles that may, and what a caller who may is answered here
+ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
+    ("GET", API, "query", READ, 200),
+    ("GET", f"{API}/stripe", "query", READ, 404),
+    ("POST", f"{API}/connect/stripe", "body", MANAGE, 400),
+    ("POST", f"{API}/stripe/disconnect", "body", MANAGE, 404),
+    ("POST", f"{API}/sync/stripe/sync", "body", MANAGE, 404),
+    ("POST", f"{API}/sync/stripe/sync/stop", "body", MANAGE, 404),
+    ("GET", f"{API}/sync/stripe/sync/status", "query", READ, 404),
+    ("GET", f"{API}/sync/stripe/sync/history", "query", READ, 404),
+)
+PUBLIC = {
+    f"{API}/oauth/callback/{{provider:str}}",
+    f"{API}/health/{{provider:str}}",
+    "/integrations/success",
+    "/integrations/error",
+    "/health",
+    "/ready",
+    "/schema",
+    "/schema/openapi.json",
+    "/schema/openapi.yaml",
+    "/schema/openapi.yml",
+    "/schema/{path:str}",
+}
+
+
+async def call(hub: Hub, method: str, path: str, place: str, venue: UUID, headers: Mapping[str, str]) -> Any:
+    given: dict[str, Any] = (
+        {"params": {"venueId": str(venue)}} if place == "query" else {"json": {"venueId": str(venue)}}
+    )
+    return await hub.http.request(method, path, headers=dict(headers), **given)
+
+
+@pytest.mark.parametrize(("method", "path", "place", "roles", "status"), ROUTES)
+@pytest.mark.parametrize("role", ["admin", "venue_admin", "user", "superuser"])
+async def test_roles(
+    hub: Hub, method: str, path: str, place: str, roles: tuple[str, ...], status: int, role: str
+) -> None:
+    answer = await call(hub, method, path, place, OURS, bearer(role))
+    if role in roles:
+        assert answer.status_code == status
+    else:
+        assert (answer.status_code, answer.json()["code"]) == (403, "FORBIDDEN")
+
+
+@pytest.mark.parametrize(("method", "path", "place", "roles", "status"), ROUTES)
+async def test_another_venue_looks_the_same_whether_or_not_it_exists(
+    hub: Hub, method: str, path: str, place: str, roles: tuple[str, ...], status: int
+) -> None:
+    await hub.execute(
+        "INSERT INTO integration_configs (venue_id, integration_type, status) VALUES (:venue, "
+        "'stripe', 'connected')",
+        venue=OTHERS,
+    )
+    there = await call(hub, method, path, place, OTHERS, bearer("venue_admin"))
+    not_there = await call(hub, method, path, place, NOWHERE, bearer("venue_admin"))
+    assert there.status_code == not_there.status_code == 403
+    same = [{key: a.json()[key] for key in ("error", "code", "details")} for a in (there, not_there)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(("method", "path", "place", "roles", "status"), ROUTES)
+async def test_without_a_token(
+    hub: Hub, method: str, path: str, place: str, roles: tuple[str, ...], status: int
+) -> None:
+    answer = await call(hub, method, path, place, OURS, {})
+    assert (answer.status_code, answer.json()["code"]) == (401, "AUTH_REQUIRED")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_metrics_are_an_administrators(hub: Hub) -> None:
+    for role in ("venue_admin", "user"):
+        assert (await hub.http.get("/metrics", headers=bearer(role))).status_code == 403
+    assert (await hub.http.get("/metrics")).status_code == 401
+    assert (await hub.http.get("/metrics", headers=bearer("admin", None))).status_code == 200
+
+
+async def test_a_caller_of_several_venues(hub: Hub) -> None:
+    headers = bearer("user", None, venueIds=[str(OURS), str(OTHERS)])
+    for venue, status in ((OURS, 200), (OTHERS, 200), (NOWHERE, 403)):
+        answer = await call(hub, "GET", API, "query", venue, headers)
+        assert answer.status_code == status
+
+
+def _handlers(app: Litestar) -> Iterator[tuple[str, Any]]:
+    for route in app.routes:
+        assert isinstance(route, HTTPRoute)
+        for handler in route.route_handlers:
+            if handler.http_methods != {"OPTIONS"}:
+                yield route.path, handler
+
+
+def test_every_route_is_public_by_name_or_names_its_roles(settings: Settings) -> None:
+    open_routes = set()
+    for path, handler in _handlers(create_app(settings)):
+        if handler.opt.get("public"):
+            open_routes.add(path)
+        else:
+            assert handler.opt.get("roles"), path
+    assert open_routes == PUBLIC
+
+
+def test_every_route_with_roles_is_in_these_tests(settings: Settings) -> None:
+    tested = {(method, path.replace("stripe", "{provider:str}")) for method, path, *_ in ROUTES}
+    tested |= {
+        ("GET", "/metrics"),
+        ("GET", f"{API}/sync/{{provider:str}}/sync/{{sync_id:uuid}}"),
+        ("GET", f"{API}/sync/{{provider:str}}/sync/{{sync_id:uuid}}/events"),
+    }
+    found = {
+        (method, path)
+        for path, handler in _handlers(create_app(settings))
+        if not handler.opt.get("public")
+        for method in handler.http_methods
+    }
+    assert found == tested
+
+
+async def test_a_route_that_says_nothing_answers_nobody(settings: Settings) -> None:
+    from litestar import get
+    from litestar.testing import TestClient
+
+    from server.api.errors import answer_error
+    from server.api.guards import allow_named_roles, authentication
+
+    @get("/forgotten")
+    async def forgotten() -> str:
+        return "here"
+
+    app = Litestar(
+        [forgotten],
+        guards=[allow_named_roles],
+        middleware=[authentication(settings)],
+        exception_handlers={Exception: answer_error},
+    )
+    client = TestClient(app)
+    assert client.get("/forgotten").status_code == 401
+    assert client.get("/forgotten", headers=bearer("admin")).status_code == 403
+
+
+# --- tokens
+
+
+def read(text: str, **environment: str) -> Caller:
+    settings = read_settings(
+        {
+            "HUB_ENV": "test",
+            "JWT_SECRET": SECRET,
+            "HUB_VAULT_KEYS": VAULT_KEYS,
+            **environment,
+        }
+    )
+    return read_token(text, settings)
+
+
+def test_what_a_token_says() -> None:
+    caller = read(token(permissions=["sync"]))
+    assert caller == Caller(USER_ID, "venue_admin", frozenset({OURS}), frozenset({"sync"}))
+
+
+@pytest.mark.parametrize(
+    ("claims", "identity"),
+    [
+        ({"userId": "a", "id": "b", "sub": "c"}, "a"),
+        ({"userId": None, "id": "b", "sub": "c"}, "b"),
+        ({"userId": None, "sub": "c"}, "c"),
+    ],
+)
+def test_the_first_identity_counts(claims: dict[str, Any], identity: str) -> None:
+    assert read(token(**claims)).id == identity
+
+
+def test_no_role_is_user() -> None:
+    assert read(token(role=None)).role == "user"  # type: ignore[arg-type]  # left out of the token
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"userId": None},
+        {"venueId": "not a uuid"},
+        {"venueIds": "11111111"},
+        {"venueIds": [1]},
+        {"role": 7},
+        {"exp": None},
+        {"exp": "soon"},
+        {"nbf": int(time.time()) + 600},
+    ],
+)
+def test_claims_that_are_not_believed(claims: dict[str, Any]) -> None:
+    with pytest.raises(InvalidTokenError):
+        read(token(**claims))
+
+
+def test_an_old_token() -> None:
+    with pytest.raises(TokenExpiredError):
+        read(token(exp=int(time.time()) - 1))
+
+
+def test_a_token_of_another_secret() -> None:
+    with pytest.raises(InvalidTokenError):
+        read(jwt.encode({"sub": "a", "exp": int(time.time()) + 60}, SECRET + "!", algorithm="HS256"))
+
+
+def test_the_algorithm_is_not_the_tokens_choice() -> None:
+    claims = {"sub": "a", "role": "admin", "exp": int(time.time()) + 60}
+    with pytest.raises(InvalidTokenError):
+        read(jwt.encode(claims, "", algorithm="none"))
+    with pytest.raises(InvalidTokenError):
+        read(jwt.encode(claims, SECRET * 2, algorithm="HS512"))
+
+
+def test_a_public_key_does_not_sign_as_a_secret() -> None:
+    private = rsa.generate_private_key(65537, 2048)
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    claims = {"sub": "a", "exp": int(time.time()) + 60}
+    environment = {"JWT_SECRET": "", "JWT_PUBLIC_KEY": public}
+    good = jwt.encode(claims, private, algorithm="RS256")
+    assert read(good, **environment).id == "a"
+    forged = _hs256(claims, public)
+    with pytest.raises(InvalidTokenError):
+        read(forged, **environment)
+
+
+def test_the_audience_counts_when_it_is_set() -> None:
+    refused: tuple[dict[str, Any], ...] = ({"aud": "other"}, {})
+    assert read(token(aud="hub"), JWT_AUDIENCE="hub").id == USER_ID
+    for claims in refused:
+        with pytest.raises(InvalidTokenError):
+            read(token(**claims), JWT_AUDIENCE="hub")
+    assert read(token(aud="anything")).id == USER_ID
+
+
+def test_require_is_for_ones_own_venue() -> None:
+    caller = Caller("a", "user", frozenset({OURS}))
+    caller.require(OURS)
+    with pytest.raises(ForbiddenError):
+        caller.require(OTHERS)
+    Caller("a", "admin").require(uuid4())
+
+
+def _hs256(claims: dict[str, Any], key: str) -> str:
+    """Sign with HS256 under a text PyJWT refuses as a secret, the way an attacker would."""
+    import base64
+    import hashlib
+    import hmac
+    import json
+
+    def part(value: bytes) -> str:
+        return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+    signed = (
+        f"{part(json.dumps({'alg': 'HS256', 'typ': 'JWT'}).encode())}.{part(json.dumps(claims).encode())}"
+    )
+    return f"{signed}.{part(hmac.new(key.encode(), signed.encode(), hashlib.sha256).digest())}"

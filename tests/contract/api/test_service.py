@@ -1,0 +1,313 @@
+"""Health, readiness, metrics, error answers and the API's own description."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from server.app import openapi_document
+from tests.contract.api.conftest import API, NOWHERE, OURS, Hub, bearer
+
+
+async def log(
+    hub: Hub, status: str, count: int = 1, *, age: timedelta = timedelta(hours=1), calls: int = 2
+) -> None:
+    """Write finished syncs of two seconds each."""
+    await hub.execute(
+        "INSERT INTO sync_logs (venue_id, integration_type, sync_id, operation, status, "
+        "api_calls_made, duration_ms,"
+        " started_at, completed_at) SELECT :venue, 'stripe', gen_random_uuid(), 'manual_sync', "
+        ":status, :calls, 2000,"
+        " now() - CAST(:age AS interval), now() - CAST(:age AS interval) + interval '2 seconds'"
+        " FROM generate_series(1, :count)",
+        venue=OURS,
+        status=status,
+        count=count,
+        age=age,
+        calls=calls,
+    )
+
+
+async def health(hub: Hub, venue: Any = OURS) -> Any:
+    answer = await hub.http.get(f"{API}/health/stripe", params={"venueId": str(venue)})
+    assert answer.status_code == 200
+    return answer.json()["data"]
+
+
+async def test_health_measures_a_day(hub: Hub) -> None:
+    await hub.connect_by_key(config={"syncEnabled": True})
+    await log(hub, "completed", 9)
+    await log(hub, "failed", 1)
+    await log(hub, "failed", 5, age=timedelta(days=2))
+    measured = await health(hub)
+    assert measured["status"] == "healthy"
+    assert measured["success_rate"] == 90.0
+    assert measured["sync_count_24h"] == 10
+    assert measured["api_calls_24h"] == 20
+    assert measured["average_sync_time_ms"] == 2000
+    assert measured["queue_depth"] == 1
+    assert measured["last_success_at"] > "2026"
+    assert measured["last_failure_at"] > "2026"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "status"),
+    [(10, 0, "healthy"), (8, 2, "degraded"), (5, 5, "degraded"), (4, 6, "unhealthy")],
+)
+async def test_health_by_success_rate(hub: Hub, good: int, bad: int, status: str) -> None:
+    await hub.connect_by_key()
+    await log(hub, "completed", good)
+    await log(hub, "dead_letter", bad)
+    assert (await health(hub))["status"] == status
+
+
+async def test_health_of_an_integration_that_can_not_work(hub: Hub) -> None:
+    await hub.connect_by_key()
+    await log(hub, "completed", 10)
+    await hub.execute("UPDATE integration_configs SET status = 'error'")
+    assert (await health(hub))["status"] == "unhealthy"
+
+
+async def test_health_tells_an_outsider_nothing_of_who_is_connected(hub: Hub) -> None:
+    await hub.connect_by_key()
+    assert await health(hub) == await health(hub, NOWHERE)
+    assert (await health(hub))["status"] == "unknown"
+
+
+async def test_liveness_and_readiness(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await hub.http.get("/health")).json() == {"status": "healthy", "service": "integration-hub"}
+    ready = await hub.http.get("/ready")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "problems": {}})
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("redis.internal:6379 refused")
+
+    monkeypatch.setattr(Redis, "ping", refuse)
+    away = await hub.http.get("/ready")
+    assert (away.status_code, away.json()["problems"]) == (503, {"redis": "Redis can't be reached"})
+
+
+async def test_readiness_wants_the_newest_revision(hub: Hub) -> None:
+    [row] = await hub.rows("SELECT version_num FROM hub_version")
+    await hub.execute("UPDATE hub_version SET version_num = 'older'")
+    try:
+        answer = await hub.http.get("/ready")
+    finally:
+        await hub.execute("UPDATE hub_version SET version_num = :it", it=row["version_num"])
+    assert answer.status_code == 503
+    assert list(answer.json()["problems"]) == ["migrations"]
+
+
+async def test_metrics_count_what_happened(hub: Hub) -> None:
+    await hub.connect_by_key(config={"syncEnabled": True})
+    await log(hub, "completed", 3)
+    text = (await hub.http.get("/metrics", headers=bearer("admin", None))).text
+    for line in (
+        'integration_connections_total{provider="stripe",status="connected"} 1.0',
+        'integration_sync_total{provider="stripe",status="completed"} 3.0',
+        'integration_sync_duration_seconds_bucket{le="1.0",provider="stripe"} 0.0',
+        'integration_sync_duration_seconds_bucket{le="5.0",provider="stripe"} 3.0',
+        'integration_sync_duration_seconds_count{provider="stripe"} 3.0',
+        'integration_sync_duration_seconds_sum{provider="stripe"} 6.0',
+        'integration_api_calls_total{provider="stripe"} 6.0',
+        'integration_queue_depth{priority="NORMAL"} 1.0',
+        'integration_queue_depth{priority="CRITICAL"} 0.0',
+    ):
+        assert line in text.splitlines()
+    for family in ("integration_webhook", "integration_health_status"):
+        assert f"# HELP {family}" in text
+
+
+# --- errors
+
+
+async def test_an_error_answer_says_when_and_in_which_request(hub: Hub) -> None:
+    answer = await hub.get("/nowhere", headers={"X-Request-Id": "mine-1"})
+    assert answer.status_code == 404
+    said = answer.json()
+    assert set(said) == {"success", "error", "code", "details", "timestamp", "requestId"}
+    assert (said["success"], said["code"], said["requestId"]) == (False, "NOT_FOUND", "mine-1")
+    assert said["timestamp"].endswith("Z")
+    assert answer.headers["x-request-id"] == "mine-1"
+
+
+async def test_a_request_id_that_could_break_a_log_is_replaced(hub: Hub) -> None:
+    answer = await hub.http.get("/health", headers={"X-Request-Id": "a b{}"})
+    assert answer.headers["x-request-id"] != "a b{}"
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "code"),
+    [
+        (b"{", "application/json", 400, "VALIDATION_ERROR"),
+        (b"", "application/json", 400, "VALIDATION_ERROR"),
+        (b"[]", "application/json", 400, "VALIDATION_ERROR"),
+        (b"venueId=1", "application/x-www-form-urlencoded", 415, "UNSUPPORTED_MEDIA_TYPE"),
+        (b'{"venueId": "' + b"x" * 1_100_000 + b'"}', "application/json", 413, "PAYLOAD_TOO_LARGE"),
+    ],
+)
+async def test_bodies_that_can_not_be_read(
+    hub: Hub, content: bytes, kind: str, status: int, code: str
+) -> None:
+    answer = await hub.http.post(
+        f"{API}/stripe/disconnect", content=content, headers={**bearer(), "Content-Type": kind}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_a_method_that_is_not_there(hub: Hub) -> None:
+    answer = await hub.http.delete(f"{API}/stripe", headers=bearer())
+    assert (answer.status_code, answer.json()["code"]) == (405, "METHOD_NOT_ALLOWED")
+
+
+async def test_an_unforeseen_fault_says_nothing_of_the_inside(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("password=hunter2 at /srv/secret.py")
+
+    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    answer = await hub.get(API, params={"venueId": str(OURS)})
+    assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL_ERROR")
+    assert "hunter2" not in answer.text
+    assert "secret.py" not in answer.text
+
+
+async def test_a_broken_vault_is_a_500_without_words(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from server.errors import VaultError
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise VaultError("there is no vault key `k7`")
+
+    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    answer = await hub.get(API, params={"venueId": str(OURS)})
+    assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL_ERROR")
+    assert "k7" not in answer.text
+
+
+async def test_a_conflicting_change_is_409(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        same = {"id": uuid4(), "venue": OURS}
+        for name in ("p1", "p2"):
+            await hub.execute(
+                "INSERT INTO integration_configs (id, venue_id, integration_type) VALUES (:id, "
+                ":venue, :name)",
+                **same,
+                name=name,
+            )
+
+    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    answer = await hub.get(API, params={"venueId": str(OURS)})
+    assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT")
+    assert "integration_configs" not in answer.text
+
+
+async def test_a_database_that_is_away_is_503(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionRefusedError("db.internal:5432")
+
+    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    answer = await hub.get(API, params={"venueId": str(OURS)})
+    assert (answer.status_code, answer.json()["code"]) == (503, "STORE_UNAVAILABLE")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "db.internal" not in answer.text
+
+
+# --- the description
+
+
+async def test_the_description_is_served_without_a_token(hub: Hub) -> None:
+    served = await hub.http.get("/schema/openapi.json")
+    assert served.status_code == 200
+    assert served.json() == openapi_document()
+    assert (await hub.http.get("/schema/openapi.yaml")).status_code == 200
+    page = await hub.http.get("/schema")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "connectIntegration" not in page.text
+    assert f"{API}/connect/{{provider}}" in page.text
+    for fetched in ("http://", "https://", "<script"):
+        assert fetched not in page.text.replace("https://login.juniper.example", "")
+
+
+def operations() -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method.upper(), path, operation)
+        for path, item in openapi_document()["paths"].items()
+        for method, operation in item.items()
+    ]
+
+
+def test_the_description_is_openapi_3_1() -> None:
+    document = openapi_document()
+    assert document["openapi"].startswith("3.1.")
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), operations(), ids=lambda each: str(each)[:60])
+def test_every_operation_is_described(method: str, path: str, operation: dict[str, Any]) -> None:
+    assert operation["operationId"]
+    assert operation["summary"]
+    assert operation["tags"]
+    guarded = "401" in operation["responses"] and "403" in operation["responses"]
+    assert bool(operation.get("security")) == guarded
+    for status, answer in operation["responses"].items():
+        if status == "302":
+            continue
+        [(media, content)] = answer["content"].items()
+        if media != "application/json":
+            continue
+        assert content["examples"], f"{status} has no example"
+        if int(status) >= 400 and path != "/ready":
+            assert content["schema"]["$ref"] == "#/components/schemas/ErrorAnswer"
+    if path.startswith(API):
+        assert {"400", "500", "503"} <= set(operation["responses"])
+    if method == "POST":
+        assert {"413", "415"} <= set(operation["responses"])
+
+
+def test_operation_ids_differ() -> None:
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_error_example_has_the_status_of_its_code() -> None:
+    from server.errors import STATUSES
+
+    for _, path, operation in operations():
+        for status, answer in operation["responses"].items():
+            for content in (answer.get("content") or {}).values():
+                for example in (content.get("examples") or {}).values():
+                    code = example["value"].get("code")
+                    if code in STATUSES:
+                        assert STATUSES[code] == int(status), (path, code)
+
+
+async def test_answers_are_as_described(hub: Hub) -> None:
+    """Real answers validate against the schemas the description gives for them."""
+    import jsonschema
+
+    document = openapi_document()
+    await hub.connect_by_key(config={"syncEnabled": True})
+    await log(hub, "completed")
+    sync_id = str((await hub.rows("SELECT run_id FROM sync_queue"))[0]["run_id"])
+    query = {"venueId": str(OURS)}
+    for path, name in (
+        (API, API),
+        (f"{API}/stripe", f"{API}/{{provider}}"),
+        (f"{API}/sync/stripe/sync/status", f"{API}/sync/{{provider}}/sync/status"),
+        (f"{API}/sync/stripe/sync/history", f"{API}/sync/{{provider}}/sync/history"),
+        (f"{API}/sync/stripe/sync/{sync_id}", f"{API}/sync/{{provider}}/sync/{{sync_id}}"),
+        (f"{API}/health/stripe", f"{API}/health/{{provider}}"),
+        ("/health", "/health"),
+        ("/ready", "/ready"),
+    ):
+        answer = await hub.get(path, params=query)
+        assert answer.status_code == 200, path
+        content = document["paths"][name]["get"]["responses"]["200"]["content"]["application/json"]
+        schema = {**content["schema"], "components": document["components"]}
+        jsonschema.Draft202012Validator(schema).validate(answer.json())
+        for example in content["examples"].values():
+            jsonschema.Draft202012Validator(schema).validate(example["value"])
