@@ -30,6 +30,7 @@ class Write:
     remote_id: str | None
     body: Mapping[str, Any]
     key: str
+    adopted: bool = False  # made by a call of ours whose answer was lost: what goes with making it is due
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 
 from engine.calls import Page, Place, Request
 from engine.errors import ManifestError, UnexpectedResponseError
-from engine.expressions import Expression, Path
+from engine.expressions import ABSENT, Expression, Path
 from engine.manifest import TypeSpec
 from engine.transport import origin_of, to_json
 
@@ -73,9 +73,9 @@ class OffsetPagination:
     def next_request(self, request: Request, page: Page) -> Request | None:
         if not page.records:
             return None
-        offset = _number(self.send.get(request), self.first) + len(page.records)
-        total = self.total.find(page.body) if self.total else None
-        if total is not None and self.total and offset - self.first >= _number(total, 0, self.total.text):
+        offset = _asked(self.send, request, self.first) + len(page.records)
+        total = _count(self.total, page)
+        if total is not None and offset - self.first >= total:
             return None
         return self.send.put(request, offset)
 
@@ -91,12 +91,10 @@ class PageNumberPagination:
     def next_request(self, request: Request, page: Page) -> Request | None:
         if not page.records:
             return None
-        number = _number(self.send.get(request), self.first)
-        pages = self.pages.find(page.body) if self.pages else None
-        if pages is not None and self.pages:
-            last = _number(pages, 0, self.pages.text) + self.first - 1
-            if number >= last:
-                return None
+        number = _asked(self.send, request, self.first)
+        pages = _count(self.pages, page)
+        if pages is not None and number >= pages + self.first - 1:
+            return None
         return self.send.put(request, number + 1)
 
 
@@ -201,13 +199,23 @@ def _scalar(path: Path, document: Any) -> str | int | None:
     return value
 
 
-def _number(value: Any, missing: int, name: str = "the position") -> int:
-    if value is None:
-        return missing
+def _count(path: Path | None, page: Page) -> int | None:
+    """Return a number the page carries; None when it doesn't, or isn't asked for one."""
+    value = path.find(page.body) if path else None
+    return None if path is None or value is None or value is ABSENT else _number(value, path.text)
+
+
+def _number(value: Any, name: str) -> int:
     try:
         return int(value)
     except (TypeError, ValueError):
         raise UnexpectedResponseError(f"`{name}` isn't a number") from None
+
+
+def _asked(send: Place, request: Request, first: int) -> int:
+    """Return the position a request asks for; the first one when it doesn't say."""
+    value = send.get(request)
+    return first if value is None else _number(value, send.text)
 
 
 # ---------------------------------------------------------------------------------------- no endless reads

@@ -54,6 +54,11 @@ class LocalRateLimiter:
         self._clock = clock or SystemClock()
         self._budgets: dict[str, _Budget] = {}
 
+    @property
+    def budgets(self) -> int:
+        """How many budgets are remembered."""
+        return len(self._budgets)
+
     async def acquire(self, key: str, rate: float, burst: float) -> None:
         """Wait until one call may be made under a budget of `rate` calls per second."""
         budget = self._budget(key, burst)

@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from itertools import compress, repeat
+from typing import Any
+
+import msgspec
 
 from engine.caller import Answer, Caller, RefusedError
 from engine.calls import Page, Request
@@ -23,11 +26,14 @@ Getter = Callable[[Row], Any]
 
 # Turns of the event loop in which a request gets from the task that makes it to the socket. Only then does
 # the provider work on the next page while the caller works on this one; fewer lose speed, never records.
-TURNS_TO_SEND = 12
+TURNS_TO_SEND = 6
 
 
-class ReadRecord(NamedTuple):
-    """One record that was read. `changed_at` is RFC 3339 in UTC; `version` the provider's own, as text."""
+class ReadRecord(msgspec.Struct, frozen=True, gc=False):
+    """One record that was read. `changed_at` is RFC 3339 in UTC; `version` the provider's own, as text.
+
+    A struct, because there is one for every record of a read, and a dataclass takes six times as long.
+    """
 
     record: Row
     id: str
@@ -213,61 +219,81 @@ class Reader:
 
 
 class RowReader:
-    """Turns the rows of an answer into records; what the manifest says is looked up once, not per row."""
+    """Turns the rows of an answer into records, a column at a time, which is quicker than row by row."""
 
     def __init__(self, resource: Resource, spec: ReadSpec, times: str) -> None:
         self._times = times
-        self._record = _getter(spec.record) if spec.record else None
-        self._where = _getter(resource.where) if resource.where else None
-        self._id = _getter(resource.id)
-        self._version = _getter(resource.version) if resource.version else None
-        self._row_changed = _getter(spec.changed_at) if spec.changed_at else None
-        self._changed = _getter(resource.changed_at) if resource.changed_at else None
-        self._row_deleted = _getter(spec.deleted) if spec.deleted else None
-        self._deleted = _getter(resource.deleted) if resource.deleted else None
+        self._record = _getter(spec.record)
+        self._where = _getter(resource.where)
+        self._id: Getter = _getter(resource.id) or _no
+        self._version = _getter(resource.version)
+        self._row_changed = _getter(spec.changed_at)
+        self._changed = _getter(resource.changed_at)
+        self._row_deleted = _getter(spec.deleted)
+        self._deleted = _getter(resource.deleted)
 
     def read(self, rows: Sequence[Any]) -> list[ReadRecord]:
         """Return the records in the rows, those of other resources left out.
 
         Raises UnexpectedResponseError for a row that isn't an object or has no id.
         """
-        records = []
-        of_row, where, id_of, version_of = self._record, self._where, self._id, self._version
-        for row in rows:
-            record = of_row(row) if of_row else row
-            if not isinstance(record, dict):
-                raise UnexpectedResponseError("a record in the answer isn't an object")
-            if where and not where(record):
-                continue
-            record_id = id_of(record)
-            if record_id is None or record_id == "":
-                raise UnexpectedResponseError("a record in the answer has no id")
-            version = version_of(record) if version_of else None
-            records.append(
-                ReadRecord(
-                    record,
-                    record_id if isinstance(record_id, str) else str(record_id),
-                    self._moment(row, record),
-                    self._is_deleted(row, record),
-                    None if version is None else str(version),
-                )
-            )
-        return records
+        _check_objects(rows)
+        records = rows
+        if self._record:
+            records = [*map(self._record, rows)]
+            _check_objects(records)
+        if self._where:
+            wanted = [*map(bool, map(self._where, records))]
+            rows, records = [*compress(rows, wanted)], [*compress(records, wanted)]
+        return [*map(ReadRecord, records, self._ids(records), self._moments(rows, records),
+                     self._deletions(rows, records), self._versions(records))]  # fmt: skip
 
-    def _moment(self, row: Row, record: Row) -> str | None:
-        value = self._row_changed(row) if self._row_changed else None
-        if value is None and self._changed:
-            value = self._changed(record)
-        return None if value is None else read_time(value, self._times)
+    def _ids(self, records: Sequence[Row]) -> Iterable[str]:
+        ids = [*map(self._id, records)]
+        if None in ids or "" in ids:
+            raise UnexpectedResponseError("a record in the answer has no id")
+        return map(str, ids)
 
-    def _is_deleted(self, row: Row, record: Row) -> bool:
-        if self._row_deleted and self._row_deleted(row):
-            return True
-        return bool(self._deleted and self._deleted(record))
+    def _versions(self, records: Sequence[Row]) -> Iterable[str | None]:
+        if self._version is None:
+            return repeat(None)
+        return [None if version is None else str(version) for version in map(self._version, records)]
+
+    def _moments(self, rows: Sequence[Row], records: Sequence[Row]) -> Iterable[str | None]:
+        found: Iterable[Any] = map(self._changed, records) if self._changed else repeat(None)
+        if self._row_changed:
+            found = [own or other for own, other in zip(map(self._row_changed, rows), found, strict=False)]
+        elif self._changed is None:
+            return found
+        times = self._times
+        if times == "rfc3339":  # most times are fine as they are
+            return [
+                moment if moment is None or (moment.__class__ is str and moment[-1:] == "Z")
+                else read_time(moment, times)
+                for moment in found
+            ]  # fmt: skip
+        return [None if moment is None else read_time(moment, times) for moment in found]
+
+    def _deletions(self, rows: Sequence[Row], records: Sequence[Row]) -> Iterable[bool]:
+        if self._row_deleted is None and self._deleted is None:
+            return repeat(False)
+        of_row, own = self._row_deleted or _no, self._deleted or _no
+        return [bool(of_row(row) or own(record)) for row, record in zip(rows, records, strict=True)]
 
 
-def _getter(source: Path | Expression) -> Getter:
+def _check_objects(rows: Sequence[Any]) -> None:
+    if rows and {*map(type, rows)} != {dict}:
+        raise UnexpectedResponseError("a record in the answer isn't an object")
+
+
+def _no(row: Row) -> bool:
+    return False
+
+
+def _getter(source: Path | Expression | None) -> Getter | None:
     """Return the quickest function that reads a path or expression; absent is None."""
+    if source is None:
+        return None
     if source.steps is not None and len(source.steps) == 1 and isinstance(source.steps[0], str):
         name = source.steps[0]
         return lambda row: row.get(name)

@@ -109,9 +109,9 @@ class _Pool(httpx.AsyncHTTPTransport):
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
     """Connects to public addresses only, and to the same address that was checked."""
 
-    def __init__(self, resolve: Resolver) -> None:
+    def __init__(self, resolve: Resolver, network: httpcore.AsyncNetworkBackend | None = None) -> None:
         self._resolve = resolve
-        self._network = httpcore.AnyIOBackend()
+        self._network = network or httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,

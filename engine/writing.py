@@ -108,7 +108,11 @@ class Writer:
         try:
             if write.remote_id is None:
                 return await self._create(resource, write, key)
-            return await self._update(resource, write, write.remote_id, key)
+            done = await self._update(resource, write, write.remote_id, key)
+            if write.adopted and done.error is None and resource.create is not None:
+                scope = {**await self._scope(write), "result": done.record, "id": done.remote_id}
+                return await self._follow_up(done, resource.create.then, scope)
+            return done
         except (ProviderError, ExpressionError) as error:
             return _failed(write, error)
 

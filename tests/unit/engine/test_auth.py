@@ -1,0 +1,392 @@
+"""OAuth: where the browser is sent, what the token endpoint is asked, and what its answers mean."""
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from engine.auth import Authenticator, Grant, authorization_url, exchange_code, refresh, revoke
+from engine.errors import (
+    AuthenticationError,
+    HubError,
+    ManifestError,
+    RateLimitedError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
+from engine.manifest import Connector
+from engine.ports import Credentials, Secret
+from tests.fakes import START, FakeClock, FakeProvider, connector_of, reply
+
+PLAIN = """
+  authorize_url: https://login.juniper.example/oauth/authorize
+  token_url: https://login.juniper.example/oauth/token
+  scopes: [a.read, b.write]
+"""
+
+
+def oauth_connector(options: str = PLAIN) -> Connector:
+    return connector_of(
+        f"""
+manifest: 1
+connector: juniper
+title: Juniper
+docs: https://developer.juniper.example
+server: {{production: https://api.juniper.example, sandbox: https://sandbox.juniper.example}}
+auth:
+  type: oauth2{options}
+check: GET /me
+resources:
+  customer: {{id: id, fields: {{id: id}}, list: GET /customers}}
+"""
+    )
+
+
+def browser_url(connector: Connector, **more: Any) -> tuple[str, dict[str, str]]:
+    url = authorization_url(
+        connector,
+        connector.auth[0],
+        "sandbox",
+        client_id="app-1",
+        redirect_uri="https://hub.example/callback?x=1",
+        state="st/1",
+        **more,
+    )
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}", {n: v[0] for n, v in parse_qs(parts.query).items()}
+
+
+async def exchanged(provider: FakeProvider, connector: Connector | None = None, **more: Any) -> Grant:
+    connector = connector or oauth_connector()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(provider)) as http:
+        return await exchange_code(
+            connector,
+            connector.auth[0],
+            "production",
+            http=http,
+            client_id="app-1",
+            client_secret=Secret("hush:1"),
+            redirect_uri="https://hub.example/callback",
+            code="code-1",
+            clock=FakeClock(),
+            **more,
+        )
+
+
+async def refreshed(provider: FakeProvider, connector: Connector | None = None) -> Grant:
+    connector = connector or oauth_connector()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(provider)) as http:
+        return await refresh(
+            connector,
+            connector.auth[0],
+            "production",
+            http=http,
+            client_id="app-1",
+            client_secret=Secret("hush:1"),
+            refresh_token=Secret("rt-old"),
+            clock=FakeClock(),
+        )
+
+
+def form_of(request: httpx.Request) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(request.content.decode()).items()}
+
+
+GRANTED: Mapping[str, Any] = {
+    "access_token": "at-1",
+    "token_type": "Bearer",
+    "refresh_token": "rt-1",
+    "expires_in": 3600,
+}
+
+
+# ----------------------------------------------------------------------------------------- authorize
+
+
+def test_authorize_url() -> None:
+    assert browser_url(oauth_connector()) == (
+        "https://login.juniper.example/oauth/authorize",
+        {
+            "response_type": "code",
+            "client_id": "app-1",
+            "redirect_uri": "https://hub.example/callback?x=1",
+            "scope": "a.read b.write",
+            "state": "st/1",
+        },
+    )
+
+
+def test_authorize_url_below_the_server_of_the_environment() -> None:
+    connector = oauth_connector(
+        """
+  authorize_url: /oauth2/authorize
+  token_url: /oauth2/token
+  authorize_params: {session: "false"}
+  scopes: [a, b]
+  scope_separator: ","
+"""
+    )
+    where, query = browser_url(connector)
+    assert where == "https://sandbox.juniper.example/oauth2/authorize"
+    assert query["session"] == "false"
+    assert query["scope"] == "a,b"
+
+
+def test_authorize_url_of_a_stand_in() -> None:
+    overrides = {"https://login.juniper.example": "http://127.0.0.1:9102"}
+    where, _ = browser_url(oauth_connector(), origin_overrides=overrides)
+    assert where == "http://127.0.0.1:9102/oauth/authorize"
+
+
+def test_pkce_challenge_of_rfc_7636() -> None:
+    connector = oauth_connector(PLAIN + "  pkce: true\n")
+    _, query = browser_url(connector, code_verifier="dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
+    assert query["code_challenge"] == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+    assert query["code_challenge_method"] == "S256"
+
+
+def test_pkce_can_not_be_forgotten() -> None:
+    with pytest.raises(ManifestError):
+        browser_url(oauth_connector(PLAIN + "  pkce: true\n"))
+
+
+# ------------------------------------------------------------------------------------------ exchange
+
+
+async def test_exchange_with_a_form_and_the_client_in_the_header() -> None:
+    provider = FakeProvider([reply(GRANTED)])
+    grant = await exchanged(provider)
+    (request,) = provider.requests
+    assert str(request.url) == "https://login.juniper.example/oauth/token"
+    assert request.headers["Authorization"] == "Basic " + base64.b64encode(b"app-1:hush:1").decode()
+    assert form_of(request) == {
+        "grant_type": "authorization_code",
+        "code": "code-1",
+        "redirect_uri": "https://hub.example/callback",
+    }
+    assert grant.access_token.reveal() == "at-1"
+    assert grant.refresh_token is not None
+    assert grant.refresh_token.reveal() == "rt-1"
+    assert grant.expires_at == datetime(2026, 3, 1, 13, 0, tzinfo=UTC)
+    assert grant.scopes == ("a.read", "b.write")  # the answer names none: those asked for
+    assert "at-1" not in repr(grant)
+
+
+async def test_exchange_with_json_and_the_client_in_the_body() -> None:
+    connector = oauth_connector(
+        """
+  authorize_url: /oauth2/authorize
+  token_url: /oauth2/token
+  token_body: json
+  client: body
+  pkce: true
+  expires: {at: expires_at}
+  keep: {merchant_id: merchant_id}
+"""
+    )
+    answer = {
+        "access_token": "at-1",
+        "token_type": "bearer",
+        "expires_at": "2026-03-31T12:00:00Z",
+        "merchant_id": "m_7",
+        "scope": "x y",
+    }
+    provider = FakeProvider([reply(answer)])
+    grant = await exchanged(provider, connector, code_verifier="v" * 43)
+    assert "Authorization" not in provider.requests[0].headers
+    assert provider.body() == {
+        "grant_type": "authorization_code",
+        "code": "code-1",
+        "redirect_uri": "https://hub.example/callback",
+        "code_verifier": "v" * 43,
+        "client_id": "app-1",
+        "client_secret": "hush:1",
+    }
+    assert grant.expires_at == datetime(2026, 3, 31, 12, 0, tzinfo=UTC)
+    assert grant.connection == {"merchant_id": "m_7"}
+    assert grant.scopes == ("x", "y")
+    assert grant.refresh_token is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "expires"),
+    [
+        ({"access_token": "at"}, None),
+        ({"access_token": "at", "expires_in": 0}, None),
+        ({"access_token": "at", "expires_in": "60"}, datetime(2026, 3, 1, 12, 1, tzinfo=UTC)),
+    ],
+)
+async def test_lifetimes_as_providers_send_them(answer: dict[str, Any], expires: datetime | None) -> None:
+    assert (await exchanged(FakeProvider([reply(answer)]))).expires_at == expires
+
+
+async def test_expiry_as_unix_time() -> None:
+    connector = oauth_connector(PLAIN + "  expires: {at: ends}\n")
+    answer = {"access_token": "at", "ends": int(START.timestamp()) + 90}
+    grant = await exchanged(FakeProvider([reply(answer)]), connector)
+    assert grant.expires_at == datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC)
+
+
+async def test_an_answer_without_a_token_type_is_a_bearer_token() -> None:
+    grant = await exchanged(FakeProvider([reply({"access_token": "at-9"})]))
+    assert grant.access_token.reveal() == "at-9"
+
+
+# ------------------------------------------------------------------------------------------- refresh
+
+
+async def test_refresh_keeps_the_old_refresh_token_when_none_comes_back() -> None:
+    provider = FakeProvider([reply({"access_token": "at-2", "expires_in": 60})])
+    grant = await refreshed(provider)
+    assert form_of(provider.requests[0]) == {"grant_type": "refresh_token", "refresh_token": "rt-old"}
+    assert grant.refresh_token is not None
+    assert grant.refresh_token.reveal() == "rt-old"
+
+
+async def test_refresh_takes_a_rotated_refresh_token() -> None:
+    grant = await refreshed(FakeProvider([reply(GRANTED)]))
+    assert grant.refresh_token is not None
+    assert grant.refresh_token.reveal() == "rt-1"
+
+
+Case = tuple[Callable[[], httpx.Response | Exception], type[HubError], str | None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "code"),
+    [
+        (
+            reply({"error": "invalid_grant", "error_description": "Token revoked"}, 400),
+            AuthenticationError,
+            "invalid_grant",
+        ),
+        (reply({"error": "invalid_client"}, 401), AuthenticationError, "invalid_client"),
+        (
+            reply({"errors": [{"code": "UNAUTHORIZED", "detail": "no"}]}, 401),
+            AuthenticationError,
+            "UNAUTHORIZED",
+        ),
+        (reply({"error": {"code": "bad", "message": "no"}}, 403), AuthenticationError, "bad"),
+        (reply({"error": "invalid_grant"}, 200), AuthenticationError, "invalid_grant"),
+        (httpx.Response(400, text="Bad Request"), AuthenticationError, None),
+        (httpx.Response(502, html="<h1>Bad gateway</h1>"), UnavailableError, None),
+        (httpx.Response(200, html="<h1>Maintenance</h1>"), UnavailableError, None),
+        (httpx.Response(404, html="<h1>Nothing</h1>"), UnavailableError, None),
+        (reply({"error": "server_error"}, 503), UnavailableError, None),
+        (reply({}, 429), RateLimitedError, None),
+        (httpx.ConnectError("refused"), UnavailableError, None),
+        (httpx.ReadTimeout("slow"), UnavailableError, None),
+        (reply({"token_type": "bearer"}), UnexpectedResponseError, None),
+        (reply({"access_token": ""}), UnexpectedResponseError, None),
+        (reply({"access_token": "at", "token_type": "mac"}), UnexpectedResponseError, None),
+        (reply({"access_token": "at", "expires_in": "soon"}), UnexpectedResponseError, None),
+        (reply([1]), UnexpectedResponseError, None),
+    ],
+)
+async def test_answers_that_bring_no_token(
+    answer: httpx.Response | Exception, error: type[HubError], code: str | None
+) -> None:
+    with pytest.raises(error) as refused:
+        await refreshed(FakeProvider([answer]))
+    assert type(refused.value) is error
+    assert getattr(refused.value, "provider_code", None) == code
+
+
+async def test_an_error_never_repeats_a_secret() -> None:
+    answer = reply({"error": "invalid_grant", "error_description": "rt-old of app-1 / hush:1 is dead"}, 400)
+    with pytest.raises(AuthenticationError) as refused:
+        await refreshed(FakeProvider([answer]))
+    assert refused.value.message == (
+        "the authorization server refused (invalid_grant): *** of app-1 / *** is dead"
+    )
+
+
+async def test_a_token_call_is_made_once() -> None:
+    provider = FakeProvider([reply({}, 503), reply(GRANTED)])
+    with pytest.raises(UnavailableError):
+        await exchanged(provider)
+    assert len(provider.requests) == 1
+
+
+# -------------------------------------------------------------------------------------------- revoke
+
+REVOKING = """
+  authorize_url: /oauth2/authorize
+  token_url: /oauth2/token
+  revoke:
+    call: POST /oauth2/revoke
+    headers: {Authorization: "Client {{ client_secret }}"}
+    body: {client_id: "{{ client_id }}", access_token: "{{ access_token }}"}
+"""
+
+
+async def revoked(provider: FakeProvider, connector: Connector) -> bool:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(provider)) as http:
+        return await revoke(
+            connector,
+            connector.auth[0],
+            "production",
+            http=http,
+            client_id="app-1",
+            client_secret=Secret("hush:1"),
+            credentials=Credentials({"access_token": Secret("at-1"), "refresh_token": Secret("rt-1")}),
+        )
+
+
+async def test_revoke_as_the_manifest_writes_it() -> None:
+    provider = FakeProvider([reply({"success": True})])
+    assert await revoked(provider, oauth_connector(REVOKING)) is True
+    (request,) = provider.requests
+    assert str(request.url) == "https://api.juniper.example/oauth2/revoke"
+    assert request.headers["Authorization"] == "Client hush:1"
+    assert json.loads(request.content) == {"client_id": "app-1", "access_token": "at-1"}
+
+
+async def test_a_token_that_is_dead_already_counts_as_revoked() -> None:
+    answer = reply({"errors": [{"code": "UNAUTHORIZED"}]}, 401)
+    assert await revoked(FakeProvider([answer]), oauth_connector(REVOKING)) is True
+
+
+async def test_revoke_says_when_the_application_itself_is_refused() -> None:
+    with pytest.raises(AuthenticationError):
+        await revoked(FakeProvider([reply({"error": "invalid_client"}, 401)]), oauth_connector(REVOKING))
+
+
+async def test_revoke_says_when_the_provider_is_down() -> None:
+    with pytest.raises(UnavailableError):
+        await revoked(FakeProvider([reply({}, 500)]), oauth_connector(REVOKING))
+
+
+async def test_nothing_to_revoke_with() -> None:
+    assert await revoked(FakeProvider([]), oauth_connector()) is False
+
+
+# ------------------------------------------------------------------------------------------- methods
+
+
+def test_credentials_choose_among_several_methods() -> None:
+    connector = connector_of(
+        """
+manifest: 1
+connector: juniper
+title: Juniper
+docs: https://developer.juniper.example
+server: {production: https://api.juniper.example}
+auth:
+  - {type: bearer, name: token, credentials: {key: {title: Key}}, token: key}
+  - {type: basic, name: login, credentials: {user: {title: User}}, username: user}
+check: GET /me
+resources:
+  customer: {id: id, fields: {id: id}, list: GET /customers}
+"""
+    )
+    chosen = Authenticator.choose(connector, Credentials({"user": Secret("u")}, method="login"))
+    assert chosen.method.type == "basic"
+    for method in (None, "other"):
+        with pytest.raises(ManifestError):
+            Authenticator.choose(connector, Credentials({}, method=method))
