@@ -35,7 +35,6 @@ from engine.manifest import (
     parse_statuses,
 )
 from engine.schema import violations
-from engine.templates import check_template
 
 KINDS: Mapping[str, str] = {"manifest": "connector", "platform": "platform", "template": "mapping-template"}
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -91,6 +90,8 @@ def lint_platform(document: Document) -> list[Diagnostic]:
 
 def lint_template(document: Document, connector: Connector, platform: Platform) -> list[Diagnostic]:
     """Return everything wrong with a mapping template for a connector and a platform, in file order."""
+    from engine.templates import check_template  # manifests are linted without it, and sooner
+
     _, found = check_template(document, connector, platform)
     right = document.without([path for _, path in violations(document, "mapping-template")])
     if not isinstance(right.data, dict):

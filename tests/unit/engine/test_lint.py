@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,20 @@ def test_a_required_field_may_come_from_new(platform: Platform) -> None:
     connector = compile_connector(read_document(manifest, file="connectors/juniper.yaml"))
     text = TEMPLATE.replace("      name: name\n", "")
     assert lint_template(read(text), connector, platform) == []
+
+
+def test_a_clean_manifest_is_linted_without_heavy_imports() -> None:
+    """`hub lint` has half a second from start to end; each of these would take a good part of it."""
+    program = (
+        "import sys; from pathlib import Path; from engine.lint import lint_file\n"
+        f"assert lint_file(Path({str(ROOT / 'connectors' / 'stripe.yaml')!r})) == []\n"
+        "heavy = {'jsonschema', 'rapidfuzz', 'httpx', 'babel', 'sqlalchemy', 'litestar', 'asyncio'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 STRANGE: list[Any] = [
