@@ -56,6 +56,7 @@ class Settings:
     api_url: str  # public, without a slash at the end
     state: Path
     log_level: str
+    public_health: bool  # whether integrations' health is told without a token
     worker_concurrency: int
     lease_seconds: int
     connectors_dir: Path
@@ -246,6 +247,12 @@ VARIABLES: tuple[Variable, ...] = (
         str(_PROJECT / "connectors" / "platform.yaml"),
         "The manifest of the host platform.",
     ),
+    Variable(
+        "HUB_PUBLIC_HEALTH",
+        _choice("true", "false"),
+        "true",
+        "Whether an integration's health is told without a token.",
+    ),
     Variable("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "The least that is logged."),
     Variable("WORKER_CONCURRENCY", _number(1, 1000), "10", "How many operations one worker works at a time."),
     Variable(
@@ -329,6 +336,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         api_url=values["API_URL"] or f"http://127.0.0.1:{values['PORT']}",
         state=values["HUB_STATE"],
         log_level=values["LOG_LEVEL"],
+        public_health=values["HUB_PUBLIC_HEALTH"] == "true",
         worker_concurrency=values["WORKER_CONCURRENCY"],
         lease_seconds=values["LEASE_SECONDS"],
         connectors_dir=values["HUB_CONNECTORS_DIR"],

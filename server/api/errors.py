@@ -13,6 +13,7 @@ from litestar.exceptions import HTTPException
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.types import Message, Scope
+from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -32,6 +33,7 @@ _FRAMEWORK_CODES = {
     503: "STORE_UNAVAILABLE",
 }
 _PUBLIC_CODES = frozenset(STATUSES) - {"VAULT_ERROR", "UNEXPECTED_RESPONSE"}
+_AWAY = ("08", "53", "57")  # SQLSTATE classes: no connection, no resources, shut down or starting
 _RETRY_SECONDS = 5  # for a caller whom nobody told how long
 
 
@@ -111,11 +113,16 @@ def _known(
         return (502, "SYNC_FAILED", error.message, ()) if status == 502 else None
     if isinstance(error, IntegrityError):
         return 409, "CONFLICT", "this conflicts with another change made at the same time", ()
-    if isinstance(error, PoolTimeoutError | ConnectionError) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    ):
+    if _store_is_away(error):
         return 503, "STORE_UNAVAILABLE", "a store can't be reached; try again", ()
     return None
+
+
+def _store_is_away(error: Exception) -> bool:
+    if isinstance(error, DBAPIError):
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        return error.connection_invalidated or state[:2] in _AWAY
+    return isinstance(error, PoolTimeoutError | RedisError | OSError)
 
 
 def _headers(status: int, code: str, error: Exception) -> dict[str, str]:

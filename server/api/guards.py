@@ -59,16 +59,20 @@ class TokenAuthentication(AbstractAuthenticationMiddleware):
     async def authenticate_request(
         self, connection: ASGIConnection[Any, Any, Any, Any]
     ) -> AuthenticationResult:
-        scheme, _, token = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise UnauthorizedError("send a token: `Authorization: Bearer …`")
-        caller = read_token(token.strip(), self.settings)
-        return AuthenticationResult(user=caller, auth=None)
+        return AuthenticationResult(user=identify(connection, self.settings), auth=None)
 
 
 def authentication(settings: Settings) -> DefineMiddleware:
     """Return the middleware for an app."""
     return DefineMiddleware(TokenAuthentication, settings=settings)
+
+
+def identify(connection: ASGIConnection[Any, Any, Any, Any], settings: Settings) -> Caller:
+    """Return who is calling; raises UnauthorizedError without a token, and what `read_token` raises."""
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise UnauthorizedError("send a token: `Authorization: Bearer …`")
+    return read_token(token.strip(), settings)
 
 
 def read_token(token: str, settings: Settings) -> Caller:

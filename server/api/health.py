@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import FromPath
@@ -12,7 +12,7 @@ from server.api import schemas
 from server.api.dependencies import Shared
 from server.api.described import good
 from server.api.errors import error_answers
-from server.api.guards import ADMINS, PUBLIC, TOKEN
+from server.api.guards import ADMINS, PUBLIC, TOKEN, identify
 from server.api.integrations import PATH
 from server.api.schemas import VenueId
 from server.errors import IntegrationNotFoundError
@@ -25,10 +25,11 @@ TAGS = ["Health"]
     f"{PATH}/health/{{provider:str}}",
     operation_id="getIntegrationHealth",
     summary="How an integration is doing",
-    description="Open to all, so it tells nothing but how syncs went: a venue that isn't connected, or isn't "
-    "there, looks like one that never synced.",
+    description="Open to all unless `HUB_PUBLIC_HEALTH` is false, so it tells nothing but how syncs went: a "
+    "venue that isn't connected, or isn't there, looks like one that never synced.",
     tags=TAGS,
     opt=PUBLIC,
+    security=[{}, *TOKEN],
     responses={
         200: good(
             schemas.HealthAnswer,
@@ -50,12 +51,14 @@ TAGS = ["Health"]
                 },
             ),
         ),
-        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", token=False),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER"),
     },
 )
 async def integration_health(
-    context: Shared, provider: FromPath[str], venue_id: VenueId
+    request: Request[Any, Any, Any], context: Shared, provider: FromPath[str], venue_id: VenueId
 ) -> schemas.HealthAnswer:
+    if not context.settings.public_health:
+        identify(request, context.settings).require(venue_id)
     context.catalog.connector(provider)
     async with context.sessions() as session:
         try:

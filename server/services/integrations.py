@@ -108,6 +108,8 @@ async def connect(
         config,
     )
     async with context.sessions.begin() as session:
+        # Tokens before the integration, as a refresh does it: so the two never wait for each other in a ring.
+        await session.execute(delete(OAuthToken).filter_by(venue_id=venue_id, integration_type=provider))
         integration, initial = await establish(session, context, actor, connection)
         row = VenueApiKey(venue_id=venue_id, integration_type=provider, environment=environment)
         sealed = context.vault.seal(
@@ -129,7 +131,6 @@ async def connect(
                 index_elements=["venue_id", "integration_type", "environment"], set_=stored
             )
         )
-        await session.execute(delete(OAuthToken).filter_by(venue_id=venue_id, integration_type=provider))
     await tell_workers(context, initial)
     await log.ainfo("integration.connected", provider=provider, venue_id=str(venue_id))
     return integration

@@ -58,6 +58,7 @@ def bearer(role: str = "venue_admin", venue: UUID | None = OURS, **claims: Any) 
 class Hub:
     """The running API, and what it shares, for looking behind it."""
 
+    app: Litestar
     http: httpx.AsyncClient
     context: Context
     sandbox: Sandbox
@@ -134,7 +135,7 @@ async def running(settings: Settings, sandbox: Sandbox) -> AsyncIterator[Hub]:
         _living(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, app)), base_url="http://hub.test") as http,
     ):
-        yield Hub(http, app.state.context, sandbox)
+        yield Hub(app, http, app.state.context, sandbox)
 
 
 @pytest.fixture

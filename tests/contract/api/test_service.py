@@ -1,5 +1,6 @@
 """Health, readiness, metrics, error answers and the API's own description."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -74,6 +75,15 @@ async def test_health_tells_an_outsider_nothing_of_who_is_connected(hub: Hub) ->
     await hub.connect_by_key()
     assert await health(hub) == await health(hub, NOWHERE)
     assert (await health(hub))["status"] == "unknown"
+
+
+async def test_health_can_be_closed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = replace(hub.context.settings, public_health=False)
+    monkeypatch.setattr(hub.app.state, "context", replace(hub.context, settings=closed))
+    path, query = f"{API}/health/stripe", {"venueId": str(OURS)}
+    assert (await hub.http.get(path, params=query)).status_code == 401
+    assert (await hub.http.get(path, params=query, headers=bearer("user"))).status_code == 200
+    assert (await hub.http.get(path, params=query, headers=bearer("user", NOWHERE))).status_code == 403
 
 
 async def test_liveness_and_readiness(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
