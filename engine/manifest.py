@@ -257,6 +257,7 @@ class Resource:
     id: Path
     fields: FieldCatalog
     changed_at: Path | None = None
+    reference: Path | None = None  # where our own id is kept in their record, if a mapping writes it there
     version: Path | None = None
     where: Expression | None = None  # rows of a read that are this resource
     deleted: Expression | None = None  # truthy when a record that was read is really gone
@@ -664,6 +665,7 @@ def _resource(name: str, part: _Part) -> Resource:
         id=part.pointer("id") or ANYWHERE,
         fields=_fields(part / "fields"),
         changed_at=part.pointer("changed_at"),
+        reference=part.pointer("reference"),
         version=part.pointer("version"),
         where=part.expression("where"),
         deleted=part.expression("deleted"),

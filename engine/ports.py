@@ -103,6 +103,7 @@ class PendingItem:
     body: Mapping[str, Any]
     fingerprint: str
     agreed: Mapping[str, Any]
+    adopted: bool = False  # `remote_id` was made by an earlier call of ours whose answer was lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from engine.client import ProviderClient, ReadRecord, Write, WriteGroup, WriteResult
@@ -37,6 +38,7 @@ from engine.reconcile import fingerprint, local_id_for, moment, plain, resolve
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 5  # of one announced write, over runs, before it is left to its failure
+LOOK_BACK = timedelta(hours=25)  # for records made by calls whose answers were lost
 CHUNK = 50  # calls announced, made and saved together
 KEPT_FAILURES = 100  # in a tally; all of them are saved
 
@@ -210,6 +212,13 @@ class Sync:
 
         refused = await self.host.upsert(mapping.entity, changes) if changes else {}
         written = {change.local_id: change for change in changes}
+        if mapping.pushes:  # what a new record looks like to a push, the platform's own defaults included
+            new_ids = [
+                change.local_id for change in changes if change.create and change.local_id not in refused
+            ]
+            made = await self.host.fetch(mapping.entity, new_ids) if new_ids else {}
+            for local_id, record in made.items():
+                merged[local_id] = (merged[local_id][0], record, merged[local_id][2])
         push_scope = self._scope(
             await self._remote_ids_of_links([record for _, record, _ in merged.values()])
         )
@@ -241,10 +250,14 @@ class Sync:
         )
 
     async def _match(self, rows: Sequence[ReadRecord]) -> dict[str, str]:
-        """Pair records that existed on both sides before the first sync; only where it is beyond doubt."""
+        """Pair unlinked records with the platform's, only where it is beyond doubt: by our own id in theirs,
+        or by `match_on` for those that existed on both sides before the first sync.
+        """
         mapping = self.mapping
+        known = await self._match_by_reference(rows)
+        rows = [row for row in rows if row.id not in known]
         if not rows or mapping.match_on is None or mapping.match_path is None:
-            return {}
+            return known
         values: dict[str, str] = {}
         claims: dict[str, int] = {}
         for row in rows:
@@ -255,11 +268,25 @@ class Sync:
         found = await self.host.find(mapping.entity, mapping.match_on, list(claims))
         single = {value: ids[0] for value, ids in found.items() if len(ids) == 1 and claims.get(value) == 1}
         taken = await self.state.links_by_local(mapping.resource, list(single.values()))
-        return {
+        return known | {
             remote_id: single[value]
             for remote_id, value in values.items()
-            if value in single and single[value] not in taken
+            if value in single and single[value] not in taken and single[value] not in known.values()
         }
+
+    async def _match_by_reference(self, rows: Sequence[ReadRecord]) -> dict[str, str]:
+        path = self.connector.resources[self.mapping.resource].reference
+        if path is None or not rows:
+            return {}
+        found = ((row.id, path.find(row.record)) for row in rows)
+        references = {row_id: value for row_id, value in found if isinstance(value, str) and value}
+        ours = await self.host.fetch(self.mapping.entity, list(references.values())) if references else {}
+        taken = await self.state.links_by_local(self.mapping.resource, list(ours)) if ours else {}
+        matched: dict[str, str] = {}
+        for row_id, local_id in references.items():
+            if local_id in ours and local_id not in taken and local_id not in matched.values():
+                matched[row_id] = local_id
+        return matched
 
     # ---- push -------------------------------------------------------------------------------------------
 
@@ -289,14 +316,15 @@ class Sync:
         return tally
 
     async def _repeat_unanswered(self, tally: Tally, report: Callable[[], None]) -> None:
-        for pending in batched(await self.state.announced(*self._here), CHUNK):
+        announced = await self._adopt_made(await self.state.announced(*self._here))
+        for pending in batched(announced, CHUNK):
             self._check_stop()
             groups = [
                 WriteGroup(
                     resource=self.mapping.resource,
                     key=write.key,
                     writes=tuple(
-                        Write(item.local_id, item.remote_id, dict(item.body), write.key)
+                        Write(item.local_id, item.remote_id, dict(item.body), write.key, item.adopted)
                         for item in write.items
                     ),
                 )
@@ -304,6 +332,55 @@ class Sync:
             ]
             await self._send(tally, pending, groups)
             report()
+
+    async def _adopt_made(self, announced: Sequence[PendingWrite]) -> Sequence[PendingWrite]:
+        """Turn creates that were done after all into updates of what they made.
+
+        Where a call can't be repeated under its own key, because the provider keeps none or replays a failure
+        for it, the record may be there all the same: it carries our id.
+        """
+        resource = self.connector.resources[self.mapping.resource]
+        creates = (resource.create, resource.create_many, resource.write_many)
+        keyed = any(spec is not None and spec.idempotency_key is not None for spec in creates)
+        doubtful = [
+            write
+            for write in announced
+            if write.items[0].remote_id is None and (write.attempt > 1 or not keyed)
+        ]
+        if not doubtful or resource.reference is None or (resource.list is None and resource.changes is None):
+            return announced
+        wanted = {
+            str(resource.reference.find(item.body)): item.local_id
+            for write in doubtful
+            for item in write.items
+        }
+        made: dict[str, str] = {}
+        async for batch in self.client.pages(resource.name, since=self.clock.now() - LOOK_BACK):
+            for row in batch.records:
+                reference = resource.reference.find(row.record)
+                if isinstance(reference, str) and reference in wanted and not row.deleted:
+                    made.setdefault(wanted[reference], row.id)
+        adopted: list[PendingWrite] = []
+        replaced: list[str] = []
+        for write in doubtful:
+            found = [item for item in write.items if item.local_id in made]
+            rest = tuple(item for item in write.items if item.local_id not in made)
+            if not found:
+                continue
+            replaced.append(write.key)
+            adopted.extend(
+                replace(
+                    write,
+                    key=fingerprint([write.key, item.local_id, "made"]),
+                    items=(replace(item, remote_id=made[item.local_id], adopted=True),),
+                )
+                for item in found
+            )
+            if rest:
+                adopted.append(replace(write, key=fingerprint([write.key, "rest"]), items=rest))
+        if adopted:
+            await self.state.announce(adopted, instead_of=replaced)
+        return [write for write in announced if write.key not in replaced] + adopted
 
     async def _push_page(
         self,
@@ -383,8 +460,9 @@ class Sync:
                 if result.error is None:
                     links.append(self._pushed_link(item, result))
                     done.append(item.local_id)
-                    tally.created += item.remote_id is None
-                    tally.updated += item.remote_id is not None
+                    new = item.remote_id is None or item.adopted
+                    tally.created += new
+                    tally.updated += not new
                     continue
                 failure = self._failure(
                     "push", item.local_id, result.error, result.error.field, result.retryable

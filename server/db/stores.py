@@ -133,6 +133,7 @@ def _item_to_json(item: PendingItem) -> dict[str, Any]:
         "body": item.body,
         "fingerprint": item.fingerprint,
         "agreed": item.agreed,
+        "adopted": item.adopted,
     }
 
 
