@@ -6,7 +6,6 @@ Heavy imports happen inside the commands, so that `hub lint` starts at once.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -362,6 +361,8 @@ def _with_client(
     connection: tuple[str, ...],
     run: Callable[[ProviderClient], Awaitable[None]],
 ) -> None:
+    import asyncio
+
     from engine.errors import HubError
     from engine.manifest import load_connector
 

@@ -5,7 +5,6 @@ Exit status 0: done; 1: it failed; 2: misuse. Heavy imports happen inside the co
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -165,6 +164,8 @@ def migrate(down: str | None, json_output: bool) -> None:
 @as_json
 def sync(provider: str, venue: str, sync_type: str, url: str | None, json_output: bool) -> None:
     """Sync one venue with one provider through the API of a running hub, showing progress."""
+    import asyncio
+
     from server.dev import ApiClient, ApiError, show_syncs
 
     settings = _settings(stores=False)

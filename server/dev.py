@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -32,6 +33,7 @@ API = "/api/v1/integrations"
 READY_SECONDS = 60.0
 ENDED = ("completed", "failed", "dead_letter", "paused", "stopped")
 COLUMNS = ("read", "created", "updated", "unchanged", "skipped", "failed", "api_calls")
+HEADINGS = ("read", "created", "updated", "same", "skipped", "failed", "calls")
 
 
 class DevError(RuntimeError):
@@ -161,9 +163,9 @@ def _mappings(state: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _table(states: Mapping[str, Mapping[str, Any]], seconds: float, done: bool) -> Table:
     title = f"synced in {seconds:.1f} s" if done else f"syncing… {seconds:.0f} s"
-    table = Table(title=title, title_justify="left")
-    for name in ("provider", "what", *(column.replace("_", " ") for column in COLUMNS), "time"):
-        table.add_column(name, justify="left" if name in ("provider", "what") else "right")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("provider", "what", *HEADINGS, "time"):
+        table.add_column(name, justify="left" if name in ("provider", "what") else "right", no_wrap=True)
     for provider, state in states.items():
         for row in _mappings(state):
             arrow = "→" if row["direction"] == "push" else "←"
