@@ -14,15 +14,33 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import and_, case, extract, func, literal_column, not_, or_, select, true, union_all, update
+from sqlalchemy import (
+    FromClause,
+    Interval,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    case,
+    extract,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
 from sqlalchemy.sql.elements import ColumnElement
 
 from engine.errors import HubError, LeaseLostError
@@ -73,6 +91,7 @@ class Claim:
     run_id: UUID | None
     correlation_id: str | None
     progress: Mapping[str, Any] | None  # what earlier attempts left
+    started_at: datetime  # of the first attempt
     owner: str
     fencing_token: int
     lease: timedelta
@@ -133,22 +152,7 @@ async def due(session: AsyncSession, limit: int = 1000, *, lanes: Collection[str
 
     They are those that wait and are due, and those whose worker let its lease run out.
     """
-    # Each half by itself can follow an index; an OR of both could not.
-    halves = [
-        select(Operation.id, Operation.priority, Operation.queued_at)
-        .where(half, _free(), _in_lanes(lanes))
-        .order_by(Operation.priority, Operation.queued_at)
-        .limit(limit)
-        .subquery()
-        for half in (_waiting(), _orphaned())
-    ]
-    both = union_all(*(select(half) for half in halves)).subquery()
-    statement = (
-        select(both.c.id, both.c.priority, extract("epoch", both.c.queued_at))
-        .order_by(both.c.priority, both.c.queued_at)
-        .limit(limit)
-    )
-    rows = (await session.execute(statement)).all()
+    rows = await session.execute(_due_statement(frozenset(lanes)), {"limit": limit})
     return [Due(identifier, lane_of(priority), float(queued_at)) for identifier, priority, queued_at in rows]
 
 
@@ -165,97 +169,59 @@ async def claim(
     Commit right after it: until then nobody else can claim for the same integration.
     """
     wanted = [operation_id] if operation_id else [row.id for row in await due(session, 20, lanes=lanes)]
+    statement = _claim_statement(frozenset(lanes))
     for candidate in wanted:
-        taken = await _claim(session, candidate, owner, lease, lanes)
-        if taken is not None:
-            return taken
+        # Two operations of one integration claimed in one moment wouldn't see each other. The lock is a
+        # statement of its own: one sees what was committed before it began, not before it waited.
+        await session.execute(_LOCK_INTEGRATION, {"id": candidate})
+        found = await session.execute(statement, {"candidate": candidate, "owner": owner, "lease": lease})
+        row = found.mappings().one_or_none()
+        if row is not None:
+            values = dict(row)
+            return Claim(
+                operation_id=values.pop("id"),
+                provider=values.pop("integration_type"),
+                owner=owner,
+                lease=lease,
+                **values,
+            )
     return None
-
-
-async def _claim(
-    session: AsyncSession, operation_id: UUID, owner: str, lease: timedelta, lanes: Collection[str]
-) -> Claim | None:
-    # Two operations of one integration claimed in the same moment wouldn't see each other. The lock is a
-    # statement of its own because a statement sees what was committed before it began, not before its lock.
-    integration = func.concat(Operation.venue_id, ":", Operation.integration_type)
-    await session.execute(
-        select(func.pg_advisory_xact_lock(func.hashtextextended(integration, 0))).where(
-            Operation.id == operation_id, Operation.operation_type.in_(EXCLUSIVE)
-        )
-    )
-    candidate = (
-        select(Operation.id)
-        .where(Operation.id == operation_id, or_(_waiting(), _orphaned()), _free(), _in_lanes(lanes))
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    statement = (
-        update(Operation)
-        .where(Operation.id == candidate)
-        .values(
-            status=OperationStatus.PROCESSING,
-            # One taken over from a lost worker goes on with the attempt that was begun.
-            attempts=Operation.attempts + case((_is(OperationStatus.PROCESSING), 0), else_=1),
-            error_count=Operation.error_count + case((_is(OperationStatus.PROCESSING), 1), else_=0),
-            fencing_token=Operation.fencing_token + 1,
-            lease_owner=owner,
-            lease_expires_at=func.now() + lease,
-            started_at=func.coalesce(Operation.started_at, func.now()),
-            next_retry_at=None,
-            updated_at=func.now(),
-        )
-        .returning(Operation)
-        .execution_options(synchronize_session=False, populate_existing=True)
-    )
-    row = (await session.scalars(statement)).one_or_none()
-    if row is None:
-        return None
-    return Claim(
-        operation_id=row.id,
-        venue_id=row.venue_id,
-        provider=row.integration_type,
-        operation_type=row.operation_type,
-        entity_type=row.entity_type,
-        entity_id=row.entity_id,
-        payload=row.payload,
-        priority=row.priority,
-        attempts=row.attempts,
-        max_attempts=row.max_attempts,
-        run_id=row.run_id,
-        correlation_id=row.correlation_id,
-        progress=row.progress,
-        owner=owner,
-        fencing_token=row.fencing_token,
-        lease=lease,
-    )
 
 
 async def heartbeat(session: AsyncSession, claim: Claim, progress: Mapping[str, Any] | None = None) -> Hold:
     """Extend the lease, and save the run's progress on the way when there is news."""
-    news = {"progress": dict(progress)} if progress is not None else {}
-    statement = (
-        update(Operation)
-        .where(_held_by(claim))
-        .values(lease_expires_at=func.now() + claim.lease, updated_at=func.now(), **news)
-        .returning(Operation.stop_requested)
-    )
-    stop = (await session.scalars(statement)).one_or_none()
+    news = {} if progress is None else {"new_progress": dict(progress)}
+    stop = (
+        await session.scalars(_beat_statement(bool(news)), {**_held(claim), **news, "lease": claim.lease})
+    ).one_or_none()
     return Hold.LOST if stop is None else Hold.STOP if stop else Hold.HELD
 
 
-async def complete(session: AsyncSession, claim: Claim, result: Mapping[str, Any]) -> None:
-    """End it well. Raises LeaseLostError, as all that follow do."""
-    await _let_go(session, claim, OperationStatus.COMPLETED, result=dict(result), last_error=None)
+async def complete(
+    session: AsyncSession,
+    claim: Claim,
+    result: Mapping[str, Any],
+    *,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
+    """End it well. Raises LeaseLostError, as all that follow do; `progress` None leaves it as last saved."""
+    await _let_go(session, claim, OperationStatus.COMPLETED, progress, result=dict(result), last_error=None)
 
 
-async def pause(session: AsyncSession, claim: Claim, result: Mapping[str, Any]) -> None:
+async def pause(
+    session: AsyncSession,
+    claim: Claim,
+    result: Mapping[str, Any],
+    *,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
     """End it because somebody asked; what was done stays done."""
-    await _let_go(session, claim, OperationStatus.PAUSED, result=dict(result), stop_requested=False)
+    await _let_go(session, claim, OperationStatus.PAUSED, progress, result=dict(result), stop_requested=False)
 
 
-async def release(session: AsyncSession, claim: Claim) -> None:
+async def release(session: AsyncSession, claim: Claim, *, progress: Mapping[str, Any] | None = None) -> None:
     """Give it back untouched, for another worker to take at once: no attempt is counted."""
-    await _let_go(session, claim, OperationStatus.PENDING, attempts=func.greatest(Operation.attempts - 1, 0))
+    await _let_go(session, claim, OperationStatus.PENDING, progress, attempts=max(claim.attempts - 1, 0))
 
 
 async def fail(
@@ -264,6 +230,7 @@ async def fail(
     error: HubError,
     *,
     result: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
     retry_after: float | None = None,
     chance: Callable[[], float] = random.random,
 ) -> OperationStatus:
@@ -286,10 +253,11 @@ async def fail(
         session,
         claim,
         status,
-        last_error=error.message,
-        error_count=Operation.error_count + 1,
-        next_retry_at=func.now() + wait if again else None,
+        progress,
         result={**(result or {}), "error": {"code": error.code, "message": error.message}},
+        last_error=error.message,
+        more_errors=1,
+        wait=wait if again else None,
     )
     return status
 
@@ -308,14 +276,14 @@ async def settle(session: AsyncSession) -> int:
     """
     unheld = or_(_is(*WAITING), _orphaned_lease())
     endings: tuple[tuple[ColumnElement[bool], OperationStatus, str | None], ...] = (
-        (and_(unheld, Operation.stop_requested), OperationStatus.PAUSED, None),
+        (and_(unheld, _OP.stop_requested), OperationStatus.PAUSED, None),
         (
             and_(_orphaned_lease(), not_(_may_lose_another_worker())),
             OperationStatus.DEAD_LETTER,
             "every worker that took this operation was lost while working on it",
         ),
         (
-            and_(_is(*WAITING), Operation.expires_at <= func.now()),
+            and_(_is(*WAITING), _OP.expires_at <= func.now()),
             OperationStatus.DEAD_LETTER,
             "the operation expired before it could be worked",
         ),
@@ -323,19 +291,18 @@ async def settle(session: AsyncSession) -> int:
     ended = 0
     for condition, status, reason in endings:
         statement = (
-            update(Operation)
+            update(_TABLE)
             .where(condition)
             .values(
                 **_ENDED,
                 status=status,
                 stop_requested=False,
-                fencing_token=Operation.fencing_token + 1,
-                last_error=func.coalesce(reason, Operation.last_error),
+                fencing_token=_OP.fencing_token + 1,
+                last_error=func.coalesce(reason, _OP.last_error),
                 completed_at=func.now(),
                 updated_at=func.now(),
             )
-            .returning(Operation.id)
-            .execution_options(synchronize_session=False)
+            .returning(_OP.id)
         )
         ended += len((await session.scalars(statement)).all())
     return ended
@@ -351,78 +318,179 @@ _FINAL = (
 _ENDED: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None, "next_retry_at": None}
 
 
-async def _let_go(session: AsyncSession, claim: Claim, status: OperationStatus, **values: Any) -> None:
-    statement = (
-        update(Operation)
-        .where(_held_by(claim))
-        .values(
-            {
-                **_ENDED,
-                "status": status,
-                "completed_at": func.now() if status in _FINAL else None,
-                "updated_at": func.now(),
-                **values,
-            }
-        )
-        .returning(Operation.id)
-        .execution_options(synchronize_session=False)
-    )
-    if (await session.scalars(statement)).one_or_none() is None:
+async def _let_go(
+    session: AsyncSession,
+    claim: Claim,
+    status: OperationStatus,
+    progress: Mapping[str, Any] | None,
+    **values: Any,
+) -> None:
+    given = values if progress is None else {**values, "progress": dict(progress)}
+    statement = _end_statement(status, frozenset(given))
+    new = {f"new_{name}": value for name, value in given.items()}
+    if (await session.scalars(statement, {**_held(claim), **new})).one_or_none() is None:
         raise LeaseLostError("another worker has taken this operation over")
 
 
-def _held_by(claim: Claim) -> ColumnElement[bool]:
-    return and_(
-        Operation.id == claim.operation_id,
-        Operation.fencing_token == claim.fencing_token,
-        Operation.status == OperationStatus.PROCESSING,
-    )
+def _held(claim: Claim) -> dict[str, Any]:
+    return {"held_id": claim.operation_id, "held_token": claim.fencing_token}
 
 
-def _is(*statuses: OperationStatus, of: type[Operation] = Operation) -> ColumnElement[bool]:
+# --- statements. Workers run them all the time, so each is built once and not for every operation.
+
+_TABLE = cast(Table, Operation.__table__)
+_OP = _TABLE.c
+
+
+def _is(*statuses: OperationStatus, of: FromClause = _TABLE) -> ColumnElement[bool]:
     # Written out and not bound: partial indexes are used only for conditions the planner can read.
-    return of.status.in_([literal_column(f"'{status.value}'::operation_status") for status in statuses])
+    return of.c.status.in_([literal_column(f"'{status.value}'::operation_status") for status in statuses])
 
 
 def _waiting() -> ColumnElement[bool]:
     return and_(
         _is(*WAITING),
-        not_(Operation.stop_requested),
-        or_(Operation.next_retry_at.is_(None), Operation.next_retry_at <= func.now()),
-        Operation.expires_at > func.now(),
+        not_(_OP.stop_requested),
+        or_(_OP.next_retry_at.is_(None), _OP.next_retry_at <= func.now()),
+        _OP.expires_at > func.now(),
     )
 
 
 def _orphaned_lease() -> ColumnElement[bool]:
-    return and_(_is(OperationStatus.PROCESSING), Operation.lease_expires_at <= func.now())
+    return and_(_is(OperationStatus.PROCESSING), _OP.lease_expires_at <= func.now())
 
 
 def _may_lose_another_worker() -> ColumnElement[bool]:
-    return Operation.error_count < LOST_WORKERS_PER_ATTEMPT * Operation.max_attempts
+    return _OP.error_count < LOST_WORKERS_PER_ATTEMPT * _OP.max_attempts
 
 
 def _orphaned() -> ColumnElement[bool]:
-    return and_(_orphaned_lease(), not_(Operation.stop_requested), _may_lose_another_worker())
+    return and_(_orphaned_lease(), not_(_OP.stop_requested), _may_lose_another_worker())
 
 
 def _free() -> ColumnElement[bool]:
     """No other operation is working on the same integration's records."""
-    other = aliased(Operation)
+    other = _TABLE.alias()
     busy = (
-        select(other.id)
+        select(other.c.id)
         .where(
-            other.venue_id == Operation.venue_id,
-            other.integration_type == Operation.integration_type,
-            other.id != Operation.id,
-            other.operation_type.in_(EXCLUSIVE),
+            other.c.venue_id == _OP.venue_id,
+            other.c.integration_type == _OP.integration_type,
+            other.c.id != _OP.id,
+            other.c.operation_type.in_(EXCLUSIVE),
             _is(OperationStatus.PROCESSING, of=other),
         )
         .exists()
     )
-    return or_(Operation.operation_type.not_in(EXCLUSIVE), not_(busy))
+    return or_(_OP.operation_type.not_in(EXCLUSIVE), not_(busy))
 
 
-def _in_lanes(lanes: Collection[str]) -> ColumnElement[bool]:
-    if set(lanes) == set(LANES):
+def _in_lanes(lanes: frozenset[str]) -> ColumnElement[bool]:
+    if lanes == frozenset(LANES):
         return true()
-    return Operation.priority.in_([Priority(lane.upper()) for lane in lanes])
+    return _OP.priority.in_([Priority(lane.upper()) for lane in LANES if lane in lanes])
+
+
+_LOCK_INTEGRATION = select(
+    func.pg_advisory_xact_lock(func.hashtextextended(func.concat(_OP.venue_id, ":", _OP.integration_type), 0))
+).where(_OP.id == bindparam("id"), _OP.operation_type.in_(EXCLUSIVE))
+
+
+@cache
+def _due_statement(lanes: frozenset[str]) -> Select[Any]:
+    # Each half by itself can follow an index; an OR of both could not.
+    halves = [
+        select(_OP.id, _OP.priority, _OP.queued_at)
+        .where(half, _free(), _in_lanes(lanes))
+        .order_by(_OP.priority, _OP.queued_at)
+        .limit(bindparam("limit"))
+        .subquery()
+        for half in (_waiting(), _orphaned())
+    ]
+    both = union_all(*(select(half) for half in halves)).subquery()
+    return (
+        select(both.c.id, both.c.priority, extract("epoch", both.c.queued_at))
+        .order_by(both.c.priority, both.c.queued_at)
+        .limit(bindparam("limit"))
+    )
+
+
+@cache
+def _claim_statement(lanes: frozenset[str]) -> Update:
+    candidate = (
+        select(_OP.id)
+        .where(_OP.id == bindparam("candidate"), or_(_waiting(), _orphaned()), _free(), _in_lanes(lanes))
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    taken_over = _is(OperationStatus.PROCESSING)
+    return (
+        update(_TABLE)
+        .where(_OP.id == candidate)
+        .values(
+            status=OperationStatus.PROCESSING,
+            # One taken over from a lost worker goes on with the attempt that was begun.
+            attempts=_OP.attempts + case((taken_over, 0), else_=1),
+            error_count=_OP.error_count + case((taken_over, 1), else_=0),
+            fencing_token=_OP.fencing_token + 1,
+            lease_owner=bindparam("owner"),
+            lease_expires_at=func.now() + bindparam("lease", type_=Interval()),
+            started_at=func.coalesce(_OP.started_at, func.now()),
+            next_retry_at=None,
+            updated_at=func.now(),
+        )
+        .returning(
+            _OP.id,
+            _OP.venue_id,
+            _OP.integration_type,
+            _OP.operation_type,
+            _OP.entity_type,
+            _OP.entity_id,
+            _OP.payload,
+            _OP.priority,
+            _OP.attempts,
+            _OP.max_attempts,
+            _OP.run_id,
+            _OP.correlation_id,
+            _OP.progress,
+            _OP.started_at,
+            _OP.fencing_token,
+        )
+    )
+
+
+@cache
+def _held_statement() -> Update:
+    return (
+        update(_TABLE)
+        .where(
+            _OP.id == bindparam("held_id"),
+            _OP.fencing_token == bindparam("held_token"),
+            _is(OperationStatus.PROCESSING),
+        )
+        .values(updated_at=func.now())
+    )
+
+
+@cache
+def _beat_statement(with_progress: bool) -> Update:
+    statement = _held_statement().values(lease_expires_at=func.now() + bindparam("lease", type_=Interval()))
+    if with_progress:
+        statement = statement.values(progress=bindparam("new_progress"))
+    return statement.returning(_OP.stop_requested)
+
+
+@cache
+def _end_statement(status: OperationStatus, given: frozenset[str]) -> Update:
+    """End an attempt with this status; `given` names the values bound as `new_…`."""
+    values: dict[str, Any] = {
+        **_ENDED,
+        "status": status,
+        "completed_at": func.now() if status in _FINAL else None,
+        **{name: bindparam(f"new_{name}") for name in given - {"more_errors", "wait"}},
+    }
+    if "more_errors" in given:
+        values["error_count"] = _OP.error_count + bindparam("new_more_errors")
+    if "wait" in given:
+        values["next_retry_at"] = func.now() + bindparam("new_wait", type_=Interval())
+    return _held_statement().values(values).returning(_OP.id)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Interval, Table, Update, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.client import ProviderClient
@@ -24,7 +25,6 @@ from server.db import models
 from server.db.models import (
     IntegrationConfig,
     IntegrationStatus,
-    Operation,
     OperationStatus,
     OperationType,
     SyncLog,
@@ -340,47 +340,50 @@ async def record(
 async def _record_integration(
     session: AsyncSession, claim: Claim, status: OperationStatus, error: HubError | None
 ) -> None:
+    synced = status is OperationStatus.COMPLETED and claim.operation_type is OperationType.SYNC
+    statement = _integration_statement(
+        failed=error is not None,
+        refused=isinstance(error, AuthenticationError),
+        completed=status is OperationStatus.COMPLETED,
+        synced=synced,
+    )
+    names = {"venue": claim.venue_id, "provider": claim.provider}
+    told = {} if error is None else {"message": error.message}
+    found = (await session.execute(statement, {**names, **told})).one_or_none()
+    if found is not None and claim.operation_type is OperationType.SYNC:
+        await schedule_next(session, found.id, found.config)
+
+
+@cache
+def _integration_statement(*, failed: bool, refused: bool, completed: bool, synced: bool) -> Update:
     values: dict[str, Any] = {"updated_at": func.now()}
-    if error is not None:
+    if failed:
         values |= {
-            "failure_count": IntegrationConfig.failure_count + 1,
-            "last_error": error.message,
+            "failure_count": _INTEGRATION.failure_count + 1,
+            "last_error": bindparam("message"),
             "last_error_at": func.now(),
         }
-        if isinstance(error, AuthenticationError):
-            values["status"] = IntegrationStatus.ERROR
-    elif status is OperationStatus.COMPLETED:
-        values |= {
-            "failure_count": 0,
-            "last_error": None,
-            "status": IntegrationStatus.CONNECTED,
-        }
-        if claim.operation_type is OperationType.SYNC:
-            values["last_sync_at"] = func.now()
-    integration = await session.scalar(
-        update(IntegrationConfig)
+    if refused:
+        values["status"] = IntegrationStatus.ERROR
+    if completed:
+        values |= {"failure_count": 0, "last_error": None, "status": IntegrationStatus.CONNECTED}
+    if synced:
+        values["last_sync_at"] = func.now()
+    return (
+        update(_INTEGRATIONS)
         .where(
-            IntegrationConfig.venue_id == claim.venue_id,
-            IntegrationConfig.integration_type == claim.provider,
-            IntegrationConfig.status.in_(RUNNABLE),  # it may have been disconnected meanwhile
+            _INTEGRATION.venue_id == bindparam("venue"),
+            _INTEGRATION.integration_type == bindparam("provider"),
+            _INTEGRATION.status.in_(RUNNABLE),  # it may have been disconnected meanwhile
         )
         .values(values)
-        .returning(IntegrationConfig)
-        .execution_options(synchronize_session=False)
+        .returning(_INTEGRATION.id, _INTEGRATION.config)
     )
-    if integration is not None and claim.operation_type is OperationType.SYNC:
-        await schedule_next(session, integration)
 
 
-async def schedule_next(session: AsyncSession, integration: IntegrationConfig) -> None:
+async def schedule_next(session: AsyncSession, integration_id: UUID, config: Mapping[str, Any]) -> None:
     """Set when the next scheduled sync of an integration is due: never, unless its `config` enables it."""
-    interval = sync_interval(integration.config)
-    await session.execute(
-        update(IntegrationConfig)
-        .where(IntegrationConfig.id == integration.id)
-        .values(next_sync_at=None if interval is None else func.now() + interval)
-        .execution_options(synchronize_session=False)
-    )
+    await session.execute(_SCHEDULE_NEXT, {"integration": integration_id, "interval": sync_interval(config)})
 
 
 def sync_interval(config: Mapping[str, Any]) -> timedelta | None:
@@ -399,21 +402,10 @@ async def _record_logs(
     claim = run.claim
     sync_id: UUID = claim.run_id or claim.operation_id
     # The log of a run that was revived is the log of its last end.
-    await session.execute(delete(SyncLog).where(SyncLog.sync_id == sync_id))
+    await session.execute(_FORGET_LOGS, {"sync": sync_id})
     # One that ended before there was a step has a log all the same.
     steps = list(run.steps.values()) or [StepReport(claim.entity_type, claim.entity_type, "push")]
-    await session.execute(insert(SyncLog), [_log_values(run, sync_id, step, status, error) for step in steps])
-    await session.execute(
-        update(SyncLog)
-        .where(SyncLog.sync_id == sync_id)
-        .values(
-            started_at=select(Operation.started_at)
-            .where(Operation.id == claim.operation_id)
-            .scalar_subquery(),
-            completed_at=func.now(),
-        )
-        .execution_options(synchronize_session=False)
-    )
+    await session.execute(_LOG, [_log_values(run, sync_id, step, status, error) for step in steps])
 
 
 def _log_values(
@@ -438,4 +430,19 @@ def _log_values(
         "api_calls_made": counts["api_calls"],
         "details": {"resource": step.resource, "direction": step.direction, **counts},
         "errors": errors or None,
+        "started_at": claim.started_at,
     }
+
+
+# --- statements, built once
+
+_INTEGRATIONS = cast(Table, IntegrationConfig.__table__)
+_INTEGRATION = _INTEGRATIONS.c
+_LOGS = cast(Table, SyncLog.__table__)
+_SCHEDULE_NEXT = (
+    update(_INTEGRATIONS)
+    .where(_INTEGRATION.id == bindparam("integration"))
+    .values(next_sync_at=func.now() + bindparam("interval", type_=Interval()))
+)
+_FORGET_LOGS = delete(_LOGS).where(_LOGS.c.sync_id == bindparam("sync"))
+_LOG = insert(_LOGS).values(completed_at=func.now())

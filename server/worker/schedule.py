@@ -108,7 +108,7 @@ async def start_scheduled_syncs(context: WorkerContext) -> int:
 
 async def _start_sync(session: AsyncSession, integration: IntegrationConfig) -> Operation | None:
     due_at: datetime | None = integration.next_sync_at
-    await schedule_next(session, integration)
+    await schedule_next(session, integration.id, integration.config)
     if due_at is None or sync_interval(integration.config) is None or await _is_syncing(session, integration):
         return None
     return await operations.enqueue(

@@ -165,20 +165,21 @@ async def _end(context: WorkerContext, attempt: Attempt) -> None:
 
 async def _write_end(session: AsyncSession, attempt: Attempt, error: HubError | None) -> OperationStatus:
     run, claim = attempt.run, attempt.run.claim
-    if await operations.heartbeat(session, claim, run.progress()) is Hold.LOST:
-        raise LeaseLostError("another worker has taken this operation over")
+    result, progress = run.result(), run.progress()
     if isinstance(error, StoppedError) and not attempt.asked_to_stop:
-        await operations.release(session, claim)
+        await operations.release(session, claim, progress=progress)
         return OperationStatus.PENDING
     if isinstance(error, StoppedError):
         error, status = None, OperationStatus.PAUSED
-        await operations.pause(session, claim, run.result())
+        await operations.pause(session, claim, result, progress=progress)
     elif error is None:
         status = OperationStatus.COMPLETED
-        await operations.complete(session, claim, run.result())
+        await operations.complete(session, claim, result, progress=progress)
     else:
         retry_after = error.retry_after if isinstance(error, RateLimitedError) else None
-        status = await operations.fail(session, claim, error, result=run.result(), retry_after=retry_after)
+        status = await operations.fail(
+            session, claim, error, result=result, progress=progress, retry_after=retry_after
+        )
     await runs.record(session, run, status, error)
     return status
 

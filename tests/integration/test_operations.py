@@ -124,6 +124,7 @@ async def test_a_claim_holds_what_was_enqueued(sessions: Sessions) -> None:
         run_id=run,
         correlation_id="req-1",
         progress=None,
+        started_at=claim.started_at,
         owner="worker-1",
         fencing_token=1,
         lease=LEASE,

@@ -1,7 +1,7 @@
 """What a run plans and how it counts, without stores."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -53,6 +53,7 @@ def _run(progress: dict[str, Any] | None = None) -> Run:
             run_id=None,
             correlation_id=None,
             progress=progress,
+            started_at=datetime(2026, 1, 1, tzinfo=UTC),
             owner="w",
             fencing_token=1,
             lease=timedelta(seconds=15),
