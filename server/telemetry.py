@@ -34,12 +34,14 @@ _CHATTY = (
     "sqlalchemy",
     "asyncio",
     "taskiq",
+    "alembic",
 )  # their messages may hold addresses with keys
 
 
 def configure_logging(level: str = "info") -> None:
     """Write every log event as one JSON object a line on standard output, secrets replaced by `***`."""
     shared: list[structlog.typing.Processor] = [
+        _name_service,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -68,6 +70,10 @@ def configure_logging(level: str = "info") -> None:
     root.setLevel(level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _name_service(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {"service": "integration-hub", **event}
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

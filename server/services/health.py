@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
 from redis.exceptions import RedisError
@@ -97,13 +98,18 @@ def _by_rate(rate: float | None) -> HealthStatus:
     return HealthStatus.DEGRADED if rate < 90 else HealthStatus.HEALTHY
 
 
+@cache
+def _newest_revision() -> str:
+    return migrate.head()  # reads every migration, and they don't change while a process lives
+
+
 async def readiness(context: Context) -> dict[str, str]:
     """Return what keeps this service from working, by part; empty when it can."""
     problems: dict[str, str] = {}
     try:
         async with context.engine.connect() as connection:
             revision = await migrate.current_revision(connection)
-        if revision != migrate.head():
+        if revision != _newest_revision():
             problems["migrations"] = "the database isn't at the newest revision: run `hub migrate`"
     except (SQLAlchemyError, OSError):
         problems["database"] = "PostgreSQL can't be reached"
