@@ -1,0 +1,102 @@
+"""What a sync is for: both sides hold the same, once, and work that isn't needed isn't done."""
+
+from decimal import Decimal
+
+import pytest
+
+from tests.integration.hub import (
+    PROVIDERS,
+    VENUE,
+    Hub,
+    check_everything_is_in_step,
+    counts_of,
+    event_id,
+    start_over,
+)
+
+EVENTS, CUSTOMERS, SALES = 40, 60, 130
+
+
+@pytest.fixture(scope="module")
+def synced(running: Hub) -> Hub:
+    """A hub after its first sync with both providers, which had sales and one of our customers before."""
+    start_over(running, events=EVENTS, customers=CUSTOMERS)
+    running.connect_all()
+    running.control("stripe", "POST", "payments", {"count": SALES, "live": True})
+    running.control("square", "POST", "orders", {"count": SALES})
+    running.sync_all()
+    return running
+
+
+def test_every_event_and_customer_is_at_both_providers_once(synced: Hub) -> None:
+    check_everything_is_in_step(synced)
+    assert len(synced.objects("stripe", "product")) == EVENTS
+    assert len(synced.objects("square", "customer")) >= CUSTOMERS
+
+
+def test_sales_are_in_the_platform_store(synced: Hub) -> None:
+    """Totals are in the currency's smallest unit on all three sides, so nothing is converted here."""
+    found = sorted(
+        synced.database.rows(
+            "SELECT total, currency, status FROM platform.orders WHERE venue_id = $1 AND source = 'provider'",
+            VENUE,
+        )
+    )
+    paid = [
+        (intent["amount_received"], intent["currency"].upper(), "paid")
+        for intent in synced.objects("stripe", "payment_intent")
+        if intent["status"] == "succeeded"
+    ]
+    states = {"COMPLETED": "paid", "CANCELED": "cancelled", "OPEN": "pending"}
+    orders = [
+        (order["total_money"]["amount"], order["total_money"]["currency"], states[order["state"]])
+        for order in synced.objects("square", "order")
+        if order["state"] != "DRAFT"
+    ]
+    assert paid
+    assert orders
+    assert found == sorted(paid + orders)
+
+
+def test_a_second_sync_writes_nothing(synced: Hub) -> None:
+    before = synced.writes()
+    stored = synced.database.rows("SELECT id, updated_at FROM platform.events ORDER BY id")
+    for state in synced.sync_all().values():
+        assert counts_of(state, "push", "created", "updated", "failed") == {
+            "created": 0,
+            "updated": 0,
+            "failed": 0,
+        }
+    assert synced.writes() == before
+    assert synced.database.rows("SELECT id, updated_at FROM platform.events ORDER BY id") == stored
+
+
+def test_ten_changed_events_are_ten_writes(synced: Hub) -> None:
+    synced.sync_all()
+    before = {provider: synced.counts(provider) for provider in PROVIDERS}
+    changed = [event_id(number) for number in range(10)]
+    synced.database.execute(
+        "UPDATE platform.events SET name = name || ' – sold out soon', updated_at = now() "
+        "WHERE id = ANY($1::uuid[])",
+        changed,
+    )
+    states = synced.sync_all()
+    for state in states.values():
+        assert counts_of(state, "push", "created", "updated") == {"created": 0, "updated": 10}
+    stripe, square = (synced.counts(provider) for provider in PROVIDERS)
+    made = stripe["by_call"]["POST /v1/products/{id}"] - before["stripe"]["by_call"]["POST /v1/products/{id}"]
+    assert made == stripe["writes"] - before["stripe"]["writes"] == 10
+    assert square["writes"] - before["square"]["writes"] == 1
+    assert square["effects"]["item.updated"] - before["square"]["effects"].get("item.updated", 0) == 10
+    check_everything_is_in_step(synced)
+
+
+def test_a_new_price_is_one_new_price_and_the_old_one_retires(synced: Hub) -> None:
+    synced.sync_all()
+    prices = len(synced.objects("stripe", "price"))
+    synced.database.execute(
+        "UPDATE platform.events SET price = $2, updated_at = now() WHERE id = $1", event_id(3), Decimal("21.5")
+    )
+    synced.sync_all()
+    assert len(synced.objects("stripe", "price")) == prices + 1
+    check_everything_is_in_step(synced)

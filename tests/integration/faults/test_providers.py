@@ -1,0 +1,175 @@
+"""Providers on a bad day. Whatever they do, in the end each record is there once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.integration.hub import (
+    PROVIDERS,
+    VENUE,
+    Hub,
+    Provider,
+    check_everything_is_in_step,
+)
+
+CREATES: Mapping[Provider, tuple[str, ...]] = {
+    "stripe": ("POST /v1/products", "POST /v1/prices", "POST /v1/customers"),
+    "square": ("POST /v2/catalog/batch-upsert", "POST /v2/customers/bulk-create"),
+}
+LISTS: Mapping[Provider, str] = {"stripe": "GET /v1/customers", "square": "POST /v2/customers/search"}
+
+
+def _operation(hub: Hub, sync_id: str, columns: str) -> tuple[Any, ...]:
+    (row,) = hub.database.rows(f"SELECT {columns} FROM sync_queue WHERE run_id = $1::uuid", sync_id)
+    return row
+
+
+def _told(hub: Hub, provider: Provider, sync_id: str) -> str:
+    """Wait until a sync has met its fault; returns what it says of it while it waits for another try."""
+
+    def look() -> str | None:
+        state = hub.state(provider, sync_id)
+        return state["error"] if state and state["status"] == "pending" and state["error"] else None
+
+    return str(hub.until(look, f"{provider}'s sync to meet its fault", 60))
+
+
+def _end_well(hub: Hub, syncs: Mapping[Provider, str]) -> None:
+    states = {provider: hub.ended(provider, sync_id) for provider, sync_id in syncs.items()}
+    assert {provider: state["status"] for provider, state in states.items()} == dict.fromkeys(
+        syncs, "completed"
+    ), states
+
+
+def _settled(hub: Hub) -> None:
+    """Everything is in step, nothing is left over, and nothing is written again."""
+    hub.sync_all()
+    check_everything_is_in_step(hub)
+    assert hub.database.rows("SELECT * FROM pending_writes") == []
+    assert hub.database.rows("SELECT * FROM record_failures") == []
+    before = hub.writes()
+    hub.sync_all()
+    assert hub.writes() == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("status:503", "503"),
+        ("disconnect", "closed the connection"),
+        ("html", "502"),
+        ("truncated", "isn't JSON"),
+    ],
+)
+def test_down_for_a_while(connected: Hub, fault: str, said: str) -> None:
+    for provider in PROVIDERS:
+        connected.break_provider(provider, {"match": "*", "fault": fault})
+    syncs = connected.begin_all()
+    for provider, sync_id in syncs.items():
+        message = _told(connected, provider, sync_id)
+        assert said in message
+        assert "<" not in message
+    for provider in PROVIDERS:
+        connected.mend_provider(provider)
+    _end_well(connected, syncs)
+    check_everything_is_in_step(connected)
+
+
+@pytest.mark.parametrize(
+    "fault", ["after:500", "after:503", "after:disconnect", "truncated", "status:500", "disconnect"]
+)
+def test_creates_that_only_look_as_if_they_had_failed_make_no_twins(connected: Hub, fault: str) -> None:
+    """Done, and answered as if not: each first call of its kind several times, so that retries meet it too."""
+    for provider in PROVIDERS:
+        rules = [{"match": match, "fault": fault, "times": 4} for match in CREATES[provider]]
+        connected.break_provider(provider, *rules)
+    _end_well(connected, connected.begin_all())
+    for provider in PROVIDERS:
+        assert connected.counts(provider)["faults"] >= 4 * len(CREATES[provider])
+    _settled(connected)
+
+
+@pytest.mark.parametrize("fault", ["after:500", "after:503", "after:disconnect"])
+def test_a_run_that_ends_between_a_create_and_its_answer_makes_no_twins(connected: Hub, fault: str) -> None:
+    """Longer than one run tries: the next one has to find out what was done."""
+    for provider in PROVIDERS:
+        connected.break_provider(
+            provider, *({"match": match, "fault": fault} for match in CREATES[provider])
+        )
+    syncs = connected.begin_all()
+    for provider, sync_id in syncs.items():
+        _told(connected, provider, sync_id)
+        connected.mend_provider(provider)
+    _end_well(connected, syncs)
+    _settled(connected)
+
+
+def test_a_429_storm_is_waited_out(connected: Hub) -> None:
+    storm = {"match": "*", "fault": "status:429", "rate": 0.3, "headers": {"Retry-After": "1"}, "times": 12}
+    for provider in PROVIDERS:
+        connected.break_provider(provider, storm)
+    _end_well(connected, connected.begin_all())
+    check_everything_is_in_step(connected)
+    assert connected.counts("stripe")["by_status"]["429"] == 12
+
+
+def test_told_to_wait_long_a_sync_comes_back_later(connected: Hub) -> None:
+    """Longer than a run may idle: the operation waits, no worker does, and no call is made meanwhile."""
+    headers = {"Retry-After": "300"}
+    connected.break_provider("stripe", {"match": "*", "fault": "status:429", "headers": headers})
+    sync_id = connected.begin("stripe")
+    assert "429" in _told(connected, "stripe", sync_id)
+    waits, lease = _operation(
+        connected, sync_id, "extract(epoch FROM next_retry_at - now())::float, lease_owner"
+    )
+    assert 280 < waits < 310
+    assert lease is None
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_page_that_repeats_is_told_and_outlived(connected: Hub, provider: Provider) -> None:
+    connected.sync_all()
+    before = connected.writes()
+    connected.database.execute("DELETE FROM sync_watermarks WHERE direction = 'pull'")
+    connected.break_provider(provider, {"match": LISTS[provider], "fault": "repeat_page"})
+    sync_id = connected.begin(provider)
+    message = _told(connected, provider, sync_id)
+    assert "same" in message
+    assert "UNEXPECTED" not in message
+    assert connected.database.one("SELECT count(*) FROM platform.customers WHERE venue_id = $1", VENUE) == 24
+    connected.mend_provider(provider)
+    _end_well(connected, {provider: sync_id})
+    assert connected.writes() == before
+    check_everything_is_in_step(connected)
+
+
+def test_a_call_that_takes_longer_than_the_lease_keeps_it(connected: Hub) -> None:
+    for provider in PROVIDERS:
+        connected.control(provider, "POST", "latency", {"seconds": 0.1})
+        connected.break_provider(
+            provider, *({"match": match, "fault": "timeout:2.5", "times": 1} for match in CREATES[provider])
+        )
+    syncs = connected.begin_all()
+    _end_well(connected, syncs)
+    check_everything_is_in_step(connected)
+    for sync_id in syncs.values():
+        assert _operation(connected, sync_id, "fencing_token, error_count") == (1, 0)
+
+
+MIX = (
+    *("status:500", "status:503", "status:429", "html", "disconnect", "truncated"),
+    *("after:500", "after:502", "after:disconnect"),
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_five_calls_in_a_hundred_fail_somehow(connected: Hub, seed: int) -> None:
+    for provider in PROVIDERS:
+        rules = [{"match": "*", "fault": fault, "rate": 0.05 / len(MIX)} for fault in MIX]
+        connected.break_provider(provider, *rules, seed=seed)
+    _end_well(connected, connected.begin_all())
+    assert connected.counts("stripe")["faults"] > 0
+    for provider in PROVIDERS:
+        connected.mend_provider(provider)
+    _settled(connected)
