@@ -50,7 +50,7 @@ def open_redis(url: str) -> Redis:
         url,
         decode_responses=True,
         socket_connect_timeout=2,
-        socket_timeout=10,  # longer than any blocking call
+        socket_timeout=3,  # longer than any blocking call
         retry=Retry(NoBackoff(), 1),  # for a connection that Redis closed while it was idle
     )
     return client

@@ -17,6 +17,7 @@ from taskiq.receiver import Receiver
 from server.services import operations
 from server.services.operations import LANES
 from server.settings import Settings
+from server.telemetry import configure_logging
 from server.worker import relay
 from server.worker.broker import WORK, LaneBroker
 from server.worker.context import open_worker_context
@@ -41,6 +42,7 @@ async def run_worker(
     A worker for `("critical",)` alone beside the others starts urgent work in milliseconds, however long the
     rest of the work takes.
     """
+    configure_logging(settings.log_level)
     concurrency = concurrency or settings.worker_concurrency
     async with open_worker_context(
         settings,
@@ -95,6 +97,7 @@ def lane_broker(worker: Worker, concurrency: int) -> LaneBroker:
 
 async def run_scheduler(settings: Settings) -> None:
     """Run the jobs of `server.worker.schedule` until SIGTERM or SIGINT. Two of them do no harm."""
+    configure_logging(settings.log_level)
     stopping = asyncio.Event()
     async with open_worker_context(
         settings, application_name="integration-hub scheduler", connections=SPARE_CONNECTIONS

@@ -1,6 +1,7 @@
 """A worker on real stores: how runs end, and what happens when workers don't."""
 
 import asyncio
+import json
 import os
 import secrets
 import signal
@@ -485,3 +486,22 @@ async def test_what_a_killed_worker_was_doing_another_finishes(
     assert await pages() == PAGES
     assert (row.attempts, row.error_count, row.fencing_token) == (1, 1, 2)
     assert await context.redis.exists(lane_key("normal")) == 0
+
+
+@pytest.mark.parametrize("process", ["worker", "scheduler"])
+async def test_a_process_ends_well_when_it_is_told_to(environment: Mapping[str, str], process: str) -> None:
+    running = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        f"from server.cli import main; main(['{process}'])",
+        cwd=PROJECT,
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert running.stdout is not None
+    async with asyncio.timeout(30):
+        events = [json.loads(await running.stdout.readline())["message"]]
+        running.send_signal(signal.SIGTERM)
+        events += [json.loads(line)["message"] async for line in running.stdout]
+        assert await running.wait() == 0
+    assert events == [f"{process}.started", f"{process}.stopped"]
