@@ -32,8 +32,16 @@ PROJECT = Path(__file__).resolve().parent.parent
 API = "/api/v1/integrations"
 READY_SECONDS = 60.0
 ENDED = ("completed", "failed", "dead_letter", "paused", "stopped")
-COLUMNS = ("read", "created", "updated", "unchanged", "skipped", "failed", "api_calls")
-HEADINGS = ("read", "created", "updated", "same", "skipped", "failed", "calls")
+COLUMNS = {
+    "read": "read",
+    "created": "created",
+    "updated": "updated",
+    "unchanged": "unchanged",
+    "skipped": "skipped",
+    "failed": "failed",
+    "api_calls": "calls",
+}
+WIDE = 90
 
 
 class DevError(RuntimeError):
@@ -137,7 +145,7 @@ async def show_syncs(api: ApiClient, venue: str, syncs: Mapping[str, str], *, js
                     states[provider] = await api.sync_progress(provider, venue, sync_id)
             done = all(state["status"] in ENDED for state in states.values())
             if console.is_terminal or done:
-                live.update(_table(states, time.monotonic() - started, done))
+                live.update(_table(states, time.monotonic() - started, done, console.width))
             if done:
                 break
             await asyncio.sleep(0.25)
@@ -161,22 +169,32 @@ def _mappings(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list((state.get("progress") or {}).get("mappings") or [])
 
 
-def _table(states: Mapping[str, Mapping[str, Any]], seconds: float, done: bool) -> Table:
+def _table(states: Mapping[str, Mapping[str, Any]], seconds: float, done: bool, width: int) -> Table:
+    """Lay out what every mapping did so far; a narrow terminal goes without the column least asked for."""
     title = f"synced in {seconds:.1f} s" if done else f"syncing… {seconds:.0f} s"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("provider", "what", *HEADINGS, "time"):
-        table.add_column(name, justify="left" if name in ("provider", "what") else "right", no_wrap=True)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+    )
+    columns = [(name, heading) for name, heading in COLUMNS.items() if name != "skipped" or width >= WIDE]
+    table.add_column("", no_wrap=True)
+    for heading in (*(heading for _, heading in columns), "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for provider, state in states.items():
-        for row in _mappings(state):
+        rows = _mappings(state)
+        table.add_row(f"[bold]{provider}[/]" + ("" if rows else f" {state['status']}"))
+        for row in rows:
             arrow = "→" if row["direction"] == "push" else "←"
-            counts = [str(row.get(column, 0)) for column in COLUMNS]
-            counts[5] = f"[red]{counts[5]}[/]" if row.get("failed") else counts[5]
+            counts = [
+                f"[red]{row[name]}[/]" if name == "failed" and row[name] else str(row.get(name, 0))
+                for name, _ in columns
+            ]
             took = f"{row.get('duration_ms', 0) / 1000:.1f} s"
-            table.add_row(provider, f"{row['entity']} {arrow} {row['resource']}", *counts, took)
-            provider = ""
-        if not _mappings(state):
-            table.add_row(provider, str(state["status"]))
-        table.add_section()
+            table.add_row(f" {row['entity']} {arrow} {row['resource']}", *counts, took)
     return table
 
 
