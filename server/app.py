@@ -18,6 +18,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from server import telemetry
 from server.api import health, integrations, oauth, syncs
 from server.api.dependencies import DEPENDENCIES
+from server.api.described import ABOUT
 from server.api.errors import answer_error, request_id, send_request_id
 from server.api.guards import PUBLIC, Caller, allow_named_roles, authentication
 from server.api.reference import ReferencePlugin
@@ -114,7 +115,7 @@ def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Integration Hub",
         version=API_VERSION,
-        description="Keeps a venue's events, customers and orders in step with outside providers.",
+        description=ABOUT,
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
         tags=[
             Tag("Integrations", "Connect providers and look at what is connected."),

@@ -5,7 +5,6 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import FromPath
 
 from server import telemetry
 from server.api import schemas
@@ -14,7 +13,7 @@ from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, PUBLIC, TOKEN, identify
 from server.api.integrations import PATH
-from server.api.schemas import VenueId
+from server.api.schemas import ProviderName, VenueId
 from server.errors import IntegrationNotFoundError
 from server.services import health, integrations
 
@@ -55,7 +54,7 @@ TAGS = ["Health"]
     },
 )
 async def integration_health(
-    request: Request[Any, Any, Any], context: Shared, provider: FromPath[str], venue_id: VenueId
+    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, venue_id: VenueId
 ) -> schemas.HealthAnswer:
     if not context.settings.public_health:
         identify(request, context.settings).require(venue_id)

@@ -3,7 +3,7 @@
 from litestar import Response, get, post
 from litestar.enums import MediaType
 from litestar.openapi.spec import Example
-from litestar.params import FromPath, JSONBody
+from litestar.params import JSONBody
 
 from server.api import schemas
 from server.api.dependencies import Acting, Shared
@@ -16,6 +16,7 @@ from server.api.schemas import (
     IdempotencyKeyText,
     Limit,
     Offset,
+    ProviderName,
     VenueId,
     config_values,
     page_meta,
@@ -105,7 +106,7 @@ async def list_integrations(
     },
 )
 async def get_integration(
-    request: CallerRequest, context: Shared, provider: FromPath[str], venue_id: VenueId
+    request: CallerRequest, context: Shared, provider: ProviderName, venue_id: VenueId
 ) -> schemas.IntegrationAnswer:
     request.user.require(venue_id)
     context.catalog.connector(provider)
@@ -171,7 +172,7 @@ async def connect(
     request: CallerRequest,
     context: Shared,
     actor: Acting,
-    provider: FromPath[str],
+    provider: ProviderName,
     data: JSONBody[schemas.ConnectBody],
     idempotency_key: IdempotencyKeyText = None,
 ) -> Response[schemas.ConnectAnswer]:
@@ -238,7 +239,7 @@ async def disconnect(
     request: CallerRequest,
     context: Shared,
     actor: Acting,
-    provider: FromPath[str],
+    provider: ProviderName,
     data: JSONBody[schemas.VenueBody],
 ) -> schemas.MessageAnswer:
     request.user.require(data.venue_id)

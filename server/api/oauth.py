@@ -9,7 +9,7 @@ from litestar.datastructures import ResponseHeader
 from litestar.enums import MediaType
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.params import FromQuery, QueryParameter
 from litestar.response import Redirect
 
 from engine.errors import HubError
@@ -19,6 +19,7 @@ from server.api.described import good
 from server.api.errors import error_answers, request_id, sentence
 from server.api.guards import PUBLIC
 from server.api.integrations import PATH
+from server.api.schemas import ProviderName
 from server.services import oauth
 from server.services.audit import address
 
@@ -77,7 +78,7 @@ _PAGE_HEADERS = {
 async def callback(
     request: Request[Any, Any, Any],
     context: Shared,
-    provider: FromPath[str],
+    provider: ProviderName,
     code: Annotated[
         str | None, QueryParameter(max_length=4096, description="The authorization code.")
     ] = None,

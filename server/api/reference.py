@@ -1,4 +1,8 @@
-"""The API's reference as one plain page: no script, and nothing fetched from elsewhere."""
+"""The API's reference, written from its OpenAPI document.
+
+As one plain page, without a script and with nothing fetched from elsewhere, and as `docs/reference/api.md`,
+which `python -m server.api.reference` prints.
+"""
 
 from html import escape
 from typing import Any
@@ -39,8 +43,8 @@ def page(document: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>"
-        f"<p>{escape(info.get('description', ''))}</p>"
-        '<p>For programs: <a href="/schema/openapi.json">JSON</a>,'
+        + "".join(f"<p>{escape(text)}</p>" for text in info.get("description", "").split("\n\n"))
+        + '<p>For programs: <a href="/schema/openapi.json">JSON</a>,'
         ' <a href="/schema/openapi.yaml">YAML</a>.</p>'
         f"{sections}<h2>Bodies</h2>"
         + "".join(_example(name, schema) for name, schema in sorted(schemas.items()))
@@ -87,3 +91,104 @@ def _example(name: str, value: Any, *, anchor: bool = True) -> str:
     text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     summary = f"<summary><code>{escape(name)}</code></summary>"
     return f"<details{identity}>{summary}<pre>{escape(text)}</pre></details>"
+
+
+# --- as Markdown
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Write an OpenAPI document as Markdown."""
+    info = document["info"]
+    lines = [f"# {info['title']}: the API", "", info["description"].strip(), "", *_errors(document)]
+    for tag in document["tags"]:
+        lines += ["", f"## {tag['name']}", "", tag["description"]]
+        for path, item in document["paths"].items():
+            for method, operation in item.items():
+                if tag["name"] in operation["tags"]:
+                    lines += ["", f"### `{method.upper()} {path}`", "", *_operation_lines(operation)]
+    lines += ["", "## Bodies"]
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        lines += ["", f"### {name}", "", *_schema_lines(schema)]
+    return "\n".join(lines) + "\n"
+
+
+def _errors(document: dict[str, Any]) -> list[str]:
+    rows: dict[str, tuple[str, str]] = {}
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status, answer in operation["responses"].items():
+                for example in (_content(answer).get("examples") or {}).values():
+                    value = example["value"]
+                    if value.get("success") is False:
+                        rows[value["code"]] = (status, value["error"])
+    table = [
+        f"| {status} | `{code}` | {sentence} |"
+        for code, (status, sentence) in sorted(rows.items(), key=lambda row: (row[1][0], row[0]))
+    ]
+    return ["## Errors", "", "| Status | Code | For example |", "|---|---|---|", *table]
+
+
+def _operation_lines(operation: dict[str, Any]) -> list[str]:
+    lines = [f"**{operation['summary']}.** {operation.get('description') or ''}".strip()]
+    parameters = [
+        f"| `{each['name']}` | {each['in']} | {'yes' if each.get('required') else 'no'} "
+        f"| {each.get('description') or ''} |"
+        for each in operation.get("parameters", [])
+    ]
+    if parameters:
+        lines += ["", "| Parameter | In | Required | About |", "|---|---|---|---|", *parameters]
+    body = _type(_content(operation.get("requestBody") or {}).get("schema", {}))
+    if body != "any":
+        lines += ["", f"Body: {body}"]
+    lines += ["", "| Answer | When |", "|---|---|"]
+    lines += [
+        f"| {status} | {answer['description']} |" for status, answer in sorted(operation["responses"].items())
+    ]
+    for example in (_content(operation["responses"]["200"]).get("examples") or {}).values():
+        text = orjson.dumps(example["value"], option=orjson.OPT_INDENT_2).decode()
+        lines += ["", f"For example, {example['summary']}:", "", "```json", text, "```"]
+    return lines
+
+
+def _schema_lines(schema: dict[str, Any]) -> list[str]:
+    about = [schema["description"], ""] if schema.get("description") else []
+    if "enum" in schema:
+        return [*about, f"One of {', '.join(f'`{value}`' for value in schema['enum'])}."]
+    required = schema.get("required", ())
+    rows = [
+        f"| `{name}` | {_type(each)} | {'yes' if name in required else _default(each)} "
+        f"| {each.get('description') or ''} |"
+        for name, each in schema.get("properties", {}).items()
+    ]
+    return [*about, "| Field | Type | Required | About |", "|---|---|---|---|", *rows]
+
+
+def _default(schema: dict[str, Any]) -> str:
+    default = schema.get("default")
+    return f"no; `{orjson.dumps(default).decode()}`" if default not in (None, {}, []) else "no"
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "oneOf" in schema:
+        return " or ".join(_type(each) for each in schema["oneOf"])
+    if "const" in schema:
+        return f"`{orjson.dumps(schema['const']).decode()}`"
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    if isinstance(kind, list):
+        return " or ".join(kind)
+    return f"{kind} ({schema['format']})" if "format" in schema else str(kind)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from server.app import openapi_document
+
+    sys.stdout.write(markdown(openapi_document()))

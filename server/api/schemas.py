@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 import orjson
-from litestar.params import HeaderParameter, QueryParameter
+from litestar.params import HeaderParameter, PathParameter, QueryParameter
 from msgspec import Meta, Struct
 
 from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus, Operation, OperationStatus
@@ -19,6 +19,8 @@ from server.services.integrations import Page
 
 MOST_ROWS = 200
 
+ProviderName = Annotated[str, PathParameter(description="The provider, by its connector's name.")]
+SyncId = Annotated[UUID, PathParameter(description="The `syncId` that starting the sync answered.")]
 VenueId = Annotated[UUID, QueryParameter(name="venueId", description="The venue's id.")]
 Limit = Annotated[int, QueryParameter(ge=1, le=MOST_ROWS, description="How many rows to answer.")]
 Offset = Annotated[

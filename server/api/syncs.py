@@ -9,7 +9,7 @@ import msgspec
 from litestar import Response, get, post
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import FromPath, JSONBody
+from litestar.params import JSONBody
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from server.api import schemas
@@ -24,6 +24,8 @@ from server.api.schemas import (
     IdempotencyKeyText,
     Limit,
     Offset,
+    ProviderName,
+    SyncId,
     VenueId,
     page_meta,
     read_cursor,
@@ -126,7 +128,7 @@ async def start_sync(
     request: CallerRequest,
     context: Shared,
     actor: Acting,
-    provider: FromPath[str],
+    provider: ProviderName,
     data: JSONBody[schemas.SyncBody],
     idempotency_key: IdempotencyKeyText = None,
 ) -> Response[schemas.SyncResultAnswer | schemas.SyncAcceptedAnswer]:
@@ -180,7 +182,7 @@ async def stop_sync(
     request: CallerRequest,
     context: Shared,
     actor: Acting,
-    provider: FromPath[str],
+    provider: ProviderName,
     data: JSONBody[schemas.VenueBody],
 ) -> schemas.MessageAnswer:
     request.user.require(data.venue_id)
@@ -220,7 +222,7 @@ async def stop_sync(
     },
 )
 async def sync_status(
-    request: CallerRequest, context: Shared, provider: FromPath[str], venue_id: VenueId
+    request: CallerRequest, context: Shared, provider: ProviderName, venue_id: VenueId
 ) -> schemas.SyncStatusAnswer:
     request.user.require(venue_id)
     context.catalog.connector(provider)
@@ -274,7 +276,7 @@ async def sync_status(
 async def sync_history(
     request: CallerRequest,
     context: Shared,
-    provider: FromPath[str],
+    provider: ProviderName,
     venue_id: VenueId,
     limit: Limit = 50,
     offset: Offset = 0,
@@ -313,7 +315,7 @@ async def sync_history(
     },
 )
 async def get_sync(
-    request: CallerRequest, context: Shared, provider: FromPath[str], sync_id: FromPath[UUID]
+    request: CallerRequest, context: Shared, provider: ProviderName, sync_id: SyncId
 ) -> schemas.SyncStateAnswer:
     return schemas.SyncStateAnswer(schemas.sync_state(await _find(context, request.user, provider, sync_id)))
 
@@ -335,7 +337,7 @@ async def get_sync(
     },
 )
 async def watch_sync(
-    request: CallerRequest, context: Shared, provider: FromPath[str], sync_id: FromPath[UUID]
+    request: CallerRequest, context: Shared, provider: ProviderName, sync_id: SyncId
 ) -> ServerSentEvent:
     operation = await _find(context, request.user, provider, sync_id)
     return ServerSentEvent(_events(context, operation))

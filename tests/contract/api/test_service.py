@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -321,3 +322,12 @@ async def test_answers_are_as_described(hub: Hub) -> None:
         jsonschema.Draft202012Validator(schema).validate(answer.json())
         for example in content["examples"].values():
             jsonschema.Draft202012Validator(schema).validate(example["value"])
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    from server.api.reference import markdown
+
+    kept = Path(__file__).resolve().parents[3] / "docs" / "reference" / "api.md"
+    assert kept.read_text(encoding="utf-8") == markdown(openapi_document()), (
+        "write it again: python -m server.api.reference > docs/reference/api.md"
+    )
