@@ -163,7 +163,7 @@ def halves(
     """Split a batch that was rejected as a whole into two, each with a key of its own."""
     middle = len(items) // 2
     return [
-        (half, half[0][0].key if len(half) == 1 else derived_key(key, f"half {number}"))
+        (half, derived_key(key, f"half {number}"))
         for number, half in enumerate((items[:middle], items[middle:]))
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -30,7 +30,7 @@ from engine.filling import plain_credentials, server_url
 from engine.manifest import Action, Connector
 from engine.pagination import Ceilings, absolute_url
 from engine.ports import Clock, Credentials, CredentialSource, RateLimiter
-from engine.transport import encode_body, encode_query, form_text, origin_of, with_query
+from engine.transport import encode_body, encode_query, origin_of, with_query
 
 T = TypeVar("T")
 
@@ -317,14 +317,16 @@ def _url(request: Request, account: Account, encoding: str) -> str:
     url = absolute_url(request.url, account.server)
     if url is request.url and origin_of(url) != origin_of(account.server):
         raise ProviderError("a call would carry the credentials to another server")
-    pairs = encode_query(request.query, encoding)
-    if account.signature.query:
-        path, mark, query = url.partition("?")
-        if mark:  # a link to the next page may repeat the key it was asked with
-            kept = [each for each in parse_qsl(query, True) if each[0] not in account.signature.query]
-            url = f"{path}?{form_text(kept)}" if kept else path
-        pairs = [*pairs, *account.signature.query.items()]
-    return with_query(url, pairs)
+    return with_query(url, [*encode_query(request.query, encoding), *account.signature.query.items()])
+
+
+def unsigned(request: Request, signature: Signature) -> Request:
+    """Return a request without the key its address carries: a link to the next page may repeat it."""
+    path, mark, query = request.url.partition("?")
+    if not mark or not signature.query:
+        return request
+    kept = [each for each in parse_qsl(query, True) if each[0] not in signature.query]
+    return replace(request, url=with_query(path, kept))
 
 
 def _burst(rate: float) -> float:

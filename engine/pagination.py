@@ -161,14 +161,15 @@ def absolute_url(url: str, server: str) -> str:
     return url if url.startswith(("https://", "http://")) else server + url
 
 
-_LINK = re.compile(r'<([^>]*)>((?:\s*;\s*[\w!#$&+.^`|~*-]+\s*(?:=\s*(?:"[^"]*"|[^\s",;]*))?)*)')
+LONGEST_LINK_HEADER = 8192
+_LINK = re.compile(r'<([^<>]*)>((?:\s*;\s*[\w!#$&+.^`|~*-]+\s*(?:=\s*(?:"[^"]*"|[^\s",;]*))?)*)')
 _REL = re.compile(r';\s*rel\s*=\s*(?:"([^"]*)"|([^\s",;]*))', re.IGNORECASE)
 
 
 def links(header: str) -> dict[str, str]:
     """Read a Link header (RFC 8288) as relation to address; the first of a relation counts."""
     found: dict[str, str] = {}
-    for match in _LINK.finditer(header):
+    for match in _LINK.finditer(header[:LONGEST_LINK_HEADER]):
         rel = _REL.search(match.group(2))
         for name in (rel.group(1) or rel.group(2) or "").lower().split() if rel else ():
             found.setdefault(name, match.group(1))

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from engine.caller import Answer, Caller, RefusedError
+from engine.auth import Signature
+from engine.caller import Answer, Caller, RefusedError, unsigned
 from engine.calls import Page, Request
 from engine.errors import ExpressionError, ManifestError, ProviderError, UnexpectedResponseError
 from engine.expressions import ABSENT, Expression, Path
@@ -59,13 +60,14 @@ class _Walk:
     spec: ReadSpec
     rows: RowReader
     pagination: Pagination | None
+    signature: Signature
     starts: Sequence[Request]
 
     def after(self, page: Page, number: int) -> tuple[Request | None, int]:
         """Return the request after a page and which start it belongs to; None when all is read."""
         following = self.pagination.next_request(page.request, page) if self.pagination else None
         if following is not None:
-            return following, number
+            return unsigned(following, self.signature), number
         number += 1
         return (self.starts[number] if number < len(self.starts) else None), number
 
@@ -122,8 +124,7 @@ class Reader:
 
         def read(answer: Answer) -> Row | None:
             found = spec.records.evaluate(answer.body) if spec.records else answer.body
-            found = found[:1] if isinstance(found, list) else [found]
-            records = rows.read(found) if found and found != [None] else []
+            records = rows.read(found[:1] if isinstance(found, list) else [found])
             return next((each.record for each in records if not each.deleted), None)
 
         try:
@@ -174,6 +175,7 @@ class Reader:
             spec=spec,
             rows=RowReader(resource, spec, self._connector.times),
             pagination=build(spec.pagination, account.server) if spec.pagination else None,
+            signature=account.signature,
             starts=[self._start(spec, {**scope, **each}, since) for each in _for_each(spec, scope)],
         )
 
@@ -319,6 +321,7 @@ def _rows(spec: ReadSpec, body: Any) -> list[Any]:
         return []
     if not isinstance(rows, list):
         raise UnexpectedResponseError("the records in the provider's answer aren't a list")
+    _check_objects(rows)
     return rows
 
 

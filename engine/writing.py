@@ -336,7 +336,7 @@ class Writer:
                     self._connector.errors, found.failed, code=spec.error_code, message=spec.error_message
                 )
             )
-            if refusal.action in ("retry", "wait") and tries < ITEM_TRIES:
+            if refusal.action in ("retry", "wait"):
                 again.append(item)
             elif refusal.action == "reload_and_retry" and batch.kind == "update" and reloads < RELOADS:
                 reload.append((write, without(write.body, _only_on_create(resource))))
@@ -344,7 +344,10 @@ class Writer:
                 gone.append(write)
             else:
                 results[write.local_id] = _failed(write, refusal)
-        if again:
+        if tries == ITEM_TRIES:
+            late = UnavailableError("the provider kept failing at this record, for reasons that may pass")
+            results.update((write.local_id, _failed(write, late)) for write, _ in again)
+        elif again:
             await self._clock.sleep(
                 self._connector.retries.first_wait * 2 ** (tries - 1) * self._clock.random()
             )

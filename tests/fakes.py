@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 
-from engine.client import Ceilings, ProviderClient
+from engine.client import CallReport, Ceilings, ProviderClient
 from engine.documents import read_document
 from engine.manifest import Connector, compile_connector
 from engine.memory import StaticCredentials
@@ -53,17 +53,22 @@ def reply(body: Any = None, status: int = 200, headers: Mapping[str, str] | None
 
 
 class FakeProvider:
-    """Answers calls with a function, or with a list of replies in turn; keeps every request."""
+    """Answers with a function, or with replies in turn; keeps every request. `left` are replies not given."""
 
-    def __init__(self, answer: Handler | list[Reply]) -> None:
-        self._answer = answer
+    def __init__(self, answer: Handler | Sequence[Reply]) -> None:
+        self._answer = answer if callable(answer) else None
+        self.left = [] if callable(answer) else list(answer)
         self.requests: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        given = self._answer.pop(0) if isinstance(self._answer, list) else self._answer(request)
+        given = self._answer(request) if self._answer else self.left.pop(0)
         if isinstance(given, Exception):
             raise given
+        if given.is_closed:  # made from content: send it as bytes, so that it can be given again
+            return httpx.Response(
+                given.status_code, headers=given.headers, stream=httpx.ByteStream(given.content)
+            )
         return given
 
     @property
@@ -90,14 +95,17 @@ def client_of(
     connection: Mapping[str, Any] | None = None,
     limiter: RateLimiter | None = None,
     ceilings: Ceilings | None = None,
+    on_call: Callable[[CallReport], None] | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
 ) -> ProviderClient:
-    """Return a client of a fake provider, with the credential `apiKey: key-12345`."""
+    """Return a client of a fake provider (or transport), with the credential `apiKey: key-12345`."""
     credentials = Credentials({"apiKey": Secret("key-12345")}, connection=connection or {})
     return ProviderClient(
         connector_of(connector) if isinstance(connector, str) else connector,
         source or StaticCredentials(credentials),
-        http=httpx.AsyncClient(transport=httpx.MockTransport(provider)),
+        http=httpx.AsyncClient(transport=transport or httpx.MockTransport(provider)),
         clock=clock or FakeClock(),
         limiter=limiter,
         ceilings=ceilings,
+        on_call=on_call,
     )

@@ -1,6 +1,6 @@
 """Measure a pull against the same work in a hand-written asynchronous httpx loop with orjson.
 
-Records of about 1 KB come in pages of 100 from a server in a process of its own, are mapped (8 paths) and written
+Records of about 1 KB come in pages of 100 from a server in its own process, are mapped (8 paths) and written
 as JSON lines. Each run is a fresh process; runs alternate and the best of each counts. Prints one JSON line:
 `ratio` is the hub's throughput over the hand-written loop's, `peak_mb` the hub process's peak memory.
 """
