@@ -193,7 +193,7 @@ def _table(states: Mapping[str, Mapping[str, Any]], seconds: float, done: bool, 
                 f"[red]{row[name]}[/]" if name == "failed" and row[name] else str(row.get(name, 0))
                 for name, _ in columns
             ]
-            took = f"{row.get('duration_ms', 0) / 1000:.1f} s"
+            took = f"{row.get('duration_ms', 0) / 1000:.1f}s"
             table.add_row(f" {row['entity']} {arrow} {row['resource']}", *counts, took)
     return table
 
