@@ -1,4 +1,4 @@
-"""The commands that need no server: `hub lint`, `call`, `pull`, `push`, `preview`.
+"""The commands that need no server: `hub new`, `lint`, `call`, `pull`, `push`, `preview`.
 
 Exit status 0: done and clean; 1: problems were found or records failed; 2: misuse.
 Heavy imports happen inside the commands, so that `hub lint` starts at once.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 CONNECTORS = Path("connectors")
 TEMPLATES = Path("mapping-templates")
 PLATFORM = "platform.yaml"
+STARTER = Path(__file__).with_name("starter.yaml")
 PUSH_AT_ONCE = 500  # records planned together by `hub push`
 
 
@@ -51,6 +53,39 @@ connection = click.option(
     metavar="NAME=JSON",
     help='A value learned when connecting, such as location_ids=["L1"]. Without any, they are looked up.',
 )
+
+
+# ---- new -----------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("provider")
+@click.option("--title", help="The provider's name as people write it; default PROVIDER, capitalised.")
+@as_json
+def new(provider: str, title: str | None, json_output: bool) -> None:
+    """Write a commented manifest for PROVIDER to connectors/, ready to be filled in."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", provider) or provider == Path(PLATFORM).stem:
+        raise click.UsageError(f"`{provider}` can't name a connector: use lower-case letters, digits and `_`")
+    title = " ".join((title or provider.replace("_", " ").title()).split())
+    text = (
+        STARTER.read_text("utf-8")
+        .replace("{{name}}", provider)
+        .replace("{{host}}", provider.replace("_", "-"))
+    )
+    # A comment takes any text; as a value some need quotes, which JSON's do in YAML as well.
+    quoted = title if re.fullmatch(r"[A-Z][\w ]*", title) else json.dumps(title, ensure_ascii=False)
+    text = text.replace("\ntitle: {{title}}", f"\ntitle: {quoted}").replace("{{title}}", title)
+    file = CONNECTORS / f"{provider}.yaml"
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError as error:
+        raise click.UsageError(f"{error.filename or file} is there already, and was left as it is") from error
+    if json_output:
+        click.echo(json.dumps({"file": str(file)}))
+    else:
+        click.echo(f"wrote {file}; fill it in, then run `hub lint {file}`")
 
 
 # ---- lint ----------------------------------------------------------------------------------------

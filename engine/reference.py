@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import cleandoc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -83,7 +84,7 @@ def reference_pages() -> dict[str, str]:
         "mapping-templates.md": schema_page(
             "mapping-template",
             [template],
-            "What a file in `mapping-templates/<connector>/` may say. [Filters](filters.md) have their own page.",
+            "What a file in `mapping-templates/<connector>/` may say. See also [filters](filters.md).",
         ),
         "filters.md": filters_page(),
         "diagnostics.md": diagnostics_page(),
@@ -307,7 +308,7 @@ def schema_page(name: str, sources: list[Document], says: str) -> str:
 NAMES: Mapping[str, frozenset[str]] = {
     "any call": COMMON_NAMES,
     "`get`": GET_NAMES,
-    "`create` and its `new`": CREATE_NAMES,
+    "`create`, calls that write many, and `new`": CREATE_NAMES,
     "`update`, `delete`, `retire`": WRITE_NAMES,
     "a call of `then`": THEN_NAMES,
     "`revoke`": REVOKE_NAMES,
@@ -495,7 +496,7 @@ PLANTED: Mapping[str, _Planted] = {
     "unwritable-field": _template("email: email_address", "id: email_address"),
     "duplicate-mapping": _template(
         "  - entity: order",
-        "  - entity: event\n    resource: item\n    direction: push\n    fields: {name: name}\n  - entity: order",
+        "  - {entity: event, resource: item, direction: push, fields: {name: name}}\n  - entity: order",
     ),
 }
 
@@ -730,7 +731,7 @@ def _command_lines(program: str, name: str, command: click.Command) -> list[str]
             words.append(word)
     options = [each for each in command.params if isinstance(each, click.Option)]
     usage = " ".join([program, name, *(["[OPTIONS]"] if options else []), *words])
-    lines = [f"## {program} {name}", "", f"`{usage}`", "", *(command.help or "").strip().split("\n"), ""]
+    lines = [f"## {program} {name}", "", f"`{usage}`", "", *cleandoc(command.help or "").split("\n"), ""]
     if not options:
         return lines
     lines += ["| Option | Default | What it does |", "|---|---|---|"]

@@ -23,7 +23,10 @@ click.rich_click.COMMAND_GROUPS = {
     "hub": [
         {"name": "Run", "commands": ["dev", "serve", "worker", "scheduler", "migrate"]},
         {"name": "Ask", "commands": ["sync", "token", "openapi"]},
-        {"name": "Write connectors and templates", "commands": ["lint", "preview", "call", "pull", "push"]},
+        {
+            "name": "Write connectors and templates",
+            "commands": ["new", "lint", "preview", "call", "pull", "push", "docs"],
+        },
     ]
 }
 
@@ -228,6 +231,27 @@ def openapi(out: Path | None) -> None:
         out.write_text(text + "\n", encoding="utf-8")
     else:
         click.echo(text)
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=PROJECT / "docs" / "reference",
+    show_default="docs/reference",
+    help="The folder for the pages.",
+)
+@as_json
+def docs(out: Path, json_output: bool) -> None:
+    """Write the reference pages from the schemas, manifests and code of this project."""
+    from engine.reference import write_pages
+    from server.reference import every_page
+
+    files = write_pages(out, every_page(main))
+    if json_output:
+        click.echo(json.dumps({"files": [str(file) for file in files]}))
+    else:
+        click.echo(f"wrote {len(files)} pages to {out}")
 
 
 if __name__ == "__main__":

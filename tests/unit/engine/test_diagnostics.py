@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.diagnostics import CODES, Diagnostic, codes_page, in_file_order, listed, nearest, render
+from engine.diagnostics import CODES, Diagnostic, in_file_order, listed, nearest, render
 
 LINE_46 = "      paginaton: {type: cursor, read: next_cursor, send: query cursor}"
 SOURCE = "\n" * 45 + LINE_46 + "\n"
@@ -131,11 +131,6 @@ def test_a_long_list_is_cut_short() -> None:
 
 
 ROOT = Path(__file__).parents[3]
-
-
-def test_the_reference_page_is_up_to_date() -> None:
-    """After a change, write `codes_page()` to the file."""
-    assert (ROOT / "docs" / "reference" / "diagnostics.md").read_text("utf-8") == codes_page()
 
 
 def test_every_code_is_published_and_shown_by_a_test() -> None:
