@@ -1,11 +1,14 @@
 """The API's application: the only place that wires things together."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import structlog
+import uvicorn
 from litestar import Litestar, Request, Router
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
@@ -30,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 HANDLERS = (*integrations.HANDLERS, *oauth.HANDLERS, *syncs.HANDLERS, *health.HANDLERS)
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
+SHUTDOWN_SECONDS = 20
 MOST_BODY_BYTES = 1024 * 1024
 
 
@@ -43,11 +47,41 @@ def create_app(settings: Settings) -> Litestar:
             async with context.sessions.begin() as session:
                 await store_templates(session, context.catalog)
             app.state.context = context
+            app.state.stopping = asyncio.Event()
             yield
 
     return _application(
         lifespan=[lifespan], middleware=[DefineMiddleware(Observation), authentication(settings)]
     )
+
+
+def serve(settings: Settings) -> None:
+    """Serve the API until SIGTERM or SIGINT; requests under way are answered first."""
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    _Server(config, app).run()
+
+
+class _Server(uvicorn.Server):
+    """Tells the app at once that it is to stop, so that nobody is kept waiting for a sync to end."""
+
+    def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        stopping: asyncio.Event | None = self._app.state.get("stopping")
+        if stopping is not None:
+            asyncio.get_running_loop().call_soon_threadsafe(stopping.set)
+        super().handle_exit(sig, frame)
 
 
 def openapi_document() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What handlers are given: what the process shares, and who acts."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from server.services.audit import Actor, address
 
 Shared = NamedDependency[Context]
 Acting = NamedDependency[Actor]
+Stopping = NamedDependency[asyncio.Event]  # set when the server is told to stop: whoever waits, answers
 
 
 async def _context(state: State) -> Context:
@@ -20,9 +22,18 @@ async def _context(state: State) -> Context:
     return context
 
 
+async def _stopping(state: State) -> asyncio.Event:
+    stopping: asyncio.Event = state.stopping
+    return stopping
+
+
 async def _actor(request: Request[Any, Any, Any]) -> Actor:
     host = request.client.host if request.client else None
     return Actor(request.user.id, address(host), request_id(request.scope))
 
 
-DEPENDENCIES: Mapping[str, Provide] = {"context": Provide(_context), "actor": Provide(_actor)}
+DEPENDENCIES: Mapping[str, Provide] = {
+    "context": Provide(_context),
+    "actor": Provide(_actor),
+    "stopping": Provide(_stopping),
+}

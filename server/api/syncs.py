@@ -13,7 +13,7 @@ from litestar.params import JSONBody
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from server.api import schemas
-from server.api.dependencies import Acting, Shared
+from server.api.dependencies import Acting, Shared, Stopping
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, Caller, CallerRequest
@@ -128,6 +128,7 @@ async def start_sync(
     request: CallerRequest,
     context: Shared,
     actor: Acting,
+    stopping: Stopping,
     provider: ProviderName,
     data: JSONBody[schemas.SyncBody],
     idempotency_key: IdempotencyKeyText = None,
@@ -138,7 +139,7 @@ async def start_sync(
         operation = await syncs.request_sync(
             context, actor, venue_id=data.venue_id, provider=provider, sync_type=data.sync_type
         )
-        operation = await syncs.wait_for(context, operation, data.wait)
+        operation = await syncs.wait_for(context, operation, data.wait, stopping)
         if not syncs.ended(operation):
             state = schemas.sync_state(operation)
             return Response(
@@ -325,7 +326,8 @@ async def get_sync(
     operation_id="watchSync",
     summary="Watch a sync",
     description="Server-sent events: `progress` when there is news, `ended` at the end; the data of both "
-    "is that of `getSync`. The stream closes after `ended`.",
+    "is that of `getSync`. The stream closes after `ended`, and when the service "
+    "is stopped: ask again then.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -337,10 +339,10 @@ async def get_sync(
     },
 )
 async def watch_sync(
-    request: CallerRequest, context: Shared, provider: ProviderName, sync_id: SyncId
+    request: CallerRequest, context: Shared, stopping: Stopping, provider: ProviderName, sync_id: SyncId
 ) -> ServerSentEvent:
     operation = await _find(context, request.user, provider, sync_id)
-    return ServerSentEvent(_events(context, operation))
+    return ServerSentEvent(_events(context, operation, stopping))
 
 
 async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) -> Operation:
@@ -351,7 +353,9 @@ async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) 
     return operation
 
 
-async def _events(context: Context, operation: Operation) -> AsyncIterator[ServerSentEventMessage]:
+async def _events(
+    context: Context, operation: Operation, stopping: asyncio.Event
+) -> AsyncIterator[ServerSentEventMessage]:
     told: Any = None
     quiet = 0.0
     while True:
@@ -365,9 +369,10 @@ async def _events(context: Context, operation: Operation) -> AsyncIterator[Serve
         elif quiet >= QUIET_SECONDS:
             quiet = 0.0
             yield ServerSentEventMessage(data=None, comment="still here")
-        await asyncio.sleep(syncs.POLL_SECONDS)
+        if await syncs.pause(syncs.POLL_SECONDS, stopping):
+            return
         quiet += syncs.POLL_SECONDS
-        operation = await syncs.wait_for(context, operation, 0)
+        operation = await syncs.look(context, operation)
 
 
 HANDLERS = (start_sync, stop_sync, sync_status, sync_history, get_sync, watch_sync)

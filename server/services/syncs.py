@@ -157,16 +157,31 @@ def ended(operation: Operation) -> bool:
     return operation.status not in (*operations.WAITING, OperationStatus.PROCESSING)
 
 
-async def wait_for(context: Context, operation: Operation, seconds: float) -> Operation:
-    """Return the sync's operation when it has ended, or as it is when the time is up."""
+async def look(context: Context, operation: Operation) -> Operation:
+    """Return an operation as it is now."""
+    async with context.sessions() as session:
+        return await session.get_one(Operation, operation.id)
+
+
+async def wait_for(
+    context: Context, operation: Operation, seconds: float, stopping: asyncio.Event
+) -> Operation:
+    """Return the sync's operation when it has ended, or as it is when the time is up or `stopping` is set."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
-        async with context.sessions() as session:
-            operation = await session.get_one(Operation, operation.id)
+        operation = await look(context, operation)
         left = deadline - asyncio.get_running_loop().time()
-        if ended(operation) or left <= 0:
+        if ended(operation) or left <= 0 or await pause(min(POLL_SECONDS, left), stopping):
             return operation
-        await asyncio.sleep(min(POLL_SECONDS, left))
+
+
+async def pause(seconds: float, stopping: asyncio.Event) -> bool:
+    """Wait between two looks at the database; True when the wait is over for good."""
+    try:
+        await asyncio.wait_for(stopping.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 def report(operation: Operation) -> Report:

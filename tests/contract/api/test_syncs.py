@@ -288,6 +288,21 @@ async def test_events_follow_a_running_sync(hub: Hub) -> None:
     assert text.rstrip().rpartition("event: ")[2].startswith("ended")
 
 
+async def test_nobody_waits_for_a_sync_when_the_service_stops(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.connect_by_key()
+    stopping = asyncio.Event()
+    monkeypatch.setattr(hub.app.state, "stopping", stopping)
+    waiting = asyncio.create_task(start(hub, wait=60))
+    await queued(hub)
+    [row] = await hub.rows("SELECT run_id FROM sync_queue")
+    watching = asyncio.create_task(hub.get(f"{SYNC}/{row['run_id']}/events"))
+    stopping.set()
+    answers = await asyncio.wait_for(asyncio.gather(waiting, watching), 20)
+    assert [answer.status_code for answer in answers] == [202, 200]
+
+
 async def test_syncs_of_others_look_like_none(hub: Hub) -> None:
     await hub.connect_by_key()
     sync_id = (await start(hub)).json()["data"]["syncId"]
