@@ -8,7 +8,7 @@ A choice by `type` is written as `if`/`then`, so a failure is always about the b
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,7 @@ def violations(document: Document, schema_name: str) -> list[Found]:
         message = f"the file must hold keys, not {shown(document.data)}"
         return [(document.diagnostic("wrong-type", message, ()), ())]
     found: list[Found] = []
-    schema = load_schema(schema_name)
-    for violation in _check(schema, document.data, (), schema):
+    for violation in _check(schema_name, document.data):
         found.extend(_HANDLERS.get(violation.keyword, _wrong_form)(violation, document))
     return found
 
@@ -101,87 +100,38 @@ class _Violation:
     root: Mapping[str, Any]
 
 
-def _check(
-    schema: Mapping[str, Any], value: Any, path: Steps, root: Mapping[str, Any]
-) -> Iterator[_Violation]:
-    """Walk draft-07 as far as our schemas use it; a test compares the verdicts with the jsonschema library.
-
-    Importing that library costs `hub lint` half its time, and its errors would have to be taken apart again.
-    """
-    if "$ref" in schema:
-        yield from _check(root["definitions"][schema["$ref"].rpartition("/")[2]], value, path, root)
-        return
-    kinds = schema.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
-    if kinds and not any(_TYPES[kind](value) for kind in kinds):
-        yield _Violation("type", kinds, schema, value, path, root)
-        return
-    for keyword, wanted in schema.items():
-        holds = _KEYWORDS.get(keyword)
-        if holds and not holds(value, wanted):
-            yield _Violation(keyword, wanted, schema, value, path, root)
-    if isinstance(value, dict):
-        yield from _check_object(schema, value, path, root)
-    if isinstance(value, list) and "items" in schema:
-        for index, item in enumerate(value):
-            yield from _check(schema["items"], item, (*path, index), root)
-    for each in schema.get("allOf", ()):
-        yield from _check(each, value, path, root)
-    if "if" in schema:
-        fits = next(_check(schema["if"], value, path, root), None) is None
-        yield from _check(schema.get("then" if fits else "else", {}), value, path, root)
+def _check(name: str, data: Any) -> Iterator[_Violation]:
+    """Ask the library; a value of the wrong type has that said of it and nothing else."""
+    validator = _validator(name)
+    errors = list(validator.iter_errors(data))
+    mistyped = {
+        (tuple(error.absolute_path), id(error.schema)) for error in errors if error.validator == "type"
+    }
+    for error in errors:
+        path: Steps = tuple(error.absolute_path)
+        keyword = str(error.validator)
+        if keyword != "type" and (path, id(error.schema)) in mistyped:
+            continue
+        if "propertyNames" in error.absolute_schema_path:
+            keyword, path = "propertyNames", (*path, str(error.instance))
+        yield _Violation(keyword, error.validator_value, error.schema, error.instance, path, validator.schema)
 
 
-def _check_object(
-    schema: Mapping[str, Any], value: Mapping[str, Any], path: Steps, root: Mapping[str, Any]
-) -> Iterator[_Violation]:
-    known = schema.get("properties", {})
-    names = schema.get("propertyNames")
-    for key in schema.get("required", ()):
-        if key not in value:
-            yield _Violation("required", key, schema, value, path, root)
-    others = schema.get("additionalProperties", {})
-    if others is False:
-        if not known.keys() >= value.keys():
-            yield _Violation("additionalProperties", False, schema, value, path, root)
-        others = {}
-    for key, each in value.items():
-        if names:
-            for found in _check(names, key, (*path, key), root):
-                yield replace(found, keyword="propertyNames")
-        yield from _check(known.get(key, others if key not in known else {}), each, (*path, key), root)
+@lru_cache
+def _validator(name: str) -> Any:
+    """Compile a schema once. Its references stay within it: an empty registry fetches nothing."""
+    from jsonschema import Draft7Validator, ValidationError
+    from jsonschema.validators import extend
+    from referencing import Registry
 
+    def required(validator: Any, keys: list[str], value: Any, schema: Any) -> Iterator[ValidationError]:
+        """One error for each missing key, which it names; the library's own names them in its message."""
+        for key in keys if isinstance(value, dict) else ():
+            if key not in value:
+                yield ValidationError(key, validator_value=key)
 
-def _same(one: Any, other: Any) -> bool:
-    """Compare as JSON does: 1 is not true."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
-
-
-_TYPES: Mapping[str, Callable[[Any], bool]] = {
-    "string": lambda value: isinstance(value, str),
-    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "boolean": lambda value: isinstance(value, bool),
-    "object": lambda value: isinstance(value, dict),
-    "array": lambda value: isinstance(value, list),
-    "null": lambda value: value is None,
-}
-# Each keyword says whether a value fits; values of types it does not speak of fit.
-_KEYWORDS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "enum": lambda value, wanted: any(_same(value, each) for each in wanted),
-    "const": _same,
-    "pattern": lambda value, wanted: not isinstance(value, str) or re.search(wanted, value) is not None,
-    "minLength": lambda value, wanted: not isinstance(value, str) or len(value) >= wanted,
-    "minimum": lambda value, wanted: not _TYPES["number"](value) or value >= wanted,
-    "maximum": lambda value, wanted: not _TYPES["number"](value) or value <= wanted,
-    "minItems": lambda value, wanted: not isinstance(value, list) or len(value) >= wanted,
-    "uniqueItems": lambda value, wanted: (
-        not isinstance(value, list)
-        or not any(_same(item, other) for at, item in enumerate(value) for other in value[:at])
-    ),
-    "minProperties": lambda value, wanted: not isinstance(value, dict) or len(value) >= wanted,
-    "maxProperties": lambda value, wanted: not isinstance(value, dict) or len(value) <= wanted,
-}
+    kind = extend(Draft7Validator, {"required": required})  # type: ignore[no-untyped-call]  # the stub's gap
+    return kind(load_schema(name), registry=Registry())
 
 
 def _found(
@@ -221,7 +171,7 @@ def _missing(error: _Violation, document: Document) -> Iterator[Found]:
 
 
 def _wrong_type(error: _Violation, document: Document) -> Iterator[Found]:
-    kinds = error.wanted
+    kinds = (error.wanted,) if isinstance(error.wanted, str) else error.wanted
     wanted = error.schema.get("x-expected") or " or ".join(TYPE_WORDS[kind] for kind in kinds)
     value = error.instance
     advice: tuple[str, ...] = ()

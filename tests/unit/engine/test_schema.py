@@ -1,4 +1,4 @@
-"""The schemas themselves, our walk of them against the jsonschema library, and the sentences it makes."""
+"""The schemas themselves, and that every violation the library finds is told, and nothing else."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ NAMES = ("connector", "mapping-template", "platform")
 ROOT = Path(__file__).parents[3]
 FAULTS = ROOT / "tests" / "snapshot" / "diagnostics"
 KINDS = {"manifest": "connector", "template": "mapping-template", "platform": "platform"}
-# Everything our walk understands, and what only describes.
+# Every keyword that has a sentence of its own, and what only describes.
 KEYWORDS = {
     "$ref", "additionalProperties", "allOf", "const", "else", "enum", "if", "items", "maximum",
     "maxProperties", "minItems", "minLength", "minProperties", "minimum", "pattern", "properties",
@@ -55,7 +55,7 @@ def resolved(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_schemas_are_draft_07_and_use_only_what_we_check(name: str) -> None:
+def test_the_schemas_are_draft_07_and_use_only_what_has_a_sentence(name: str) -> None:
     schema = dict(load_schema(name))
     jsonschema.Draft7Validator.check_schema(schema)
     assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
