@@ -3,7 +3,6 @@
 from litestar import Response, get, post
 from litestar.enums import MediaType
 from litestar.openapi.spec import Example
-from litestar.params import JSONBody
 
 from server.api import schemas
 from server.api.dependencies import Acting, Shared
@@ -173,7 +172,7 @@ async def connect(
     context: Shared,
     actor: Acting,
     provider: ProviderName,
-    data: JSONBody[schemas.ConnectBody],
+    data: schemas.ConnectRequest,
     idempotency_key: IdempotencyKeyText = None,
 ) -> Response[schemas.ConnectAnswer]:
     request.user.require(data.venue_id)
@@ -240,7 +239,7 @@ async def disconnect(
     context: Shared,
     actor: Acting,
     provider: ProviderName,
-    data: JSONBody[schemas.VenueBody],
+    data: schemas.VenueRequest,
 ) -> schemas.MessageAnswer:
     request.user.require(data.venue_id)
     await integrations.disconnect(context, actor, venue_id=data.venue_id, provider=provider)

@@ -62,7 +62,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         f"<li><b>{escape(status)}</b>{escape(answer.get('description', ''))}{_examples(answer)}</li>"
         for status, answer in operation.get("responses", {}).items()
     )
-    body = _content(operation.get("requestBody") or {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+    body = _reference(_content(operation.get("requestBody") or {}).get("schema", {})).rpartition("/")[2]
     return (
         f"<section><h3><b>{method.upper()}</b> <code>{escape(path)}</code></h3>"
         f"<p><strong>{escape(operation.get('summary') or '')}.</strong> "
@@ -71,6 +71,12 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         + (f"<ul>{parameters}</ul>" if parameters else "")
         + f"<ul>{answers}</ul></section>"
     )
+
+
+def _reference(schema: dict[str, Any]) -> str:
+    """Return where a schema refers to; one with examples of its own does so inside `allOf`."""
+    inner = schema["allOf"][0] if "allOf" in schema else schema
+    return str(inner.get("$ref", ""))
 
 
 def _content(part: dict[str, Any]) -> dict[str, Any]:
@@ -169,8 +175,8 @@ def _default(schema: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
+    if _reference(schema):
+        name = _reference(schema).rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
     if "oneOf" in schema:
         return " or ".join(_type(each) for each in schema["oneOf"])

@@ -3,13 +3,15 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import msgspec
 import orjson
-from litestar.params import HeaderParameter, PathParameter, QueryParameter
+from litestar.enums import RequestEncodingType
+from litestar.openapi.spec import Example
+from litestar.params import BodyKwarg, HeaderParameter, PathParameter, QueryParameter
 from msgspec import Meta, Struct
 
 from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus, Operation, OperationStatus
@@ -79,11 +81,11 @@ class VenueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel")
 
 
 class SyncOptions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """Options of a manual sync."""
+    """What older callers send. A sync brings whatever changed in step, so there is nothing to choose."""
 
-    force: Annotated[
-        bool, Meta(description="Accepted for older callers: a manual sync never waits for the interval.")
-    ] = False
+    force: Annotated[bool, Meta(description="A manual sync never waits for the interval.")] = False
+    start_date: Annotated[date | None, Meta(description="Changes before it are brought in step, too.")] = None
+    end_date: Annotated[date | None, Meta(description="Changes after it are brought in step, too.")] = None
 
 
 class SyncBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -95,6 +97,35 @@ class SyncBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     wait: Annotated[
         float, Meta(ge=0, le=60, description="Seconds to wait for the result before answering 202.")
     ] = 25
+
+
+_VENUE = "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f"
+
+
+def _body(**examples: dict[str, Any]) -> BodyKwarg:
+    shown = [Example(summary=name.replace("_", " "), value=value) for name, value in examples.items()]
+    return BodyKwarg(media_type=RequestEncodingType.JSON, examples=shown)
+
+
+ConnectRequest = Annotated[
+    ConnectBody,
+    _body(
+        with_credentials={
+            "venueId": _VENUE,
+            "credentials": {"apiKey": "jp_live_…"},
+            "config": {"syncEnabled": True, "syncInterval": 300, "syncDirection": "bidirectional"},
+        },
+        by_OAuth={"venueId": _VENUE, "environment": "sandbox"},
+    ),
+]
+VenueRequest = Annotated[VenueBody, _body(a_venue={"venueId": _VENUE})]
+SyncRequest = Annotated[
+    SyncBody,
+    _body(
+        everything={"venueId": _VENUE},
+        products_without_waiting={"venueId": _VENUE, "syncType": "products", "wait": 0},
+    ),
+]
 
 
 # --- answers

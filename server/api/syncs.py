@@ -9,7 +9,6 @@ import msgspec
 from litestar import Response, get, post
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import JSONBody
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from server.api import schemas
@@ -130,7 +129,7 @@ async def start_sync(
     actor: Acting,
     stopping: Stopping,
     provider: ProviderName,
-    data: JSONBody[schemas.SyncBody],
+    data: schemas.SyncRequest,
     idempotency_key: IdempotencyKeyText = None,
 ) -> Response[schemas.SyncResultAnswer | schemas.SyncAcceptedAnswer]:
     request.user.require(data.venue_id)
@@ -184,7 +183,7 @@ async def stop_sync(
     context: Shared,
     actor: Acting,
     provider: ProviderName,
-    data: JSONBody[schemas.VenueBody],
+    data: schemas.VenueRequest,
 ) -> schemas.MessageAnswer:
     request.user.require(data.venue_id)
     stopped = await syncs.stop(context, actor, venue_id=data.venue_id, provider=provider)

@@ -276,6 +276,8 @@ def test_every_operation_is_described(method: str, path: str, operation: dict[st
     if path.startswith(API):
         assert {"400", "500", "503"} <= set(operation["responses"])
     if method == "POST":
+        [content] = operation["requestBody"]["content"].values()
+        assert content["schema"].get("examples") or content.get("examples")
         assert {"413", "415"} <= set(operation["responses"])
 
 

@@ -133,12 +133,19 @@ async def test_what_is_not_there_does_not_sync(hub: Hub) -> None:
         ({"wait": 61}, "wait"),
         ({"wait": -1}, "wait"),
         ({"options": {"forse": True}}, "options.forse"),
+        ({"options": {"startDate": "yesterday"}}, "options.startDate"),
     ],
 )
 async def test_what_is_wrong_with_a_body_is_named(hub: Hub, body: dict[str, Any], field: str) -> None:
     answer = await start(hub, **body)
     assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR")
     assert answer.json()["details"][0]["field"] == field
+
+
+async def test_older_callers_options_are_taken(hub: Hub) -> None:
+    await hub.connect_by_key()
+    options = {"force": True, "startDate": "2025-01-01", "endDate": "2025-01-15"}
+    assert (await start(hub, syncType="products", options=options)).status_code == 202
 
 
 async def test_the_same_key_starts_one_sync(hub: Hub) -> None:
