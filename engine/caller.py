@@ -242,7 +242,7 @@ class Caller:
                 reason = "closed the connection" if response or status else "can't be reached"
                 if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
                     reason = "closed the connection"
-                raise UnavailableError(f"the provider {reason}", status=status) from None
+                raise UnavailableError(f"the provider {reason}") from None
             except httpx.InvalidURL:
                 raise ManifestError(f"`{label}` doesn't lead to an address that can be called") from None
             finally:

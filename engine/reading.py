@@ -96,8 +96,8 @@ class Reader:
         pending: asyncio.Task[Page] | None = asyncio.create_task(self._fetch(walk, request))
         try:
             while pending is not None:
-                page = await pending
-                pending = None
+                task, pending = pending, None
+                page = await task
                 guard.answered(page.records)
                 request, number = walk.after(page, number)
                 if request is not None:

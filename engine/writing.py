@@ -57,10 +57,11 @@ class WriteResult:
     """What became of one write.
 
     Without `error` it is done, under `remote_id`. With one, `retryable` says whether trying again can help,
-    and `answered` False that it may have been done all the same: only the same group under the same key may
-    be sent again. An error together with a `remote_id` means that the record is there, but a call that
-    belongs to it failed. `changed_at` is RFC 3339 in UTC. `heal` says that the provider complains of a field,
-    named by the error.
+    and `answered` False that no answer came to its end: only the same group under the same key may be sent
+    again. After a server error, which is an answer, the record may be there too, but its key can be spent:
+    some providers replay their failure. An error together with a `remote_id` on a create means that the
+    record is there, but a call that belongs to it failed. `changed_at` is RFC 3339 in UTC. `heal` says that
+    the provider complains of a field, named by the error.
     """
 
     write: Write
@@ -346,7 +347,10 @@ class Writer:
                 results[write.local_id] = _failed(write, refusal)
         if tries == ITEM_TRIES:
             late = UnavailableError("the provider kept failing at this record, for reasons that may pass")
-            results.update((write.local_id, _failed(write, late)) for write, _ in again)
+            results.update(
+                (write.local_id, WriteResult(write, write.remote_id, error=late, retryable=True))
+                for write, _ in again
+            )
         elif again:
             await self._clock.sleep(
                 self._connector.retries.first_wait * 2 ** (tries - 1) * self._clock.random()
@@ -463,7 +467,9 @@ def _failed(write: Write, error: ProviderError | ExpressionError) -> WriteResult
     if isinstance(error, RateLimitedError):
         return WriteResult(write, write.remote_id, error=error, retryable=True)
     if isinstance(error, UnavailableError | UnexpectedResponseError):
-        return WriteResult(write, write.remote_id, error=error, retryable=True, answered=False)
+        # A server error is an answer, and some providers replay it for its key for ever.
+        answered = isinstance(error, UnavailableError) and error.status is not None and error.status >= 500
+        return WriteResult(write, write.remote_id, error=error, retryable=True, answered=answered)
     raise error
 
 

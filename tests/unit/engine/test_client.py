@@ -776,7 +776,7 @@ async def test_a_call_is_repeated_under_the_same_key() -> None:
     ("answer", "kind", "answered"),
     [
         (httpx.ReadTimeout("slow"), UnavailableError, False),
-        (httpx.Response(500), UnavailableError, False),
+        (httpx.Response(500), UnavailableError, True),
         (httpx.Response(200, html="<p>"), UnexpectedResponseError, False),
         (reply({"customer": {}}), UnexpectedResponseError, False),
         (httpx.Response(429), RateLimitedError, True),
@@ -793,6 +793,25 @@ async def test_a_429_after_a_lost_answer_leaves_the_outcome_open() -> None:
     answers: list[Reply] = [httpx.ReadTimeout("slow"), *[httpx.Response(429)] * 4]
     result, _ = await sent(READING, answers, new(name="Ana"))
     assert (result.retryable, result.answered) == (True, False)
+
+
+async def test_a_server_error_is_an_answer_and_a_lost_one_is_none() -> None:
+    answers: list[Reply] = [httpx.Response(500), *[httpx.ReadTimeout("slow")] * 4]
+    result, _ = await sent(READING, answers, new(name="Ana"))
+    assert result.answered is False
+    answers = [httpx.ReadTimeout("slow"), *[httpx.Response(500)] * 4]
+    result, _ = await sent(READING, answers, new(name="Ana"))
+    assert (result.answered, result.retryable) == (True, True)
+
+
+async def test_what_goes_with_a_create_is_done_for_one_whose_answer_was_lost() -> None:
+    group = WriteGroup(
+        "customer", "k", (Write("l1", "r1", {"product": "p1", "amount": 1}, "k", adopted=True),)
+    )
+    there = {"id": "r1", "product": "p1", "amount": 1}
+    result, provider = await sent(PRICES, [reply(there), reply({})], group)
+    assert provider.calls == ["GET /v3/prices/r1", "POST /v3/products/p1"]
+    assert (result.remote_id, result.error) == ("r1", None)
 
 
 async def test_a_refusal_is_the_records_own() -> None:
@@ -1276,7 +1295,7 @@ async def test_a_record_that_keeps_failing_for_the_moment_may_be_tried_later() -
     manifest = KEYED.replace("    - {code: STOP", "    - {code: BUSY, then: retry}\n    - {code: STOP")
     keyed = Keyed(failures={"b": ["BUSY"] * 10})
     results = await written(client_of(manifest, FakeProvider(keyed)), items(["a", "b"]), "customer")
-    assert (results[0].error, results[1].retryable) == (None, True)
+    assert (results[0].error, results[1].retryable, results[1].answered) == (None, True, True)
 
 
 async def test_updates_of_a_map_by_id_with_a_stale_one_and_one_that_is_gone() -> None:
