@@ -43,6 +43,7 @@ def create_engine(
         async_url(database_url),
         # A database that restarted is noticed when a connection is taken, not in the middle of a page.
         pool_pre_ping=pooled,
+        hide_parameters=True,  # errors are logged, and parameters are records and sealed credentials
         json_serializer=exact_json.dumps,
         json_deserializer=orjson.loads,
         connect_args={

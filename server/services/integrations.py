@@ -233,6 +233,7 @@ async def establish(
         connection.account,
     ):
         await _forget_records(session, venue_id, connector.name)
+        await _stop_running(session, venue_id, connector.name)
     integration.environment = connection.environment
     integration.account = connection.account
     integration.connection = dict(connection.values)
@@ -324,6 +325,15 @@ async def _apply_template(
     return {"template": template.name, "because": why}
 
 
+async def _stop_running(session: AsyncSession, venue_id: UUID, provider: str) -> None:
+    """Ask whatever runs for an integration to stop: its credentials, or its account, are another's now."""
+    await session.execute(
+        update(Operation)
+        .filter_by(venue_id=venue_id, integration_type=provider, status=OperationStatus.PROCESSING)
+        .values(stop_requested=True, updated_at=func.now())
+    )
+
+
 async def _forget_records(session: AsyncSession, venue_id: UUID, provider: str) -> None:
     """Forget which records are linked and how far syncs got: another account has other records."""
     for table in (RecordLink, SyncWatermark, PendingWrite, RecordFailure):
@@ -389,11 +399,7 @@ async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider
             .filter_by(**mine)
             .where(Operation.status.in_([*operations.WAITING, OperationStatus.PAUSED]))
         )
-        await session.execute(
-            update(Operation)
-            .filter_by(**mine, status=OperationStatus.PROCESSING)
-            .values(stop_requested=True, updated_at=func.now())
-        )
+        await _stop_running(session, venue_id, provider)
         integration.status = IntegrationStatus.DISCONNECTED
         integration.disconnected_at = integration.updated_at = datetime.now(UTC)
         integration.next_sync_at = None

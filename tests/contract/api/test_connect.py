@@ -1,5 +1,6 @@
 """Connecting with credentials, listing, looking, disconnecting."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -141,8 +142,23 @@ async def test_another_account_does_not_inherit_links(hub: Hub) -> None:
     )
     await hub.connect_by_key(environment="sandbox")
     assert len(await hub.rows("SELECT * FROM record_links")) == 1
+    await hub.execute(
+        "INSERT INTO sync_queue (venue_id, integration_type, operation_type, entity_type, status,"
+        " lease_owner, lease_expires_at)"
+        " VALUES (:venue, 'stripe', 'sync', 'full', 'processing', 'w', now() + interval '1 hour')",
+        venue=OURS,
+    )
     await hub.connect_by_key(environment="production")
     assert await hub.rows("SELECT * FROM record_links") == []
+    [running] = await hub.rows("SELECT stop_requested FROM sync_queue")
+    assert running["stop_requested"]
+
+
+async def test_connecting_several_times_at_once_makes_one_integration(hub: Hub) -> None:
+    answers = await asyncio.gather(*(hub.connect_by_key(config={"syncEnabled": True}) for _ in range(5)))
+    assert [answer.status_code for answer in answers] == [200] * 5
+    for table in ("integration_configs", "venue_api_keys", "sync_queue"):
+        assert len(await hub.rows(f"SELECT * FROM {table}")) == 1
 
 
 async def test_the_same_key_and_body_are_worked_once(hub: Hub) -> None:
