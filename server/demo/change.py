@@ -1,11 +1,11 @@
 """Change the demo as a venue would: `python -m server.demo.change --events 10` renames ten events on sale.
 
-Writes what it changed to standard output, as JSON. DATABASE_URL or PLATFORM_DATABASE_URL says where.
+Writes what it changed to standard output, as JSON. PLATFORM_DATABASE_URL or DATABASE_URL says where; without
+one it is the store that `hub dev` keeps in HUB_STATE, which mustn't be running then.
 """
 
 import asyncio
 import json
-import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,8 @@ from sqlalchemy import text
 
 from server.db.engine import create_engine
 from server.demo.generate import DEMO_VENUE_ID
+from server.embedded import EmbeddedError, embedded_stores
+from server.settings import SettingsError, read_settings
 
 _EDITION = re.compile(r" \(edition (\d+)\)$")
 
@@ -63,10 +65,16 @@ def _next(name: str) -> str:
 @click.option("--events", default=10, show_default=True, help="How many events to rename.")
 def main(events: int) -> None:
     """Change the demo platform as a venue would."""
-    url = os.environ.get("PLATFORM_DATABASE_URL") or os.environ.get("DATABASE_URL")
-    if not url:
-        raise click.UsageError("DATABASE_URL isn't set")
-    sys.stdout.write(json.dumps({"events": rename_events(url, events)}, ensure_ascii=False) + "\n")
+    try:
+        settings = read_settings()
+        if settings.platform_database_url:
+            changed = rename_events(settings.platform_database_url, events)
+        else:
+            with embedded_stores(settings.state, redis_url=settings.redis_url) as stores:
+                changed = rename_events(stores.database_url, events)
+    except (SettingsError, EmbeddedError) as error:
+        raise click.ClickException(str(error)) from error
+    sys.stdout.write(json.dumps({"events": changed}, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
