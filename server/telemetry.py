@@ -28,6 +28,7 @@ _SECRET_NAMES = re.compile(
     r"(?i)secret|password|authorization|cookie|credential|api_?key|access_?token|refresh_?token|verifier"
     r"|^(token|code|state)$"
 )
+_OUR_CODES = re.compile(r"[A-Z]+(_[A-Z]+)+")  # error codes are no secrets, whatever the field is called
 _CHATTY = (
     "httpx",
     "httpcore",
@@ -83,7 +84,7 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 
 def _shown(name: str, value: Any) -> Any:
     if isinstance(value, Secret) or (value is not None and _SECRET_NAMES.search(name)):
-        return "***"
+        return value if isinstance(value, str) and _OUR_CODES.fullmatch(value) else "***"
     if isinstance(value, Mapping):
         return {str(key): _shown(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -187,12 +187,17 @@ async def pause(seconds: float, stopping: asyncio.Event) -> bool:
 def report(operation: Operation) -> Report:
     """Add up what a sync did, or did so far."""
     mappings: Sequence[Mapping[str, Any]] = (operation.progress or {}).get("mappings") or ()
-    by_name: dict[str, Counts] = {}
+    ways: dict[tuple[str, str], Counts] = {}
     for mapping in mappings:
-        name = ENTITY_NAMES.get(mapping["entity"], mapping["entity"])
-        counts = by_name.get(name, Counts())
+        way = ENTITY_NAMES.get(mapping["entity"], mapping["entity"]), mapping["direction"]
+        counts = ways.get(way, Counts())
         synced = sum(mapping.get(part, 0) for part in ("created", "updated", "unchanged"))
-        by_name[name] = Counts(counts.synced + synced, counts.failed + mapping.get("failed", 0))
+        # One record may become several at the provider, such as a product and its price: it is still one.
+        ways[way] = Counts(max(counts.synced, synced), counts.failed + mapping.get("failed", 0))
+    by_name: dict[str, Counts] = {}
+    for (name, _), counts in ways.items():
+        before = by_name.get(name, Counts())
+        by_name[name] = Counts(before.synced + counts.synced, before.failed + counts.failed)
     overall = Counts(
         sum(counts.synced for counts in by_name.values()), sum(counts.failed for counts in by_name.values())
     )

@@ -48,6 +48,11 @@ def test_secrets_are_replaced_wherever_they_are() -> None:
     }
 
 
+def test_an_error_code_is_no_secret() -> None:
+    assert redact(None, "", {"code": "SYNC_FAILED"}) == {"code": "SYNC_FAILED"}
+    assert redact(None, "", {"code": "SYNC"}) == {"code": "***"}
+
+
 def test_an_absent_secret_may_be_seen_to_be_absent() -> None:
     assert redact(None, "", {"refresh_token": None}) == {"refresh_token": None}
 
@@ -63,7 +68,7 @@ def test_a_line_is_json_with_level_time_and_context(capsys: pytest.CaptureFixtur
 
 def test_other_libraries_log_the_same_way_and_addresses_stay_out(capsys: pytest.CaptureFixture[str]) -> None:
     with configured():
-        logging.getLogger("uvicorn.error").info("started")
+        logging.getLogger("another.library").info("started")
         logging.getLogger("httpx").info("GET https://juniper.example/?api_key=1")
     [line] = capsys.readouterr().out.splitlines()
     assert (json.loads(line)["message"], json.loads(line)["level"]) == ("started", "info")
