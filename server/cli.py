@@ -85,20 +85,9 @@ def dev(real: bool, once: bool, fresh: bool, json_output: bool) -> None:
 @main.command()
 def serve() -> None:
     """Serve the API on HOST and PORT."""
-    import uvicorn
+    from server import app
 
-    from server.app import create_app
-
-    settings = _settings()
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=20,
-    )
+    app.serve(_settings())
 
 
 @main.command()
