@@ -1,7 +1,7 @@
 """The API's reference, written from its OpenAPI document.
 
 As one plain page, without a script and with nothing fetched from elsewhere, and as `docs/reference/api.md`,
-which `python -m server.api.reference` prints.
+which `hub docs` writes.
 """
 
 from html import escape
@@ -10,6 +10,8 @@ from typing import Any
 import orjson
 from litestar import Request
 from litestar.openapi.plugins import OpenAPIRenderPlugin
+
+from engine.reference import GENERATED
 
 _STYLE = """
 body{font:16px/1.5 system-ui;margin:2rem auto;max-width:62rem;padding:0 1rem;color:#1c1c1c}
@@ -105,7 +107,14 @@ def _example(name: str, value: Any, *, anchor: bool = True) -> str:
 def markdown(document: dict[str, Any]) -> str:
     """Write an OpenAPI document as Markdown."""
     info = document["info"]
-    lines = [f"# {info['title']}: the API", "", info["description"].strip(), "", *_errors(document)]
+    lines = [
+        GENERATED,
+        f"# {info['title']}: the API",
+        "",
+        info["description"].strip(),
+        "",
+        *_errors(document),
+    ]
     for tag in document["tags"]:
         lines += ["", f"## {tag['name']}", "", tag["description"]]
         for path, item in document["paths"].items():
@@ -190,11 +199,3 @@ def _type(schema: dict[str, Any]) -> str:
     if isinstance(kind, list):
         return " or ".join(kind)
     return f"{kind} ({schema['format']})" if "format" in schema else str(kind)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from server.app import openapi_document
-
-    sys.stdout.write(markdown(openapi_document()))

@@ -330,6 +330,4 @@ def test_the_reference_page_is_up_to_date() -> None:
     from server.api.reference import markdown
 
     kept = Path(__file__).resolve().parents[3] / "docs" / "reference" / "api.md"
-    assert kept.read_text(encoding="utf-8") == markdown(openapi_document()), (
-        "write it again: python -m server.api.reference > docs/reference/api.md"
-    )
+    assert kept.read_text(encoding="utf-8") == markdown(openapi_document()), "write it again: hub docs"
