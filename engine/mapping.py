@@ -39,6 +39,12 @@ Compute = Callable[[Any, "MappingScope"], Any]  # record, scope → value or ABS
 Translate = Callable[[abc.Mapping[str, Any], "MappingScope"], dict[str, Any]]
 
 
+class UnlinkedError(MappingError):
+    """A record refers to another one that isn't linked yet; by the next run it may be."""
+
+    retryable = True
+
+
 @dataclass(frozen=True, slots=True)
 class MappingScope:
     """What a mapping sees besides the record.
@@ -504,7 +510,7 @@ def _link_compute(rule: _Rule, source: Callable[[Any], Any]) -> Compute:
             return other
         if optional:
             return ABSENT
-        raise MappingError(f"`{name}` refers to a `{resource}` that isn't linked yet", name)
+        raise UnlinkedError(f"`{name}` refers to a `{resource}` that isn't linked yet", name)
 
     return compute
 
