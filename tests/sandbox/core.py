@@ -465,7 +465,8 @@ class StandIn(ABC):
 
     def _failed(self, status: int, rule: FaultRule | None) -> Answer:
         answer = self.failure(status)
-        return Answer(answer.status, answer.body, {**answer.headers, **(rule.headers if rule else {})})
+        headers = {**answer.headers, **(rule.headers if rule else {})}
+        return Answer(answer.status, answer.body, headers, answer.content_type)
 
     def _within_limits(self, call: Call) -> bool:
         whole, each = self.rates(call)

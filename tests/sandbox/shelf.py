@@ -53,20 +53,30 @@ class Ordered:
         after: Key | None = None,
         at_least: Rank | None = None,
         at_most: Rank | None = None,
+        skip: int = 0,
     ) -> Iterator[Key]:
         """Yield keys within the bounds (both included), beyond `after` in the chosen direction.
 
-        `after` need not be in the list any more.
+        `after` need not be in the list any more. The first `skip` keys of what is left are passed over.
         """
         keys: list[Any] = self._keys
-        low = 0 if at_least is None else bisect_left(keys, (at_least,))
-        high = len(keys) if at_most is None else bisect_left(keys, (at_most, _LAST))
+        low, high = self._between(at_least, at_most)
         if after is not None and descending:
             high = min(high, bisect_left(keys, after))
         elif after is not None:
             low = max(low, bisect_right(keys, after))
-        places = range(high - 1, low - 1, -1) if descending else range(low, high)
+        places = range(high - 1 - skip, low - 1, -1) if descending else range(low + skip, high)
         return (keys[place] for place in places)
+
+    def count(self, *, at_least: Rank | None = None, at_most: Rank | None = None) -> int:
+        """Return how many keys are within the bounds, both included."""
+        low, high = self._between(at_least, at_most)
+        return max(high - low, 0)
+
+    def _between(self, at_least: Rank | None, at_most: Rank | None) -> tuple[int, int]:
+        keys: list[Any] = self._keys
+        low = 0 if at_least is None else bisect_left(keys, (at_least,))
+        return low, len(keys) if at_most is None else bisect_left(keys, (at_most, _LAST))
 
 
 class Shelf:
