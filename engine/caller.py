@@ -84,7 +84,7 @@ class Account:
     credentials: Credentials
     server: str
     signature: Signature
-    headers: Mapping[str, str] = field(repr=False)
+    headers: httpx.Headers = field(repr=False)  # those of every call, signature included
     scope: Mapping[str, Any] = field(repr=False)  # what templates see: connection, credentials
     budget: str
     rate: float | None
@@ -210,9 +210,11 @@ class Caller:
         """
         connector = self._connector
         content, content_type = encode_body(request.body, connector.encoding)
-        headers = {**HEADERS, **account.headers, **request.headers, **account.signature.headers}
-        if content_type:
-            headers["Content-Type"] = content_type
+        headers = account.headers
+        if request.headers or content_type:
+            kind = {"Content-Type": content_type} if content_type else {}
+            headers = account.headers.copy()
+            headers.update({**kind, **request.headers, **account.signature.headers})
         url = _url(request, account, connector.encoding)
         if account.rate is not None:
             await self._limiter.acquire(account.budget, account.rate, _burst(account.rate))
@@ -278,14 +280,15 @@ class Caller:
             "credentials": plain_credentials(authenticator.method, credentials),
         }
         signature = authenticator.sign(credentials)
-        headers = connector.headers.render(scope) if connector.headers else {}
+        written = connector.headers.render(scope) if connector.headers else {}
+        headers = {name: str(value) for name, value in written.items() if value is not None}
         self._account = Account(
             credentials=credentials,
             server=server_url(
                 connector, environment, {**scope, **scope["credentials"], **scope["connection"]}
             ),
             signature=signature,
-            headers={name: str(value) for name, value in headers.items() if value is not None},
+            headers=httpx.Headers({**HEADERS, **headers, **signature.headers}),
             scope=scope,
             budget=f"{connector.name} {environment} {_who(connector, credentials)}",
             rate=connector.limits.requests.get(environment),

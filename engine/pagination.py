@@ -232,34 +232,40 @@ class Ceilings:
     page_bytes: int = 64 * 2**20  # of one answer
 
 
+MOST_REPEATS = 2  # a list that grows by exactly a page meanwhile shows one again; that is no circle
+
+
 @dataclass(slots=True)
 class CycleGuard:
     """Notices a read that goes in circles, however long the circle.
 
-    Requests are remembered as eight bytes each. Records are compared with the page before and with one page
-    that is left behind at growing distances, so that a provider that keeps inventing cursors is found out as
-    well.
+    Requests and pages are remembered as eight bytes each, so that a provider that keeps inventing cursors for
+    the same pages is found out as well.
     """
 
-    seen: set[int] = field(default_factory=set)
     pages: int = 0
-    _previous: list[Any] | None = None
-    _left_behind: list[Any] | None = None
-    _next_mark: int = 1
+    _asked: set[bytes] = field(default_factory=set)
+    _answered: set[bytes] = field(default_factory=set)
+    _repeats: int = 0
 
     def asked(self, request: Request) -> None:
         """Note a request about to be made; raises UnexpectedResponseError when it was made before."""
-        content = [request.method, request.url, dict(request.query), request.body]
-        digest = int.from_bytes(blake2b(to_json(content), digest_size=8).digest())
-        if digest in self.seen:
+        digest = _digest([request.method, request.url, request.query, request.body])
+        if digest in self._asked:
             raise UnexpectedResponseError("the pages go in a circle: a page was asked for twice")
-        self.seen.add(digest)
+        self._asked.add(digest)
 
     def answered(self, rows: list[Any]) -> None:
-        """Note a page's rows; raises UnexpectedResponseError when they came before."""
+        """Note a page's rows; raises UnexpectedResponseError when pages keep coming again."""
         self.pages += 1
-        if rows and rows in (self._previous, self._left_behind):
+        if not rows:
+            return
+        digest = _digest([len(rows), rows[0], rows[-1]])
+        self._repeats += digest in self._answered
+        if self._repeats > MOST_REPEATS:
             raise UnexpectedResponseError("the pages go in a circle: the same records came again")
-        self._previous = rows
-        if self.pages >= self._next_mark:
-            self._left_behind, self._next_mark = rows, self._next_mark * 2
+        self._answered.add(digest)
+
+
+def _digest(value: Any) -> bytes:
+    return blake2b(to_json(value), digest_size=8).digest()

@@ -105,8 +105,10 @@ class Reader:
                     guard.asked(request)
                     pending = asyncio.create_task(self._fetch(walk, request))
                     await _turns(TURNS_TO_SEND)
-                batch = walk.rows.read(page.records)
-                yield ReadBatch(batch, _resume(walk.feed, number, request) if request else None)
+                rows, resume_here = page.records, _resume(walk.feed, number, request)
+                del page, task  # so that its memory is there for the next page's
+                yield ReadBatch(walk.rows.read(rows), resume_here)
+                del rows
         finally:
             if pending is not None:
                 pending.cancel()
@@ -339,8 +341,8 @@ def _for_each(spec: ReadSpec, scope: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{loop.name: items[at : at + loop.at_most]} for at in range(0, len(items), loop.at_most)]
 
 
-def _resume(feed: str, number: int, request: Request) -> dict[str, Any]:
-    return {"feed": feed, "batch": number, "request": request.to_json()}
+def _resume(feed: str, number: int, request: Request | None) -> dict[str, Any] | None:
+    return {"feed": feed, "batch": number, "request": request.to_json()} if request else None
 
 
 async def _turns(number: int) -> None:
