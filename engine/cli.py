@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CONNECTORS = Path("connectors")
 TEMPLATES = Path("mapping-templates")
 PLATFORM = "platform.yaml"
+NO_NAMES = ("platform", "true", "false", "null")  # the platform's file, and what YAML takes for no text
 STARTER = Path(__file__).with_name("starter.yaml")
 PUSH_AT_ONCE = 500  # records planned together by `hub push`
 
@@ -64,7 +65,7 @@ connection = click.option(
 @as_json
 def new(provider: str, title: str | None, json_output: bool) -> None:
     """Write a commented manifest for PROVIDER to connectors/, ready to be filled in."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", provider) or provider == Path(PLATFORM).stem:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", provider) or provider in NO_NAMES:
         raise click.UsageError(f"`{provider}` can't name a connector: use lower-case letters, digits and `_`")
     title = " ".join((title or provider.replace("_", " ").title()).split())
     text = (

@@ -493,7 +493,7 @@ PLANTED: Mapping[str, _Planted] = {
     "read-only": _template("      last_name: family_name", "      member_since: updated_at"),
     "required-field": _template("      name: name\n"),
     "written-twice": _template("description: description", "description: name"),
-    "unwritable-field": _template("email: email_address", "id: email_address"),
+    "unwritable-field": _template('external_id\n        push: "{{ value }}"', "external_id"),
     "duplicate-mapping": _template(
         "  - entity: order",
         "  - {entity: event, resource: item, direction: push, fields: {name: name}}\n  - entity: order",

@@ -20,12 +20,39 @@ from server.settings import VARIABLES
 from tests.docs.blocks import ROOT, Block, blocks
 
 # Programs of the operating system that pages use; what they are given is not looked at.
-SYSTEM = {"cat", "cd", "cp", "docker", "export", "head", "mkdir", "openssl", "psql", "python3", "sed"}
+SYSTEM = {
+    ".venv/bin/pip",
+    "cat",
+    "cd",
+    "cp",
+    "docker",
+    "export",
+    "head",
+    "mkdir",
+    "openssl",
+    "psql",
+    "python3",
+    "sed",
+}
 PROGRAMS = {"hub", "make", "curl", "jq", ".venv/bin/hub", ".venv/bin/python"}
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 HEREDOC = re.compile(r"<<'?(\w+)'?\n.*?\n\1\n", re.DOTALL)
 OTHER_VARIABLES = {"HUB_PROVIDER_ENVIRONMENT", "PATH", "VENUE", "TOKEN", "API", "SYNC", "ARGS"}
 TARGETS = set(re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text()))
+
+
+def lines(text: str) -> Iterator[str]:
+    """Split at the ends of lines that aren't within quotes."""
+    line = ""
+    for part in text.split("\n"):
+        line = f"{line}\n{part}" if line else part
+        try:
+            shlex.split(line)
+        except ValueError:
+            continue
+        yield line
+        line = ""
+    assert not line, f"a quote is never closed: {line}"
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -34,7 +61,7 @@ def commands(text: str) -> Iterator[list[str]]:
     for inner in re.findall(r"\$\(((?:[^()]|\([^()]*\))*)\)", text):
         yield from commands(inner)
     text = re.sub(r"\$\((?:[^()]|\([^()]*\))*\)", "VALUE", text)
-    for line in text.split("\n"):
+    for line in lines(text):
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         lexer.whitespace_split = True
         words: list[str] = []

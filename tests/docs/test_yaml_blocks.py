@@ -23,11 +23,6 @@ def test_a_block_is_right(block: Block, tmp_path: Path) -> None:
         shutil.copytree(folder, tmp_path / "connectors", dirs_exist_ok=True)
     if first == "template":
         file = tmp_path / "mapping-templates" / document.data["connector"] / f"{document.data['name']}.yaml"
-        if document.data["connector"] == "juniper" and document.data["name"] == "music-venue":
-            # Its own platform, beside its own connector.
-            shutil.copytree(
-                ROOT / "docs" / "examples" / "connectors", tmp_path / "connectors", dirs_exist_ok=True
-            )
     else:
         name = "platform" if first == "platform" else document.data["connector"]
         file = tmp_path / "connectors" / f"{name}.yaml"
