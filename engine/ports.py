@@ -81,7 +81,8 @@ class Link:
     """A local and a remote record that are the same thing.
 
     `fingerprint` is that of the last body agreed for the remote side (None: must be written), `agreed` the
-    local values both sides last agreed on, `remote_version` the provider's version or moment of change.
+    local values both sides last agreed on, and the key of the last write, from which the next one's follows.
+    `remote_version` is the provider's version or moment of change.
     """
 
     entity: str

@@ -204,7 +204,8 @@ class Sync:
                 resource=resource,
                 local_id=local_id,
                 remote_id=row.id,
-                agreed=self._agreed(agreed, their),
+                agreed=self._agreed(agreed, their)
+                | ({"key": link.agreed["key"]} if link and "key" in link.agreed else {}),
                 remote_version=row.changed_at,
                 last_direction="pull",
             )
@@ -410,9 +411,10 @@ class Sync:
             if link and link.fingerprint == print_:
                 tally.unchanged += 1
                 continue
-            remote_id = link.remote_id if link else None
-            items[local_id] = PendingItem(local_id, remote_id, body, print_, self._agreed(record, {}))
-            writes.append(Write(local_id, remote_id, body, self._write_key(local_id, print_, 1)))
+            remote_id, key = link.remote_id if link else None, self._write_key(local_id, print_, link)
+            agreed = {**self._agreed(record, {}), "key": key}
+            items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
+            writes.append(Write(local_id, remote_id, body, key))
         for failure in failures:
             tally.add_failure(failure)
         groups = self.client.plan(mapping.resource, writes)
@@ -563,10 +565,12 @@ class Sync:
             field=field_name,
         )
 
-    def _write_key(self, local_id: str, print_: str, attempt: int) -> str:
-        return fingerprint(
-            [str(self.venue["id"]), self.connector.name, *self._here, local_id, print_, attempt]
-        )
+    def _write_key(self, local_id: str, print_: str, link: Link | None) -> str:
+        """Return a write's idempotency key, which follows from the key before it: a record that gets back a
+        value it had has to be written again, and a provider would take the same key for a repetition.
+        """
+        before = [link.remote_id, link.agreed.get("key")] if link else None
+        return fingerprint([str(self.venue["id"]), self.connector.name, *self._here, local_id, print_, before])
 
     def _agreed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
         pulled = self.mapping.pulled_fields

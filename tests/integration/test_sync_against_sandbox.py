@@ -234,6 +234,16 @@ async def test_a_new_amount_is_a_new_stripe_price_and_the_old_one_retires(sandbo
     assert product["default_price"] == new["id"]
 
 
+async def test_a_value_that_comes_back_within_the_life_of_a_key_arrives(sandbox: Sandbox) -> None:
+    world = World("stripe", sandbox)
+    await world.sync()
+    for status in ("sold_out", "on_sale", "sold_out", "on_sale"):
+        world.change("event", "ev-1", status=status)
+        await world.sync()
+        (product,) = [row for row in world.objects("product") if row["metadata"]["event_id"] == "ev-1"]
+        assert product["active"] is (status == "on_sale")
+
+
 async def test_a_square_update_keeps_what_the_hub_does_not_know(sandbox: Sandbox) -> None:
     """An upsert replaces the whole object, so what somebody added in the dashboard has to be sent along."""
     world = World("square", sandbox)

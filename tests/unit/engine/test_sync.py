@@ -261,6 +261,31 @@ async def test_an_unanswered_call_is_repeated_word_for_word(lost: str) -> None:
     assert world.state.failures == {}
 
 
+async def test_a_value_that_comes_back_is_written_under_a_new_key() -> None:
+    """Under the key it was first written with, a provider would take it for a repetition and do nothing."""
+    world = World("ada")
+    for phone in (None, "1", "2", "1", "2"):
+        world.put("ada", phone=phone)
+        await world.push()
+    assert world.provider.records["c1"]["tel"] == "2"
+    assert len({group.key for group in world.provider.sent}) == 5
+
+
+async def test_what_they_overwrote_is_put_back_under_a_new_key() -> None:
+    world = World("ada", when_both_changed="platform_wins")
+    world.put("ada", phone="1")
+    await world.push()
+    world.put("ada", phone="2")
+    await world.push()
+    world.put("ada", phone="1")
+    world.provider.records["c1"]["tel"] = "3"
+    await world.pull()
+    world.put("ada", phone="2")
+    await world.push()
+    assert world.provider.records["c1"]["tel"] == "2"
+    assert len({group.key for group in world.provider.sent}) == 3
+
+
 async def test_a_failure_that_was_answered_is_tried_again_under_a_new_key() -> None:
     """A provider may replay a stored 500 for its key as long as the key lives."""
     world = World("ada", "bob", "cyd")
