@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from engine.client import ProviderClient, ReadRecord, Write, WriteGroup, WriteResult
-from engine.errors import HubError, MappingError, StaleCursorError, StoppedError
+from engine.errors import HubError, MappingError, RateLimitedError, StaleCursorError, StoppedError
 from engine.fields import FieldCatalog
 from engine.manifest import Connector
 from engine.mapping import Mapping as FieldMapping
@@ -94,6 +94,7 @@ class Sync:
         self.fields = fields
         self.stop = stop
         self.on_progress = on_progress
+        self._fruitless = 0  # chunks of calls in a row of which nothing got through
 
     # ---- pull -------------------------------------------------------------------------------------------
 
@@ -178,6 +179,7 @@ class Sync:
 
         changes: list[HostChange] = []
         merged: dict[str, tuple[Link, Record, bool]] = {}
+        echoes = await self._echoes([ours[matched[row.id]] for row in changed if matched.get(row.id) in ours])
         for row in changed:
             local_id, their = local_ids[row.id], theirs[row.id]
             our, link = ours.get(local_id), known.get(row.id)
@@ -186,9 +188,10 @@ class Sync:
             if our is None:
                 changes.append(HostChange(local_id, their, create=True))
             else:
+                echo = echoes.get(local_id, {})
                 resolution = resolve(
                     our,
-                    their,
+                    {name: value for name, value in their.items() if name not in echo or value != echo[name]},
                     link.agreed if link else {},
                     rule="provider_wins" if mapping.direction == "pull" else mapping.when_both_changed,
                     theirs_newer=_theirs_newer(row.changed_at, our.get("changed_at")),
@@ -250,6 +253,24 @@ class Sync:
             )
         )
 
+    async def _echoes(self, records: Sequence[Record]) -> dict[str, Mapping[str, Any]]:
+        """Return, by id, what would come back of records if they were pushed as they are.
+
+        Of a pair just matched, a value that is the other's own echo is no difference: pulling what a mapping
+        makes of `Cher` without a first name must not invent one.
+        """
+        if not records or not self.mapping.pushes:
+            return {}
+        scope = self._scope(await self._remote_ids_of_links(records))
+        echoes: dict[str, Mapping[str, Any]] = {}
+        for record in records:
+            try:
+                body = self.mapping.push(record, scope)
+                echoes[str(record["id"])] = self.mapping.pull(body, self._scope({}))
+            except HubError:
+                continue  # it can't be pushed as it is, so nothing there is its echo
+        return echoes
+
     async def _match(self, rows: Sequence[ReadRecord]) -> dict[str, str]:
         """Pair unlinked records with the platform's, only where it is beyond doubt: by our own id in theirs,
         or by `match_on` for those that existed on both sides before the first sync.
@@ -305,18 +326,19 @@ class Sync:
             tally.api_calls = self.client.calls - calls
             self.on_progress(tally)
 
-        await self._repeat_unanswered(tally, report)
+        waiting = await self._repeat_unanswered(tally, report)
         if ids is not None:
             records = await self.host.fetch(self.mapping.entity, ids)
-            await self._push_page(tally, list(records.values()), None, report)
+            await self._push_page(tally, list(records.values()), None, report, waiting)
             return tally
         since = await self.state.position(*self._here, "push")
         async for page in self.host.changed(self.mapping.entity, since):
             self._check_stop()
-            await self._push_page(tally, page.records, page.position, report)
+            await self._push_page(tally, page.records, page.position, report, waiting)
         return tally
 
-    async def _repeat_unanswered(self, tally: Tally, report: Callable[[], None]) -> None:
+    async def _repeat_unanswered(self, tally: Tally, report: Callable[[], None]) -> frozenset[str]:
+        """Repeat the calls announced by earlier runs; returns the local ids of those still open."""
         announced = await self._adopt_made(await self.state.announced(*self._here))
         for pending in batched(announced, CHUNK):
             self._check_stop()
@@ -333,6 +355,8 @@ class Sync:
             ]
             await self._send(tally, pending, groups)
             report()
+        still = await self.state.announced(*self._here) if announced else ()
+        return frozenset(item.local_id for write in still for item in write.items)
 
     async def _adopt_made(self, announced: Sequence[PendingWrite]) -> Sequence[PendingWrite]:
         """Turn creates that were done after all into updates of what they made.
@@ -389,8 +413,12 @@ class Sync:
         records: Sequence[Record],
         position: Mapping[str, Any] | None,
         report: Callable[[], None],
+        waiting: frozenset[str],
     ) -> None:
         mapping = self.mapping
+        # An open call comes first: it may be carried out yet, and what is written besides would be made twice
+        # or overwritten. Its failure is kept, so its record is pushed again by itself.
+        records = [record for record in records if str(record["id"]) not in waiting]
         tally.read += len(records)
         links = await self.state.links_by_local(mapping.resource, [str(record["id"]) for record in records])
         scope = self._scope(await self._remote_ids_of_links(records))
@@ -449,6 +477,7 @@ class Sync:
         replaced: list[str] = []
         stopped: HubError | None = None
         down: HubError | None = None
+        through = False
         for write, task in zip(pending, sent, strict=True):
             outcome = task.result()
             if isinstance(outcome, HubError):  # the run can't go on; this call stays announced
@@ -459,6 +488,7 @@ class Sync:
             unanswered = False
             for result in outcome:
                 item = items[result.write.local_id]
+                through = through or result.error is None or not result.retryable
                 if result.error is None:
                     links.append(self._pushed_link(item, result))
                     done.append(item.local_id)
@@ -473,7 +503,8 @@ class Sync:
                 tally.add_failure(failure)
                 if result.retryable:
                     down = result.error
-                written = result.remote_id is not None and item.remote_id is None
+                # New, made instead of one that can't be changed, or found: it is there.
+                written = result.remote_id is not None and (item.adopted or result.remote_id != item.remote_id)
                 if written and not result.retryable:
                     links.append(self._pushed_link(item, result))  # it is there; what goes with it failed
                 elif not result.answered or written:
@@ -502,8 +533,18 @@ class Sync:
             await self.state.announce(again, instead_of=replaced)
         if stopped is not None:
             raise stopped
-        if down is not None and not links:
-            raise down  # nothing gets through: better to come back later than to try every record
+        self._fruitless = 0 if through else self._fruitless + 1
+        if down is not None and not through:
+            await self._check_reachable(down)
+
+    async def _check_reachable(self, error: HubError) -> None:
+        """Raise when it is the provider that is away: better to come back later than to try every record.
+
+        A few records that it can't cope with are their own trouble, and hold up no others.
+        """
+        if self._fruitless > 1 or isinstance(error, RateLimitedError):
+            raise error
+        await self.client.check()
 
     async def _attempt(self, group: WriteGroup) -> list[WriteResult] | HubError:
         try:
@@ -570,7 +611,9 @@ class Sync:
         value it had has to be written again, and a provider would take the same key for a repetition.
         """
         before = [link.remote_id, link.agreed.get("key")] if link else None
-        return fingerprint([str(self.venue["id"]), self.connector.name, *self._here, local_id, print_, before])
+        return fingerprint(
+            [str(self.venue["id"]), self.connector.name, *self._here, local_id, print_, before]
+        )
 
     def _agreed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
         pulled = self.mapping.pulled_fields

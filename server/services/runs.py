@@ -21,6 +21,7 @@ from engine.errors import AuthenticationError, HubError
 from engine.mapping import Mapping as FieldMapping
 from engine.ports import Direction, RecordFailure
 from engine.sync import KEPT_FAILURES, Sync, Tally
+from server.credentials import TokenRefreshError
 from server.db import models
 from server.db.models import (
     IntegrationConfig,
@@ -169,7 +170,18 @@ async def run_operation(context: WorkerContext, run: Run) -> None:
     runner = RUNNERS.get(run.claim.operation_type)
     if runner is None:
         raise NotSupportedError(f"an operation of type `{run.claim.operation_type}` can't be worked")
-    await runner(context, run)
+    try:
+        await runner(context, run)
+    except TokenRefreshError:
+        raise  # it says what to do already
+    except AuthenticationError as error:
+        title = context.catalog.connector(run.claim.provider).title
+        raise AuthenticationError(
+            f"{title} no longer accepts this connection: connect again ({error.message})",
+            status=error.status,
+            provider_code=error.provider_code,
+            request_id=error.request_id,
+        ) from error
 
 
 async def _sync(context: WorkerContext, run: Run) -> None:

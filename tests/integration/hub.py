@@ -7,6 +7,7 @@ the platform's own tables, at the providers' control calls. Waiting is for condi
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import signal
 import socket
@@ -312,9 +313,32 @@ class Hub:
         return {provider: self.counts(provider)["writes"] for provider in PROVIDERS}
 
 
+def quick_connectors(folder: Path) -> Path:
+    """Copy the manifests, with nearly no limits and short waits between tries, for tests of much that fails."""
+    folder.mkdir(parents=True)
+    for provider in PROVIDERS:
+        text = (PROJECT / "connectors" / f"{provider}.yaml").read_text(encoding="utf-8")
+        quick, found = re.subn(r"(?m)^limits:\n(?:  .*\n)+", QUICK, text)
+        assert found == 1
+        (folder / f"{provider}.yaml").write_text(quick, encoding="utf-8")
+    return folder
+
+
+QUICK = """limits: {requests: 1000 per second, concurrent: 10}
+retries: {first_wait: 100 milliseconds, longest_wait: 500 milliseconds}
+"""
+
+
 @contextmanager
-def running_hub(database_url: str, redis_url: str, folder: Path, **settings: str) -> Iterator[Hub]:
-    """Run a hub over a migrated database and a Redis of its own, until the block ends."""
+def running_hub(
+    database_url: str, redis_url: str, folder: Path, *, quick: bool = True, **settings: str
+) -> Iterator[Hub]:
+    """Run a hub over a migrated database and a Redis of its own, until the block ends.
+
+    `quick` is for `quick_connectors`; without it the manifests are as they are shipped.
+    """
+    if quick:
+        settings["HUB_CONNECTORS_DIR"] = str(quick_connectors(folder / "connectors"))
     database = Database(database_url)
     database.execute(Path(server.demo.__file__).with_name("schema.sql").read_text(encoding="utf-8"))
     database.execute(
@@ -360,6 +384,10 @@ def start_over(hub: Hub, *, events: int, customers: int) -> None:
     fill_platform(hub.database, events=events, customers=customers)
     for provider in PROVIDERS:
         hub.control(provider, "POST", "reset")
+        if "HUB_CONNECTORS_DIR" in hub.environment:
+            hub.control(
+                provider, "POST", "limits", {"requests_per_second": None, "per_endpoint": None}
+            )
     with redis.Redis.from_url(hub.redis_url) as client:
         client.flushdb()
     hub.start(*(names - hub.processes.keys()))

@@ -4,14 +4,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.hub import Hub, running_hub, start_over
+pytest.register_assert_rewrite("tests.integration.hub")  # before it is imported
+
+from tests.integration.hub import Hub, running_hub, start_over  # noqa: E402 - see above
 
 EVENTS, CUSTOMERS = 12, 24  # enough for several calls of each kind, few enough to be quick
 
 
 @pytest.fixture(scope="module")
-def running(database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with running_hub(database_url, redis_url, tmp_path_factory.mktemp("hub")) as hub:
+def running(
+    request: pytest.FixtureRequest,
+    database_url: str,
+    redis_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Hub]:
+    """A hub; a module that says `AS_SHIPPED` gets it with the limits of real life."""
+    quick = not getattr(request.module, "AS_SHIPPED", False)
+    with running_hub(database_url, redis_url, tmp_path_factory.mktemp("hub"), quick=quick) as hub:
         yield hub
 
 

@@ -30,8 +30,8 @@ def _revoke(hub: Hub, provider: Provider) -> None:
 @pytest.mark.parametrize(
     ("key", "status", "code"),
     [
-        ("not-a-key", 422, "VALIDATION_ERROR"),
-        ("sk_live_0000000000000000wrong", 422, "CONNECTION_TEST_FAILED"),
+        ("not-a-key", 400, "VALIDATION_ERROR"),
+        ("sk_live_0000000000000000wrong", 401, "CONNECTION_TEST_FAILED"),
     ],
 )
 def test_wrong_credentials_are_refused_and_not_kept(hub: Hub, key: str, status: int, code: str) -> None:

@@ -14,6 +14,7 @@ from tests.integration.hub import (
     start_over,
 )
 
+AS_SHIPPED = True
 EVENTS, CUSTOMERS, SALES = 40, 60, 130
 
 
@@ -100,3 +101,17 @@ def test_a_new_price_is_one_new_price_and_the_old_one_retires(synced: Hub) -> No
     synced.sync_all()
     assert len(synced.objects("stripe", "price")) == prices + 1
     check_everything_is_in_step(synced)
+
+
+def test_one_of_our_own_found_at_the_provider_is_paired_and_left_as_it_is(hub: Hub) -> None:
+    """As after a crash between a create and its link. `Cher` has one name, which a pull would make a first name."""
+    hub.connect_all()
+    before = hub.database.rows("SELECT * FROM platform.customers ORDER BY id")
+    hub.sync_all()
+    made = {provider: hub.counts(provider)["effects"]["customer.created"] for provider in PROVIDERS}
+    hub.database.execute("DELETE FROM record_links WHERE entity = 'customer'")
+    hub.database.execute("DELETE FROM sync_watermarks WHERE entity = 'customer'")
+    hub.sync_all()
+    assert hub.database.rows("SELECT * FROM platform.customers ORDER BY id") == before
+    assert made == {provider: hub.counts(provider)["effects"]["customer.created"] for provider in PROVIDERS}
+    check_everything_is_in_step(hub)

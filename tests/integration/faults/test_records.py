@@ -1,10 +1,12 @@
 """One record a provider won't take: its failure is its own, is kept, and ends when the record is mended."""
 
+from decimal import Decimal
+
 from tests.integration.hub import PROVIDERS, Hub, counts_of, customer_id, event_id
 from tests.integration.hub import check_everything_is_in_step as check_all
 
 BAD_CUSTOMERS = (3, 4)
-BAD_EVENT = 6
+DEAR_EVENT, UNEVEN_EVENT = 5, 6  # in euros, more than Stripe takes; in yen, with a fraction
 FAILURES = (
     "SELECT integration_type, entity, resource, record_id, direction::text, field, retryable, message "
     "FROM record_failures ORDER BY 1, 3, 4"
@@ -13,18 +15,20 @@ FAILURES = (
 
 def _spoil(hub: Hub) -> None:
     hub.database.execute(
-        "UPDATE platform.customers SET email = 'nobody at nowhere', updated_at = now() WHERE id = $1",
+        "UPDATE platform.customers SET email = 'nobody at nowhere', updated_at = '2026-02-01' WHERE id = $1",
         customer_id(BAD_CUSTOMERS[0]),
     )
     hub.database.execute(
-        "UPDATE platform.customers SET phone = $2, updated_at = now() WHERE id = $1",
+        "UPDATE platform.customers SET phone = $2, updated_at = '2026-02-01' WHERE id = $1",
         customer_id(BAD_CUSTOMERS[1]),
         "+" + "4" * 24,
     )
-    hub.database.execute(
-        "UPDATE platform.events SET price = 99999999999.99, updated_at = now() WHERE id = $1",
-        event_id(BAD_EVENT),
-    )
+    for event, price in ((DEAR_EVENT, "99999999999.99"), (UNEVEN_EVENT, "1200.50")):
+        hub.database.execute(
+            "UPDATE platform.events SET price = $2, updated_at = '2026-02-01' WHERE id = $1",
+            event_id(event),
+            Decimal(price),
+        )
 
 
 def _mend(hub: Hub) -> None:
@@ -38,7 +42,8 @@ def _mend(hub: Hub) -> None:
         customer_id(BAD_CUSTOMERS[1]),
     )
     hub.database.execute(
-        "UPDATE platform.events SET price = 99, updated_at = now() WHERE id = $1", event_id(BAD_EVENT)
+        "UPDATE platform.events SET price = 99, updated_at = now() WHERE id = ANY($1::uuid[])",
+        [event_id(DEAR_EVENT), event_id(UNEVEN_EVENT)],
     )
 
 
@@ -55,10 +60,17 @@ def test_a_rejected_record_fails_alone_is_kept_and_clears_when_mended(connected:
             ("stripe", "customer", "customer", called, "push", "phone", False),
         ]
     )
-    assert [row[:7] for row in rows if row[1] == "event" and row[0] == "stripe"] == [
-        ("stripe", "event", "price", str(event_id(BAD_EVENT)), "push", "unit_amount", False)
+    dear, uneven = (str(event_id(number)) for number in (DEAR_EVENT, UNEVEN_EVENT))
+    assert [row[:7] for row in rows if row[1] == "event"] == [
+        ("square", "event", "item", uneven, "push", "price", False),
+        *sorted(
+            [
+                ("stripe", "event", "price", dear, "push", "unit_amount", False),
+                ("stripe", "event", "price", uneven, "push", "price", False),
+            ]
+        ),
     ]
-    assert all("the provider answered" in row[7] for row in rows)
+    assert all(("the provider answered" in row[7]) != (row[3] == uneven) for row in rows)
 
     for provider in PROVIDERS:
         failed = [row for row in rows if row[0] == provider]
@@ -74,7 +86,8 @@ def test_a_rejected_record_fails_alone_is_kept_and_clears_when_mended(connected:
     stripe, square = connected.objects("stripe", "customer"), connected.objects("square", "customer")
     assert len(stripe) == len(square) == 24 - len(BAD_CUSTOMERS)
     assert len(connected.objects("stripe", "product")) == 12
-    assert len(connected.objects("stripe", "price")) == 11
+    assert len(connected.objects("stripe", "price")) == 10
+    assert len(connected.objects("square", "ITEM")) == 11
 
     _mend(connected)
     connected.sync_all()
