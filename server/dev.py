@@ -259,7 +259,11 @@ async def _run(
             told = await _before(running, ready, stop, "the simulated providers didn't start")
             if told is None:
                 return 130
-            providers = [_simulated(name, entry) for name, entry in told["providers"].items()]
+            providers = [
+                _simulated(name, entry)
+                for name, entry in told["providers"].items()
+                if (settings.connectors_dir / f"{name}.yaml").is_file()
+            ]
             overrides = {origin: provider.url for provider in providers for origin in provider.replaces}
             env["HUB_ORIGIN_OVERRIDES"] = ",".join(f"{origin}={url}" for origin, url in overrides.items())
             for provider in providers:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import orjson
 
-from tests.sandbox.running import listen, make_server, stand_ins, url_of
+from tests.sandbox import mailchimp
+from tests.sandbox.running import PROVIDERS, listen, make_server, stand_ins, url_of
 from tests.sandbox.square import DEFAULT_CLIENT, DEFAULT_SECRET
 
-NAMES = ("stripe", "square")
+FIRST_PORT = 9101
 # What a client needs to connect, and the origins each stands in for.
 CLIENTS = {
     "stripe": {"replaces": ["https://api.stripe.com"], "credentials": {"apiKey": "sk_test_demo"}},
@@ -19,14 +20,19 @@ CLIENTS = {
         "app": {"client_id": DEFAULT_CLIENT, "client_secret": DEFAULT_SECRET},
         "approve": {"auto_approve": "1"},
     },
+    "mailchimp": {
+        "replaces": list(mailchimp.REPLACES),
+        "app": {"client_id": mailchimp.DEFAULT_CLIENT, "client_secret": mailchimp.DEFAULT_SECRET},
+        "approve": {"auto_approve": "1"},
+    },
 }
 
 
 def main() -> int:
     """Serve; print one line of JSON when listening; return 0 after SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m tests.sandbox", description=__doc__)
-    parser.add_argument("--stripe", type=int, default=9101, metavar="PORT", help="0 takes a free port")
-    parser.add_argument("--square", type=int, default=9102, metavar="PORT", help="0 takes a free port")
+    for port, name in enumerate(PROVIDERS, FIRST_PORT):
+        parser.add_argument(f"--{name}", type=int, default=port, metavar="PORT", help="0 takes a free port")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--seed", choices=["demo"], help="what the providers hold at the start")
     parser.add_argument(
@@ -43,20 +49,20 @@ def main() -> int:
         signal.signal(number, lambda *_: None)
 
     made = stand_ins(options.seed, emails)
-    saved = {name: options.state / f"{name}.pickle" for name in NAMES} if options.state else {}
-    for name, stand_in in zip(NAMES, made, strict=True):
+    saved = {name: options.state / f"{name}.pickle" for name in made} if options.state else {}
+    for name, stand_in in made.items():
         if name in saved and saved[name].is_file():
             stand_in.load(saved[name])
-    sockets = [listen(options.host, options.stripe), listen(options.host, options.square)]
+    sockets = [listen(options.host, getattr(options, name)) for name in made]
 
     def announce() -> None:
-        urls = {name: url_of(options.host, bound) for name, bound in zip(NAMES, sockets, strict=True)}
+        urls = {name: url_of(options.host, bound) for name, bound in zip(made, sockets, strict=True)}
         providers = {name: {"url": url, **CLIENTS[name]} for name, url in urls.items()}
         sys.stdout.write(orjson.dumps({"ready": True, **urls, "providers": providers}).decode() + "\n")
         sys.stdout.flush()
 
-    make_server(sockets, made, announce).run(sockets)
-    for name, stand_in in zip(NAMES, made, strict=True):
+    make_server(sockets, list(made.values()), announce).run(sockets)
+    for name, stand_in in made.items():
         if name in saved:
             saved[name].parent.mkdir(parents=True, exist_ok=True)
             stand_in.save(saved[name])

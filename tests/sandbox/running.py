@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import uvicorn
 
-from tests.sandbox import square, stripe
+from tests.sandbox import mailchimp, square, stripe
 from tests.sandbox.core import Receive, Scope, Send, StandIn
+from tests.sandbox.mailchimp import Mailchimp
 from tests.sandbox.square import Square
 from tests.sandbox.stripe import Stripe
 
@@ -26,8 +28,18 @@ class Sandbox:
 
     stripe_url: str
     square_url: str
+    mailchimp_url: str
     stripe: Stripe
     square: Square
+    mailchimp: Mailchimp
+
+
+# What makes a stand-in, and what fills it; the names are those of the fields of `Sandbox`.
+PROVIDERS: Mapping[str, tuple[Callable[[], StandIn], Callable[[Any, Sequence[str]], None]]] = {
+    "stripe": (Stripe, stripe.seed_demo),
+    "square": (Square, square.seed_demo),
+    "mailchimp": (Mailchimp, mailchimp.seed_demo),
+}
 
 
 class ByPort:
@@ -52,14 +64,14 @@ class AnnouncingServer(uvicorn.Server):
         self._listening()
 
 
-def stand_ins(seed: str | None = None, known_emails: Sequence[str] = ()) -> tuple[Stripe, Square]:
-    """Make both stand-ins; `seed` is None or `demo`, filled in again after a reset."""
-    made = Stripe(), Square()
-    if seed == "demo":
-        made[0].start_with(partial(stripe.seed_demo, made[0], known_emails))
-        made[1].start_with(partial(square.seed_demo, made[1], known_emails))
-    elif seed is not None:
+def stand_ins(seed: str | None = None, known_emails: Sequence[str] = ()) -> dict[str, StandIn]:
+    """Make every stand-in; `seed` is None or `demo`, filled in again after a reset."""
+    if seed not in (None, "demo"):
         raise ValueError(f"unknown seed {seed!r}")
+    made = {name: make() for name, (make, _) in PROVIDERS.items()}
+    if seed == "demo":
+        for name, (_, fill) in PROVIDERS.items():
+            made[name].start_with(partial(fill, made[name], known_emails))
     return made
 
 
@@ -95,17 +107,20 @@ def url_of(host: str, bound: socket.socket) -> str:
 
 @contextmanager
 def running_sandbox(seed: str | None = None, known_emails: Sequence[str] = ()) -> Iterator[Sandbox]:
-    """Serve both stand-ins on free ports, in a thread, until the block ends."""
+    """Serve every stand-in on free ports, in a thread, until the block ends."""
     made = stand_ins(seed, known_emails)
-    sockets = [listen("127.0.0.1", 0), listen("127.0.0.1", 0)]
+    sockets = [listen("127.0.0.1", 0) for _ in made]
     listening = threading.Event()
-    server = make_server(sockets, made, listening.set)
+    server = make_server(sockets, list(made.values()), listening.set)
     thread = threading.Thread(target=server.run, args=(sockets,), name="sandbox", daemon=True)
     thread.start()
     try:
         if not listening.wait(START_SECONDS):
             raise RuntimeError("the sandbox did not start")
-        yield Sandbox(url_of("127.0.0.1", sockets[0]), url_of("127.0.0.1", sockets[1]), *made)
+        urls: dict[str, Any] = {
+            f"{name}_url": url_of("127.0.0.1", bound) for name, bound in zip(made, sockets, strict=True)
+        }
+        yield Sandbox(**urls, **dict[str, Any](made))
     finally:
         server.should_exit = True
         thread.join(START_SECONDS)
