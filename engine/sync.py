@@ -503,11 +503,10 @@ class Sync:
                 tally.add_failure(failure)
                 if result.retryable:
                     down = result.error
-                # New, made instead of one that can't be changed, or found: it is there.
-                written = result.remote_id is not None and (item.adopted or result.remote_id != item.remote_id)
-                if written and not result.retryable:
+                made = result.remote_id not in (None, item.remote_id)  # also instead of what can't be changed
+                if (made or item.adopted) and not result.retryable:
                     links.append(self._pushed_link(item, result))  # it is there; what goes with it failed
-                elif not result.answered or written:
+                elif not result.answered or made:
                     unanswered = True  # it may be there: only the same call under the same key is safe
                 elif result.retryable and write.attempt < MAX_ATTEMPTS:
                     retry.append(item)
