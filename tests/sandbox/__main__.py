@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from tests.sandbox import mailchimp
+from tests.sandbox import mailchimp, quickbooks
 from tests.sandbox.running import PROVIDERS, listen, make_server, stand_ins, url_of
 from tests.sandbox.square import DEFAULT_CLIENT, DEFAULT_SECRET
 
@@ -23,6 +23,11 @@ CLIENTS = {
     "mailchimp": {
         "replaces": list(mailchimp.REPLACES),
         "app": {"client_id": mailchimp.DEFAULT_CLIENT, "client_secret": mailchimp.DEFAULT_SECRET},
+        "approve": {"auto_approve": "1"},
+    },
+    "quickbooks": {
+        "replaces": list(quickbooks.REPLACES),
+        "app": {"client_id": quickbooks.DEFAULT_CLIENT, "client_secret": quickbooks.DEFAULT_SECRET},
         "approve": {"auto_approve": "1"},
     },
 }

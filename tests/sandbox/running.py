@@ -13,9 +13,10 @@ from typing import Any
 
 import uvicorn
 
-from tests.sandbox import mailchimp, square, stripe
+from tests.sandbox import mailchimp, quickbooks, square, stripe
 from tests.sandbox.core import Receive, Scope, Send, StandIn
 from tests.sandbox.mailchimp import Mailchimp
+from tests.sandbox.quickbooks import QuickBooks
 from tests.sandbox.square import Square
 from tests.sandbox.stripe import Stripe
 
@@ -29,9 +30,11 @@ class Sandbox:
     stripe_url: str
     square_url: str
     mailchimp_url: str
+    quickbooks_url: str
     stripe: Stripe
     square: Square
     mailchimp: Mailchimp
+    quickbooks: QuickBooks
 
 
 # What makes a stand-in, and what fills it; the names are those of the fields of `Sandbox`.
@@ -39,6 +42,7 @@ PROVIDERS: Mapping[str, tuple[Callable[[], StandIn], Callable[[Any, Sequence[str
     "stripe": (Stripe, stripe.seed_demo),
     "square": (Square, square.seed_demo),
     "mailchimp": (Mailchimp, mailchimp.seed_demo),
+    "quickbooks": (QuickBooks, quickbooks.seed_demo),
 }
 
 
