@@ -1,6 +1,7 @@
 """One handler makes every error answer: a sentence, a code, what is wrong where, when, in which request."""
 
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.serialization import decode_json
 from litestar.types import Message, Scope
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -111,11 +113,22 @@ def _known(
         if error.code in _PUBLIC_CODES and status != 500:
             return status, error.code, error.message, getattr(error, "details", ())
         return (502, "SYNC_FAILED", error.message, ()) if status == 502 else None
+    if _nested_too_deeply(error):
+        refused = InvalidRequestError("the body is nested too deeply")
+        return 400, refused.code, refused.message, ()
     if isinstance(error, IntegrityError):
         return 409, "CONFLICT", "this conflicts with another change made at the same time", ()
     if _store_is_away(error):
         return 503, "STORE_UNAVAILABLE", "a store can't be reached; try again", ()
     return None
+
+
+def _nested_too_deeply(error: Exception) -> bool:
+    """Tell whether a body's nesting ended its reading: the one fault the framework gives no status."""
+    return isinstance(error, RecursionError) and any(
+        frame.f_globals.get("__name__") == decode_json.__module__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _store_is_away(error: Exception) -> bool:

@@ -124,7 +124,7 @@ async def readiness(context: Shared) -> Response[schemas.Readiness]:
     tags=TAGS,
     opt=ADMINS,
     security=TOKEN,
-    media_type="text/plain; version=0.0.4; charset=utf-8",
+    media_type="text/plain; version=0.0.4",
     responses={
         200: ResponseSpec(
             str, generate_examples=False, description="Prometheus' text format.", media_type="text/plain"
@@ -135,7 +135,8 @@ async def readiness(context: Shared) -> Response[schemas.Readiness]:
 async def metrics(context: Shared) -> Response[Any]:
     async with context.sessions() as session:
         return Response(
-            await telemetry.metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8"
+            await telemetry.metrics(session),
+            media_type="text/plain; version=0.0.4",  # the character set is added to it
         )
 
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from server.services import health, syncs
 from server.services.integrations import Page
 
 MOST_ROWS = 200
+MOST_SKIPPED = 1_000_000_000  # less than PostgreSQL's integer holds
 
 ProviderName = Annotated[str, PathParameter(description="The provider, by its connector's name.")]
 SyncId = Annotated[UUID, PathParameter(description="The `syncId` that starting the sync answered.")]
@@ -27,7 +28,11 @@ VenueId = Annotated[UUID, QueryParameter(name="venueId", description="The venue'
 Limit = Annotated[int, QueryParameter(ge=1, le=MOST_ROWS, description="How many rows to answer.")]
 Offset = Annotated[
     int,
-    QueryParameter(ge=0, description="How many rows to skip. Rows added meanwhile shift it; a cursor stays."),
+    QueryParameter(
+        ge=0,
+        le=MOST_SKIPPED,
+        description="How many rows to skip. Rows added meanwhile shift it; a cursor stays.",
+    ),
 ]
 CursorText = Annotated[
     str | None,
@@ -471,13 +476,19 @@ def read_cursor(text: str | None, kinds: Sequence[Any]) -> tuple[Any, ...] | Non
         parts = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         if not isinstance(parts, list) or len(parts) != len(kinds):
             raise ValueError
-        return tuple(
-            msgspec.convert(part, kind, strict=False) for part, kind in zip(parts, kinds, strict=True)
-        )
-    except (ValueError, binascii.Error, msgspec.ValidationError):
+        return tuple(_key_part(part, kind) for part, kind in zip(parts, kinds, strict=True))
+    except (ValueError, OverflowError, binascii.Error, msgspec.ValidationError):
         raise InvalidRequestError(
             "this cursor can't be read", [Detail("cursor", "pass `meta.next_cursor` of the page before")]
         ) from None
+
+
+def _key_part(part: Any, kind: Any) -> Any:
+    """Return a part of a sort key; raises ValueError or OverflowError for one PostgreSQL can't read."""
+    value = msgspec.convert(part, kind, strict=False)
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
 def config_values(config: SyncConfig) -> Mapping[str, Any]:

@@ -186,6 +186,7 @@ async def stop_sync(
     data: schemas.VenueRequest,
 ) -> schemas.MessageAnswer:
     request.user.require(data.venue_id)
+    context.catalog.connector(provider)
     stopped = await syncs.stop(context, actor, venue_id=data.venue_id, provider=provider)
     return schemas.MessageAnswer("Sync stopped successfully" if stopped else "No sync was under way")
 

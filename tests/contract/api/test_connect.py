@@ -228,8 +228,11 @@ async def test_list_pages_by_cursor_and_by_offset(hub: Hub) -> None:
         ({"venueId": str(OURS), "limit": "201"}, "VALIDATION_ERROR"),
         ({"venueId": str(OURS), "limit": "0"}, "VALIDATION_ERROR"),
         ({"venueId": str(OURS), "offset": "-1"}, "VALIDATION_ERROR"),
+        ({"venueId": str(OURS), "offset": "9223372036854775808"}, "VALIDATION_ERROR"),
         ({"venueId": str(OURS), "cursor": "nonsense"}, "VALIDATION_ERROR"),
         ({"venueId": str(OURS), "cursor": "W10"}, "VALIDATION_ERROR"),
+        # ["\u0000"], which PostgreSQL's text can't hold
+        ({"venueId": str(OURS), "cursor": "WyJcdTAwMDAiXQ"}, "VALIDATION_ERROR"),
     ],
 )
 async def test_list_refuses_what_it_can_not_read(hub: Hub, query: dict[str, str], code: str) -> None:

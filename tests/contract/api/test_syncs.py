@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from engine.errors import UnavailableError
+from server.api import schemas
 from server.services import operations
 from server.services.operations import Claim
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
@@ -182,6 +183,18 @@ async def test_stop_ends_what_waits_and_asks_what_runs(hub: Hub) -> None:
     await finish(hub, taken)
     nothing = await hub.post(f"{SYNC}/stop", {"venueId": str(OURS)})
     assert nothing.json()["message"] == "No sync was under way"
+
+
+async def test_stop_what_nobody_knows(hub: Hub) -> None:
+    answer = await hub.post(f"{API}/sync/strpe/sync/stop", {"venueId": str(OURS)})
+    assert (answer.status_code, answer.json()["code"]) == (404, "INVALID_PROVIDER")
+
+
+async def test_history_refuses_a_moment_before_all_time(hub: Hub) -> None:
+    await hub.connect_by_key()
+    cursor = schemas.write_cursor(["0001-01-01T00:00:00+14:00", str(OURS)])
+    answer = await hub.get(f"{SYNC}/history", params={"venueId": str(OURS), "cursor": cursor})
+    assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR")
 
 
 async def test_status_counts_the_queue_and_shows_the_sync(hub: Hub) -> None:
