@@ -8,6 +8,7 @@ work that outgrows its input. A manifest or template from a stranger can be comp
 
 from __future__ import annotations
 
+import hashlib
 import html
 import inspect
 import json
@@ -18,13 +19,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, Final, NoReturn
 
 import jmespath.exceptions
 import jmespath.functions
 import jmespath.parser
 import jmespath.visitor
+import orjson
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.environment import TemplateExpression
 from jinja2.exceptions import TemplateError
@@ -292,6 +294,34 @@ def _replace(value: Any, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
+def _after_last(value: Any, separator: str) -> str | None:
+    _, found, after = _text(value).rpartition(_separator(separator))
+    return after or None if found else None
+
+
+def _before_first(value: Any, separator: str) -> str | None:
+    return _text(value).partition(_separator(separator))[0] or None
+
+
+def _separator(text: str) -> str:
+    if not text:
+        raise ExpressionError("the text to look for can't be empty")
+    return text
+
+
+def _quoted(value: Any) -> str:
+    escaped = _string(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _quoted_list(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        raise ExpressionError("a list was expected")
+    quoted = [_quoted(item) for item in value]
+    _check_size(sum(map(len, quoted)) + 2 * len(quoted))
+    return ", ".join(quoted)
+
+
 def _string(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -315,6 +345,23 @@ def _length(value: Any) -> int:
     return len(value)
 
 
+def _digest(value: Any, algorithm: Callable[[bytes], Any]) -> str:
+    return str(algorithm(_text(value).encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def _json_text(value: Any) -> str:
+    try:
+        return orjson.dumps(value, default=_json_number).decode()
+    except (TypeError, ValueError):
+        raise ExpressionError("the value can't be written as JSON") from None
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, Decimal) and value.is_finite():
+        return orjson.Fragment(format(value, "f"))
+    raise TypeError
+
+
 def _default(value: Any, fallback: Any = None) -> Any:
     return fallback if value is None or isinstance(value, Undefined) else value
 
@@ -325,6 +372,18 @@ def _check_size(characters: int) -> None:
 
 
 FILTERS: Mapping[str, Filter] = {
+    "after_last": Filter(
+        _after_last,
+        "What follows the last occurrence of a text; null when there is none.",
+        "{{ '0a1b-us19' | after_last('-') }}",
+        "us19",
+    ),
+    "before_first": Filter(
+        _before_first,
+        "What comes before the first occurrence of a text; the whole text when there is none.",
+        "{{ 'ana@example.com' | before_first('@') }}",
+        "ana",
+    ),
     "default": Filter(
         _default,
         "The value, or the one given when it is null or absent; without one, null.",
@@ -358,6 +417,12 @@ FILTERS: Mapping[str, Filter] = {
         "{{ ['Ana', none, 'Ruiz'] | join(' ') }}",
         "Ana Ruiz",
     ),
+    "json_text": Filter(
+        _json_text,
+        "The value written as JSON, for a provider that wants JSON within a text. Numbers are exact.",
+        "{{ {'name': 'Ana', 'tags': []} | json_text }}",
+        '{"name":"Ana","tags":[]}',
+    ),
     "length": Filter(_length, "How many characters or items there are.", "{{ 'Ruiz' | length }}", 4),
     "lower": Filter(
         lambda value: _text(value).lower(), "The text in lower case.", "{{ 'EUR' | lower }}", "eur"
@@ -368,12 +433,30 @@ FILTERS: Mapping[str, Filter] = {
         "{{ 1999 | major_units('EUR') }}",
         Decimal("19.99"),
     ),
+    "md5": Filter(
+        lambda value: _digest(value, partial(hashlib.md5, usedforsecurity=False)),
+        "The MD5 digest of the text, as 32 hexadecimal digits: some providers make ids so.",
+        "{{ 'ana@example.com' | md5 }}",
+        "cdb9d6a1dddc375a09cc83e3001598dc",
+    ),
     "minor_units": Filter(
         _minor_units,
         "An amount in the currency's smallest unit (ISO 4217): cents for EUR, yen for JPY, fils for KWD."
         " Exact: an amount with more decimals than the currency has is an error.",
         "{{ 19.99 | minor_units('EUR') }}",
         1999,
+    ),
+    "quoted": Filter(
+        _quoted,
+        "The text in single quotes, quotes and backslashes within it escaped by a backslash, for queries.",
+        """{{ "O'Brien" | quoted }}""",
+        "'O\\'Brien'",
+    ),
+    "quoted_list": Filter(
+        _quoted_list,
+        "The items of a list, each in single quotes as `quoted` writes it, with commas between them.",
+        "{{ ['1', '2'] | quoted_list }}",
+        "'1', '2'",
     ),
     "replace": Filter(
         _replace,
@@ -386,6 +469,12 @@ FILTERS: Mapping[str, Filter] = {
         "A name without its first word; null when nothing is left.",
         "{{ 'Ana María Ruiz' | rest_of_name }}",
         "María Ruiz",
+    ),
+    "sha256": Filter(
+        lambda value: _digest(value, hashlib.sha256),
+        "The SHA-256 digest of the text, as 64 hexadecimal digits.",
+        "{{ 'Ana' | sha256 }}",
+        "dea210f058b407db5c1b5ea89b2e42a57221c003dba55e2f1776a75a3254d386",
     ),
     "string": Filter(_string, "A number or truth value as text.", "{{ 19.50 | string }}", "19.5"),
     "to_epoch": Filter(

@@ -444,6 +444,8 @@ def test_null_stays_null(name: str) -> None:
         "major_units": "('EUR')",
         "truncate_to": "(5)",
         "replace": "('a', 'b')",
+        "after_last": "('-')",
+        "before_first": "('-')",
     }
     assert jinja(f"{{{{ none | {name}{arguments.get(name, '')} }}}}") is None
 
@@ -524,6 +526,16 @@ def test_the_exponents_are_those_of_iso_4217() -> None:
         ("{{ value | integer }}", "12.0", 12),
         ("{{ value | length }}", [1, 2], 2),
         ("{{ value | default('x') }}", "", ""),
+        ("{{ value | after_last('-') }}", "a-b-us19", "us19"),
+        ("{{ value | after_last('-') }}", "a-", None),
+        ("{{ value | after_last('-') }}", "us19", None),
+        ("{{ value | before_first('--') }}", "a--b--c", "a"),
+        ("{{ value | before_first('-') }}", "abc", "abc"),
+        ("{{ value | before_first('-') }}", "-b", None),
+        ("{{ value | quoted }}", "O'Brien \\ Sons", "'O\\'Brien \\\\ Sons'"),
+        ("{{ value | quoted }}", 12, "'12'"),
+        ("{{ value | quoted_list }}", ["1", "a'b"], "'1', 'a\\'b'"),
+        ("{{ value | quoted_list }}", [], ""),
         ("{{ value | escape_html }}", 'a < b & "c"', 'a &lt; b &amp; "c"'),
     ],
 )
@@ -543,6 +555,12 @@ def test_filters(text: str, value: Any, result: Any) -> None:
         "{{ value | truncate_to(2) }}",
         "{{ 'abc' | truncate_to(0) }}",
         "{{ 'abc' | replace('', 'x') }}",
+        "{{ 'abc' | after_last('') }}",
+        "{{ 'abc' | before_first('') }}",
+        "{{ value | after_last('-') }}",
+        "{{ value | quoted }}",
+        "{{ value | quoted_list }}",
+        "{{ [value] | quoted_list }}",
         "{{ '2025-10-09T08:53:20' | to_epoch }}",
         "{{ 1e30 | from_epoch }}",
     ],
