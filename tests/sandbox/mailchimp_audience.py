@@ -303,7 +303,8 @@ def list_members(world: World, call: Call) -> Answer:
     walk = shelf.orders[walked].walk(descending=descending, at_least=low, at_most=high)
     if walked == "added" and "status" in query:
         walk = shelf.listed("status", query["status"]).walk(descending=descending)
-    found = [value for key in walk if all(test(value := shelf.objects[key[2]]) for test in tests)]
+    values = (shelf.objects[key[2]] for key in walk)
+    found = [value for value in values if all(test(value) for test in tests)]
     if walked != order:
         rank = "web_id" if order == "added" else order
         found.sort(key=itemgetter(rank), reverse=descending)
