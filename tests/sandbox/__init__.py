@@ -18,6 +18,8 @@ a test. Beside the provider's own paths each port has a control API, JSON both w
     POST   /_sandbox/orders           Square: {"count"}
     POST   /_sandbox/reset            as just started, seed included
 
+What else a provider's port takes is said at the top of its module.
+
 Faults: `status:500`, `html`, `disconnect` and `timeout:2.0` come before the call is executed;
 `truncated` and `repeat_page` spoil the answer; `after:500`, `after:disconnect` and
 `after:timeout:2.0` execute the call and then lose the answer. A timeout that comes before executes

@@ -14,6 +14,7 @@ from tests.sandbox.mailchimp_world import (
     INVALID,
     NO_CONTENT,
     Audience,
+    Range,
     World,
     account_of,
     body_of,
@@ -34,6 +35,8 @@ from tests.sandbox.mailchimp_world import (
     refused,
 )
 from tests.sandbox.shelf import Json
+
+Bounds = dict[str, tuple[str, str | None]]  # by order: the first and the last rank that fit
 
 MOST_AT_ONCE = 500
 STATUSES = ("subscribed", "unsubscribed", "cleaned", "pending", "transactional")
@@ -287,43 +290,49 @@ def list_members(world: World, call: Call) -> Answer:
     one_of(given, "sort_dir", ("ASC", "DESC"))
     one_of(query, "status", (*STATUSES, "archived"))
     descending, order = given["sort_dir"] == "DESC", given["sort_field"]
-    bounds = {}
+    bounds: Bounds = {}
     for name in ("last_changed", "timestamp_opt"):
         low, high = bounds_of(world, query, name)
         if low or high:
             bounds[name] = (low or "0", high)  # an empty time is before all others
-    walked = order if order in bounds else next(iter(bounds), order)
-    tests = _member_tests(world, query, {name: pair for name, pair in bounds.items() if name != walked})
     more = {"list_id": audience.document["id"]}
-    shelf = audience.members
-    if not tests and (not bounds or order in bounds):
-        within = bounds.get(order, (None, None))
-        return page_of_range("members", query, shelf, order, within, descending=descending, **more)
-    low, high = bounds.get(walked, (None, None))
-    walk = shelf.orders[walked].walk(descending=descending, at_least=low, at_most=high)
-    if walked == "added" and "status" in query:
-        walk = shelf.listed("status", query["status"]).walk(descending=descending)
-    values = (shelf.objects[key[2]] for key in walk)
+    shelf, status = audience.members, query.get("status")
+    stretch, sorted_by, done = _stretch(audience, status, bounds, order)
+    tests = _member_tests(world, query, {name: bounds[name] for name in bounds if name not in done})
+    if status and "status" not in done:
+        tests.append(lambda member: bool(member["status"] == status))
+    if not tests and sorted_by == order:
+        return page_of_range("members", query, shelf, stretch, descending=descending, **more)
+    values = (shelf.objects[name] for name in stretch.names(descending=descending))
     found = [value for value in values if all(test(value) for test in tests)]
-    if walked != order:
-        rank = "web_id" if order == "added" else order
-        found.sort(key=itemgetter(rank), reverse=descending)
+    if sorted_by != order:
+        found.sort(key=itemgetter("web_id" if order == "added" else order), reverse=descending)
     return page_of("members", query, found, **more)
 
 
-def _member_tests(
-    world: World, query: Mapping[str, str], bounds: Mapping[str, tuple[str, str | None]]
-) -> list[Callable[[Json], bool]]:
+def _stretch(
+    audience: Audience, status: str | None, bounds: Bounds, order: str
+) -> tuple[Range, str, tuple[str, ...]]:
+    """Return the shortest stretch that holds all that fit, what it is sorted by and what it took care of."""
+    shelf = audience.members
+    if status and order == "added" and not bounds:
+        return Range(shelf.listed("status", status)), order, ("status",)
+    if status and "last_changed" in (order, *bounds):
+        low, high = bounds.get("last_changed", ("", None))
+        both = Range(shelf.orders["status"], f"{status} {low}", f"{status} {high or '~'}")
+        return both, "last_changed", ("status", "last_changed")
+    walked = order if order in bounds else next(iter(bounds), order)
+    return Range(shelf.orders[walked], *bounds.get(walked, (None, None))), walked, (walked,)
+
+
+def _member_tests(world: World, query: Mapping[str, str], bounds: Bounds) -> list[Callable[[Json], bool]]:
     tests: list[Callable[[Json], bool]] = [
         partial(_within, name=name, low=low, high=high) for name, (low, high) in bounds.items()
     ]
-    wanted = query.get("status")
-    if wanted:
-        tests.append(lambda member: bool(member["status"] == wanted))
-    elif not world.choices["archived_are_listed"]:
+    if "status" not in query and not world.choices["archived_are_listed"]:
         tests.append(lambda member: bool(member["status"] != "archived"))
     if "unsubscribed_since" in query:
-        if wanted != "unsubscribed":
+        if query.get("status") != "unsubscribed":
             raise refused(400, "unsubscribed_since needs status=unsubscribed.")
         since, _ = bounds_of(world, {"since_last_changed": query["unsubscribed_since"]}, "last_changed")
         tests.append(lambda member: bool(since is None or member["last_changed"] >= since))

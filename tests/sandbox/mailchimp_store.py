@@ -19,7 +19,6 @@ from tests.sandbox.mailchimp_world import (
     invalid,
     objects_in,
     page_of,
-    page_of_range,
     page_of_shelf,
     query_of,
     refused,
@@ -404,7 +403,7 @@ def list_orders(_: World, call: Call) -> Answer:
     more = {"store_id": call.parts["store"]}
     if wanted := query.get("customer_id"):
         return page_of("orders", query, _indexed(store.orders, "customer", wanted), **more)
-    return page_of_range("orders", query, store.orders, "added", (None, None), descending=False, **more)
+    return page_of_shelf("orders", query, store.orders, **more)
 
 
 def get_order(_: World, call: Call) -> Answer:

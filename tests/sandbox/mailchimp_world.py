@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,7 +14,7 @@ import orjson
 
 from tests.sandbox.core import Answer, Call, RefusedError, SandboxClock
 from tests.sandbox.money import CURRENCIES
-from tests.sandbox.shelf import Json, Rank, Shelf
+from tests.sandbox.shelf import Json, Ordered, Rank, Shelf
 
 Handler = Callable[["World", Call], Answer]
 Query = Mapping[str, str]
@@ -68,11 +68,16 @@ CHOICES: Mapping[str, Any] = {
 }
 
 
+def _status_and_change(member: Json) -> str:
+    return f"{member['status']} {member['last_changed']}"
+
+
 def _members() -> Shelf:
     return Shelf(
         {
             "added": itemgetter("web_id"),
             **{name: itemgetter(name) for name in ("last_changed", "timestamp_opt", "timestamp_signup")},
+            "status": _status_and_change,
         },
         {"hash": itemgetter("id"), "contact": itemgetter("contact_id"), "status": itemgetter("status")},
     )
@@ -378,28 +383,35 @@ def page_of(name: str, query: Query, found: Sequence[Json], **more: Any) -> Answ
 
 def page_of_shelf(name: str, query: Query, shelf: Shelf, **more: Any) -> Answer:
     """Answer with a page of everything on a shelf, in its first order."""
-    offset, count = window(query)
     ordered = next(iter(shelf.orders.values()))
-    found = [shelf.objects[key[2]] for key in islice(ordered.walk(skip=offset), count)]
-    return Answer(200, {name: found, **more, "total_items": len(ordered)})
+    return page_of_range(name, query, shelf, Range(ordered), descending=False, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A stretch of an order, both ends included."""
+
+    ordered: Ordered
+    low: Rank | None = None
+    high: Rank | None = None
+
+    def names(self, *, descending: bool, skip: int = 0) -> Iterator[str]:
+        """Yield the ids in the stretch."""
+        walk = self.ordered.walk(descending=descending, at_least=self.low, at_most=self.high, skip=skip)
+        return (key[2] for key in walk)
+
+    def __len__(self) -> int:
+        return self.ordered.count(at_least=self.low, at_most=self.high)
 
 
 def page_of_range(
-    name: str,
-    query: Query,
-    shelf: Shelf,
-    order: str,
-    bounds: tuple[Rank | None, Rank | None],
-    *,
-    descending: bool,
-    **more: Any,
+    name: str, query: Query, shelf: Shelf, stretch: Range, *, descending: bool, **more: Any
 ) -> Answer:
-    """Answer with a page of what lies within bounds, in an order of the shelf."""
+    """Answer with a page of a stretch, at the cost of the page."""
     offset, count = window(query)
-    ordered, (low, high) = shelf.orders[order], bounds
-    keys = ordered.walk(descending=descending, at_least=low, at_most=high, skip=offset)
-    found = [shelf.objects[key[2]] for key in islice(keys, count)]
-    return Answer(200, {name: found, **more, "total_items": ordered.count(at_least=low, at_most=high)})
+    names = islice(stretch.names(descending=descending, skip=offset), count)
+    found = [shelf.objects[each] for each in names]
+    return Answer(200, {name: found, **more, "total_items": len(stretch)})
 
 
 def shaped(query: Query, answer: Answer) -> Answer:

@@ -16,6 +16,7 @@ import pytest
 from tests.sandbox.core import SandboxClock
 from tests.sandbox.mailchimp import DEFAULT_CLIENT, DEFAULT_KEY, DEFAULT_SECRET, Mailchimp, seed_demo
 from tests.sandbox.mailchimp_audience import hash_of, signature
+from tests.sandbox.running import running_sandbox
 
 Body = dict[str, Any]
 Client = httpx.AsyncClient
@@ -462,6 +463,11 @@ async def test_by_status(api: Client, audience: str) -> None:
     assert await members(api, audience, status="subscribed") == ["a@mail.example", "c@mail.example"]
     late = await members(api, audience, status="subscribed", since_last_changed="2025-10-09T08:53:25Z")
     assert late == ["c@mail.example"]
+    newest = {"status": "subscribed", "sort_field": "last_changed", "sort_dir": "DESC"}
+    assert await members(api, audience, **newest) == ["c@mail.example", "a@mail.example"]
+    assert await members(api, audience, **newest, before_last_changed="2025-10-09T08:53:40Z") == [
+        "a@mail.example"
+    ]
     opted = await members(api, audience, since_timestamp_opt="2025-10-09T08:53:00Z", sort_dir="DESC")
     assert opted == ["c@mail.example", "a@mail.example"]
     left = {"status": "unsubscribed", "unsubscribed_since": "2025-10-09T08:53:20Z"}
@@ -839,3 +845,14 @@ async def test_the_demo_knows_some_of_our_addresses(clock: SandboxClock) -> None
             assert sorted({member["status"] for member in found}) == ["cleaned", "subscribed", "unsubscribed"]
             assert {member["account"] for member in found} == {"mc-demo"}
             await api.post("/_sandbox/reset")
+
+
+def test_whoever_calls_by_address_finds_the_results_there() -> None:
+    with running_sandbox() as sandbox:
+        with httpx.Client(base_url=sandbox.mailchimp_url, auth=("anybody", DEFAULT_KEY)) as api:
+            sent = {"operations": [{"method": "GET", "path": "/lists", "operation_id": "lists"}]}
+            made = api.post("/3.0/batches", json=sent).json()["id"]
+            looks = [api.get(f"/3.0/batches/{made}").json() for _ in range(5)]
+        url = looks[-1]["response_body_url"]
+        assert url.startswith(f"{sandbox.mailchimp_url}/")
+        assert unpacked(httpx.get(url).content)["lists"][0][0] == 200
