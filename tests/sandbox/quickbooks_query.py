@@ -311,6 +311,8 @@ def _candidates(query: Query, table: Table) -> tuple[Iterable[str], list[Conditi
             rest.remove(condition)
             found, values = table.found_by[condition.column], dict.fromkeys(condition.values)
             return [name for value in values for name in found.get(value, ())], rest, False
+    if query.order == (("Id", False),):
+        return iter(table.rows), rest, True  # a dict of rows is in the order they were created
     descending = query.order[0][1] if query.order else True
     walked = query.order in _WALKED
     least: list[int] = []
@@ -332,21 +334,23 @@ def _candidates(query: Query, table: Table) -> tuple[Iterable[str], list[Conditi
     return (key[2] for key in keys), rest, walked
 
 
-def _matching(query: Query, company: Company) -> Iterator[Json]:
+def _matching(query: Query, company: Company, start: int = 0, stop: int | None = None) -> Iterator[Json]:
+    """Yield the rows from one place of the answer to another."""
     table = company.table(query.entity)
     names, rest, sorted_already = _candidates(query, table)
+    if not any(condition.column == "Active" for condition in rest) and len(table.active) < len(table.rows):
+        names = (name for name in names if table.active.place(name) is not None)
+    rest = [each for each in rest if each.column != "Active" or len(set(each.values)) == 1]
+    if sorted_already and not rest and not company.hidden:
+        # Nothing to test: what comes before the page need not be looked at.
+        return map(table.rows.__getitem__, islice(names, start, stop))
     tests = [_test(query.entity, condition) for condition in rest]
-    shows_inactive = any(condition.column == "Active" for condition in query.where)
     rows: Iterable[Json] = (
         row
         for row in map(table.rows.__getitem__, names)
-        if (shows_inactive or row.get("Active", True)) and all(test(row) for test in tests)
+        if (query.entity, row["Id"]) not in company.hidden and all(test(row) for test in tests)
     )
-    if company.hidden:
-        rows = (row for row in rows if (query.entity, row["Id"]) not in company.hidden)
-    if not sorted_already:
-        rows = _ordered(query, list(rows))
-    return iter(rows)
+    return islice(rows if sorted_already else _ordered(query, list(rows)), start, stop)
 
 
 def _ordered(query: Query, rows: list[Json]) -> Sequence[Json]:
@@ -372,7 +376,7 @@ def run_query(world: World, company: Company, text: str) -> Json:
         plain = not query.where and not company.hidden
         total = len(table.active) if plain else sum(1 for _ in _matching(query, company))
         return {"QueryResponse": {"totalCount": total}}
-    rows = list(islice(_matching(query, company), query.start - 1, query.start - 1 + query.rows))
+    rows = list(_matching(query, company, query.start - 1, query.start - 1 + query.rows))
     if query.entity == "Item" and "Sku" not in query.fields and not world.behaviour.star_has_sku:
         rows = [{name: value for name, value in row.items() if name != "Sku"} for row in rows]
     if not rows:
