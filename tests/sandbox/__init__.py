@@ -16,8 +16,6 @@ a test. Beside the provider's own paths each port has a control API, JSON both w
     POST   /_sandbox/tokens/revoke    {"account"} or {"key"} or {"token"}
     POST   /_sandbox/payments         Stripe: {"count", "customer_emails"}
     POST   /_sandbox/orders           Square: {"count"}
-    POST   /_sandbox/sales            QuickBooks: {"count"}
-    POST   /_sandbox/behaviour        QuickBooks: {name: value}, see its module; limits takes more names too
     POST   /_sandbox/reset            as just started, seed included
 
 What else a provider's port takes is said at the top of its module.
