@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 FIELD_TYPES = (
     "text", "integer", "decimal", "boolean", "id", "email", "phone", "url", "currency",
@@ -19,6 +20,7 @@ class Field:
     type: str = "text"
     one_of: tuple[str, ...] = ()
     at_most: int | None = None
+    too_long: Literal["reject", "cut"] = "reject"  # what becomes of a longer text
     required: bool = False  # a new record can't do without it
     read_only: bool = False
     on_create_only: bool = False

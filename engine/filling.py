@@ -75,6 +75,10 @@ def plain_credentials(method: AuthMethod, credentials: Credentials) -> dict[str,
 
 def fill_call(call: CallSpec, scope: Mapping[str, Any]) -> Request:
     """Return the request a call describes; raises ExpressionError when a value it needs is missing."""
+    if call.more:
+        scope = dict(scope)
+        for name, template in call.more.items():
+            scope[name] = template.render(scope)
     query = call.query.render(scope) if call.query else {}
     headers = call.headers.render(scope) if call.headers else {}
     body = call.body.render(scope) if call.body else None

@@ -19,7 +19,7 @@ from engine.calls import Place, Request
 from engine.diagnostics import Diagnostic, in_file_order
 from engine.documents import Document, Steps, read_document, refused
 from engine.errors import ExpressionError, ManifestError
-from engine.expressions import Expression, Path, Template, template_faults
+from engine.expressions import Expression, Path, Template, has_braces, template_faults
 from engine.fields import Field, FieldCatalog
 from engine.schema import violations
 
@@ -30,7 +30,12 @@ COMMON_NAMES = frozenset({"credentials", "connection", "now"})
 GET_NAMES = COMMON_NAMES | {"id"}
 CREATE_NAMES = COMMON_NAMES | {"key", "record"}
 WRITE_NAMES = CREATE_NAMES | {"id"}
+UPDATE_NAMES = WRITE_NAMES | {"version"}
 THEN_NAMES = WRITE_NAMES | {"result"}
+PART_NAMES = THEN_NAMES | {"value"}
+ITEM_NAMES = UPDATE_NAMES | {"number"}  # each record of a call for several
+POLL_NAMES = COMMON_NAMES | {"job"}
+LOOKUP_NAMES = COMMON_NAMES | {"access_token"}  # of a lookup that signs itself
 REVOKE_NAMES = frozenset({"client_id", "client_secret", "access_token", "refresh_token", "connection"})
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 # A `;` outside backticks divides what is wrong from what helps.
@@ -67,7 +72,7 @@ class CallSpec:
     """One request to be filled in.
 
     Templates see `credentials` (plain ones), `connection`, `id`, `ids`, `key`, `record`, `result`, `now`
-    and what `for_each` names, as far as each exists where the call is made.
+    and what `for_each` names, as far as each exists where the call is made, and what `more` adds to them.
     """
 
     method: str
@@ -75,6 +80,7 @@ class CallSpec:
     query: Template | None = None
     headers: Template | None = None
     body: Template | None = None
+    more: Mapping[str, Template] = field(default_factory=dict)  # further names, each may use those before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,16 @@ class CredentialField:
     title: str
     pattern: str | None = None
     secret: bool = True
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionValue:
+    """A plain value kept with an integration, wherever it comes from: the venue, a token answer, a lookup."""
+
+    name: str
+    title: str
+    pattern: str | None = None
     optional: bool = False
 
 
@@ -101,10 +117,16 @@ class OAuth:
     token_body: Literal["form", "json"] = "form"  # noqa: S105 - an encoding
     authorize_params: Mapping[str, str] = field(default_factory=dict)
     refresh_before_expiry: timedelta = timedelta(minutes=5)
-    expires_in: str | None = "expires_in"  # path of the lifetime in seconds
-    expires_at: str | None = None  # path of the moment, when it says a moment instead
+    # Paths in the token answer: of the lifetime in seconds, or of the moment. Neither: it doesn't end.
+    expires_in: str | None = "expires_in"
+    expires_at: str | None = None
+    refresh_expires_in: str | None = None
+    refresh_expires_at: str | None = None
+    refresh_token: Literal["keeps", "rotates"] = "rotates"  # noqa: S105 - whether using it ends it
     keep: Mapping[str, Expression] = field(default_factory=dict)  # connection values from the token answer
+    keep_from_callback: Mapping[str, str] = field(default_factory=dict)  # and from the redirect's parameters
     revoke: CallSpec | None = None  # sees client_id, client_secret, access_token, refresh_token, connection
+    revoke_client: Literal["header"] | None = None  # where client id and secret go; None: as written
     revoke_encoding: Literal["json", "form"] = "json"
 
 
@@ -121,6 +143,7 @@ class AuthMethod:
     send: Place | None = None  # api_key: `header X-Key` or `query key`
     prefix: str = ""  # api_key: text before the key
     oauth: OAuth | None = None
+    keep: Mapping[str, Expression] = field(default_factory=dict)  # connection values from the credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +173,7 @@ class ErrorRule:
     text: str | None = None  # contained in the message, ignoring case
     header: tuple[str, str] | None = None  # name, value
     when: Expression | None = None  # over the body
+    json: bool | None = None  # whether the answer had a JSON body
     wait_for: Place | None = None  # header with seconds, an HTTP date, or Unix time
 
 
@@ -198,6 +222,14 @@ class ReadSpec:
     ids: Place | None = None  # reads by id: where the list of ids goes
     at_most: int = 100  # ids in one call
     for_each: ForEach | None = None
+    full_at: int | None = None  # an answer with so many rows was cut: `list` has to be read instead
+
+    def places(self) -> tuple[Place, ...]:
+        """Return where values go in a request besides what its templates say."""
+        send = self.pagination.options.get("send") if self.pagination else None
+        sizes = self.page_size.send if self.page_size else None
+        paging = Place.parse(send) if send else None
+        return tuple(each for each in (self.since, self.until, sizes, paging) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +262,16 @@ class WriteSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class FailureList:
+    """Records that failed, in a list of their own in the answer."""
+
+    records: Expression  # list, over the body
+    pair_by: Path  # the same in what was sent for a record and in each failure
+    code: Expression | None = None
+    message: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WriteManySpec:
     """A call that writes several records, each with an outcome of its own."""
 
@@ -238,7 +280,11 @@ class WriteManySpec:
     results: Expression | None = None  # over the body: list in the order sent, or map by key
     result: Path | None = None  # where the written record is in each of `results`
     by_key: Literal["idempotency_key", "id"] | None = None  # records is a map keyed like this, results too
+    item: Template | None = None  # what is sent for a record; sees record, key, number, id, version
+    body_of_each: Template | None = None  # constant parts of each record, under the mapped fields
     pair_by_id: bool = False  # results come in any order: pair by id (and `new_ids`)
+    pair_by: Path | None = None  # results come in any order: the same in what was sent and in the result
+    failures: FailureList | None = None
     new_ids: NewIds | None = None
     error: Expression | None = None  # within each of `results`: truthy when this record failed
     error_code: Expression | None = None
@@ -247,6 +293,40 @@ class WriteManySpec:
     at_most: int = 100
     weight: Expression | None = None  # what a record counts against `at_most`; None: 1
     idempotency_key: IdempotencyKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobResults:
+    """What became of each operation of a job, as the provider lists it when the job is done."""
+
+    pair_by: Path  # the same in an operation and in its result
+    url: Expression | None = None  # over the last answer of `poll`; None: the results are in that answer
+    format: Literal["json", "tar_gz_json"] = "json"
+    records: Expression | None = None  # the list within a document of results; None: the document is it
+    status: Path | None = None  # HTTP status of an operation
+    body: Path | None = None  # what the operation was answered; None: the result itself
+    body_is: Literal["json", "json_text"] = "json"
+    result: Path | None = None  # where the written record is in that
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJob:
+    """Many writes handed in together, worked on by the provider in its own time, and looked at until done."""
+
+    submit: CallSpec
+    operations: Place  # where the list of operations goes
+    job: Path  # where the answer names the job
+    poll: CallSpec  # sees `job`
+    done: Expression  # over the answer of `poll`
+    results: JobResults
+    create: Template | None = None  # an operation; sees record, key, number, id, version
+    update: Template | None = None
+    idempotency_key: IdempotencyKey | None = None
+    every: timedelta = timedelta(seconds=5)  # between looks; doubles
+    up_to: timedelta = timedelta(minutes=1)
+    within: timedelta = timedelta(hours=2)  # then the run ends, and a later one looks again
+    at_least: int = 100  # fewer records are written in the ordinary way
+    at_most: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +352,12 @@ class Resource:
     create_many: WriteManySpec | None = None
     update_many: WriteManySpec | None = None
     write_many: WriteManySpec | None = None  # creates and updates together
-    updates: Literal["sparse", "whole"] = (
-        "sparse"  # whole: the provider replaces, so read, merge and send all
-    )
+    find: ReadSpec | None = None  # reads by content what might be this record already; sees `record`
+    write_job: WriteJob | None = None
+    parts: Mapping[str, CallSpec] = field(default_factory=dict)  # fields written by a call of their own
+    # whole: the provider replaces, so read, merge and send all; versioned: read, compare, send the mapped
+    # fields with the version that was read
+    updates: Literal["sparse", "whole", "versioned"] = "sparse"
     immutable: frozenset[str] = frozenset()  # a change of one of these makes a new record and retires the old
     one_write_at_a_time: bool = False
     line: int = 0  # where `fields` stands in the file, for messages
@@ -286,6 +369,8 @@ class AfterConnecting:
 
     call: CallSpec
     keep: Mapping[str, Expression]
+    methods: frozenset[str] = frozenset()  # only for those ways to sign; none: for all
+    signed: bool = True  # False: its own headers authorize it, and see `access_token`
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +380,13 @@ class Connector:
     name: str
     title: str
     docs: str
-    servers: Mapping[str, str]  # by environment
+    servers: Mapping[str, str]  # by environment, with placeholders for values of `connection`
     auth: tuple[AuthMethod, ...]
     check: CallSpec
     resources: Mapping[str, Resource]
     headers: Template | None = None
+    query: Template | None = None  # parameters of every call
+    connection: Mapping[str, ConnectionValue] = field(default_factory=dict)
     encoding: Literal["json", "form"] = "json"
     times: Literal["rfc3339", "epoch_seconds", "epoch_milliseconds"] = "rfc3339"
     limits: Limits = Limits()
@@ -508,13 +595,15 @@ def _connector(part: _Part) -> Connector:
         check=_call(part / "check"),
         resources={name: _resource(name, each) for name, each in (part / "resources").items()},
         headers=part.template("headers", COMMON_NAMES),
+        query=part.template("query", COMMON_NAMES),
+        connection={name: _connection_value(name, each) for name, each in (part / "connection").items()},
         encoding=part.get("encoding", "json"),
         times=part.get("times", "rfc3339"),
         limits=_limits(part / "limits", tuple(servers)),
         retries=_retries(part / "retries"),
         errors=_errors(part / "errors"),
         account=part.expression("account"),
-        after_connecting=tuple(AfterConnecting(_call(each), _keep(each)) for each in connecting.each()),
+        after_connecting=tuple(_lookup(each) for each in connecting.each()),
         file=part.document.file,
         digest=sha256(part.document.text.encode()).hexdigest(),
     )
@@ -524,6 +613,12 @@ def _call(part: _Part, names: Collection[str] = COMMON_NAMES) -> CallSpec:
     """Compile `GET /path` or a group of keys with `call`; a query in the text joins `query`."""
     grouped = isinstance(part.value, dict)
     written = part / "call" if grouped else part
+    more: dict[str, Template] = {}
+    for name, each in (part / "with").items() if grouped else ():
+        template = each.as_template(names)
+        if template is not None:
+            more[name] = template
+        names = {*names, name}
     request = written.compiled(Request.parse) or Request("GET", "/")
     query = part.template("query", names) if grouped else None
     if request.query:
@@ -533,18 +628,44 @@ def _call(part: _Part, names: Collection[str] = COMMON_NAMES) -> CallSpec:
     if not grouped:
         return CallSpec(request.method, request.url, query)
     return CallSpec(
-        request.method, request.url, query, part.template("headers", names), part.template("body", names)
+        request.method,
+        request.url,
+        query,
+        part.template("headers", names),
+        part.template("body", names),
+        more,
     )
 
 
-def _keep(part: _Part) -> dict[str, Expression]:
-    compiled = {name: each.compiled(Expression.compile) for name, each in (part / "keep").items()}
+def _connection_value(name: str, part: _Part) -> ConnectionValue:
+    pattern = (part / "pattern").compiled(_pattern, "bad-pattern")
+    return ConnectionValue(name, part.get("title", ""), pattern, part.get("optional", False))
+
+
+def _lookup(part: _Part) -> AfterConnecting:
+    signs = any(name.lower() == "authorization" for name, _ in (part / "headers").items())
+    return AfterConnecting(
+        _call(part, LOOKUP_NAMES if signs else COMMON_NAMES),
+        _keep(part / "keep"),
+        frozenset(part.get("for", ())),
+        not signs,
+    )
+
+
+def _keep(part: _Part, names: Collection[str] | None = None) -> dict[str, Expression]:
+    """Compile what is kept: over an answer, or, with `names`, over the credentials of these names."""
+    compile_ = partial(Expression.compile, names=names)
+    compiled = {name: each.compiled(compile_) for name, each in part.items()}
     return {name: each for name, each in compiled.items() if each is not None}
 
 
 def _auth(part: _Part) -> AuthMethod:
     kind = part.get("type", "none")
     names = tuple(part.get("credentials", ()))
+    kept = _keep(part / "keep", names)
+    # With OAuth, text with braces is about what the venue typed in, and a path about the token answer.
+    typed_in = {name: each for name, each in kept.items() if kind != "oauth2" or has_braces(each.text)}
+    answered = {name: each for name, each in kept.items() if name not in typed_in}
     return AuthMethod(
         type=kind,
         name=part.get("name", kind),
@@ -563,7 +684,8 @@ def _auth(part: _Part) -> AuthMethod:
         password=part.expression("password", names),
         send=part.place("send"),
         prefix=part.get("prefix", ""),
-        oauth=_oauth(part) if kind == "oauth2" else None,
+        oauth=_oauth(part, answered) if kind == "oauth2" else None,
+        keep=typed_in,
     )
 
 
@@ -576,11 +698,10 @@ def _pattern(text: str) -> str:
     return text
 
 
-def _oauth(part: _Part) -> OAuth:
-    expires, revoke = part / "expires", part / "revoke"
-    if expires.value is not None:
-        for key in ("in", "at"):
-            expires.pointer(key)
+def _oauth(part: _Part, kept: Mapping[str, Expression]) -> OAuth:
+    revoke = part / "revoke"
+    expires_in, expires_at = _expiry(part / "expires", "expires_in")
+    refresh_expires_in, refresh_expires_at = _expiry(part / "refresh_token_expires", None)
     return OAuth(
         authorize_url=part.get("authorize_url", ""),
         token_url=part.get("token_url", ""),
@@ -591,12 +712,26 @@ def _oauth(part: _Part) -> OAuth:
         token_body=part.get("token_body", "form"),
         authorize_params=part.get("authorize_params", {}),
         refresh_before_expiry=part.duration("refresh_before_expiry", timedelta(minutes=5)),
-        expires_in=expires.get("in", None if expires.value else "expires_in"),
-        expires_at=expires.get("at"),
-        keep=_keep(part),
+        expires_in=expires_in,
+        expires_at=expires_at,
+        refresh_expires_in=refresh_expires_in,
+        refresh_expires_at=refresh_expires_at,
+        refresh_token=part.get("refresh_token", "rotates"),
+        keep=kept,
+        keep_from_callback=part.get("keep_from_callback", {}),
         revoke=_call(revoke, REVOKE_NAMES) if revoke.value else None,
+        revoke_client=revoke.get("client"),
         revoke_encoding=revoke.get("encoding", "json"),
     )
+
+
+def _expiry(part: _Part, usual: str | None) -> tuple[str | None, str | None]:
+    """Return where a token answer says a lifetime, and where a moment; `never` is neither."""
+    if part.value is None or part.value == "never":
+        return (usual if part.value is None else None), None
+    for key in ("in", "at"):
+        part.pointer(key)
+    return part.get("in"), part.get("at")
 
 
 def _limits(part: _Part, environments: Sequence[str]) -> Limits:
@@ -646,6 +781,7 @@ def _rule(part: _Part) -> ErrorRule:
         text=part.get("text"),
         header=next(iter(header.items())) if header else None,
         when=part.expression("when"),
+        json=part.get("json"),
         wait_for=part.place("for"),
     )
 
@@ -674,12 +810,15 @@ def _resource(name: str, part: _Part) -> Resource:
         get=read("get", GET_NAMES),
         get_many=read("get_many", COMMON_NAMES | {"ids"}),
         create=write("create", CREATE_NAMES),
-        update=write("update"),
+        update=write("update", UPDATE_NAMES),
         delete=write("delete"),
         retire=write("retire"),
         create_many=write_many("create_many"),
         update_many=write_many("update_many"),
         write_many=write_many("write_many"),
+        find=read("find", CREATE_NAMES),
+        write_job=_write_job(part / "write_job") if part.get("write_job") is not None else None,
+        parts={path: _call(each, PART_NAMES) for path, each in (part / "parts").items()},
         updates=part.get("updates", "sparse"),
         immutable=frozenset(part.get("immutable", ())),
         one_write_at_a_time=part.get("one_write_at_a_time", False),
@@ -700,6 +839,7 @@ def _fields(part: _Part) -> FieldCatalog:
             kind,
             one_of=tuple(each.get("one_of", ())),
             at_most=each.get("at_most"),
+            too_long=each.get("too_long", "reject"),
             required=each.get("required", False),
             read_only=each.get("read_only", False),
             on_create_only=each.get("only_on") == "create",
@@ -716,28 +856,30 @@ def _read(part: _Part, names: frozenset[str]) -> ReadSpec:
     size, loop, pagination = part / "page_size", part / "for_each", part / "pagination"
     for key in ("read", "total", "pages"):
         pagination.pointer(key)
-    pagination.place("send")
+    paging = pagination.place("send")
     pagination.expression("more")
     values = loop.expression("in", COMMON_NAMES)
     if values:
         names |= {loop.get("as", "")}
-    send = size.place("send")
+    send, since, until, ids = size.place("send"), part.place("since"), part.place("until"), part.place("ids")
+    names |= {place.name for place in (send, since, until, ids, paging) if place and place.where == "name"}
     reaches = part.get("reaches_back")
     return ReadSpec(
         call=_call(part, names),
         records=part.expression("records"),
         record=part.expression("record"),
-        since=part.place("since"),
-        until=part.place("until"),
+        since=since,
+        until=until,
         lookback=part.duration("lookback", timedelta(0)),
         reaches_back=parse_duration(reaches) if reaches else None,
         changed_at=part.expression("changed_at"),
         deleted=part.expression("deleted"),
         pagination=_type_spec(pagination) if pagination.value else None,
         page_size=PageSize(send, size.get("at_most", 1)) if send else None,
-        ids=part.place("ids"),
+        ids=ids,
         at_most=part.get("at_most", 100),
         for_each=ForEach(values, loop.get("as", ""), loop.get("at_most", 1)) if values else None,
+        full_at=part.get("full_at"),
     )
 
 
@@ -761,7 +903,7 @@ def _write(part: _Part, names: frozenset[str]) -> WriteSpec:
 
 def _write_many(part: _Part) -> WriteManySpec:
     records = part.place("records") or BODY
-    ids = part / "new_ids"
+    ids, pair_by = part / "new_ids", part.get("pair_by")
     renamed, sent, given = ids.expression("records"), ids.pointer("sent"), ids.pointer("given")
     return WriteManySpec(
         call=_call(part, CREATE_NAMES),
@@ -769,7 +911,11 @@ def _write_many(part: _Part) -> WriteManySpec:
         results=part.expression("results"),
         result=part.pointer("result"),
         by_key=part.get("by_key"),
-        pair_by_id=part.get("pair_by") == "id",
+        item=part.template("item", ITEM_NAMES),
+        body_of_each=part.template("body_of_each", ITEM_NAMES),
+        pair_by_id=pair_by == "id",
+        pair_by=part.pointer("pair_by") if pair_by != "id" else None,
+        failures=_failures(part / "failures"),
         new_ids=NewIds(renamed, sent, given) if renamed and sent and given else None,
         error=part.expression("error"),
         error_code=part.expression("error_code"),
@@ -778,6 +924,42 @@ def _write_many(part: _Part) -> WriteManySpec:
         at_most=part.get("at_most", 100),
         weight=part.expression("weight"),
         idempotency_key=_idempotency_key(part / "idempotency_key", records),
+    )
+
+
+def _failures(part: _Part) -> FailureList | None:
+    records, pair_by = part.expression("records"), part.pointer("pair_by")
+    code, message = part.expression("code"), part.expression("message")
+    return FailureList(records, pair_by, code, message) if records and pair_by else None
+
+
+def _write_job(part: _Part) -> WriteJob:
+    submit, poll, results = part / "submit", part / "poll", part / "results"
+    operations = submit.place("operations") or BODY
+    return WriteJob(
+        submit=_call(submit),
+        operations=operations,
+        job=submit.pointer("job") or ANYWHERE,
+        poll=_call(poll, POLL_NAMES),
+        done=poll.expression("done") or Expression.compile("id"),
+        results=JobResults(
+            pair_by=results.pointer("pair_by") or ANYWHERE,
+            url=results.expression("url"),
+            format=results.get("format", "json"),
+            records=results.expression("records"),
+            status=results.pointer("status"),
+            body=results.pointer("body"),
+            body_is=results.get("body_is", "json"),
+            result=results.pointer("result"),
+        ),
+        create=part.template("create", ITEM_NAMES),
+        update=part.template("update", ITEM_NAMES),
+        idempotency_key=_idempotency_key(submit / "idempotency_key", operations),
+        every=poll.duration("every", timedelta(seconds=5)),
+        up_to=poll.duration("up_to", timedelta(minutes=1)),
+        within=poll.duration("within", timedelta(hours=2)),
+        at_least=part.get("at_least", 100),
+        at_most=part.get("at_most", 1000),
     )
 
 
