@@ -28,7 +28,7 @@ from engine.errors import (
     UnexpectedResponseError,
 )
 from engine.expressions import Expression, Path
-from engine.filling import fill_path, server_url
+from engine.filling import fill_path, misfits, server_url
 from engine.manifest import AuthMethod, CallSpec, Connector, OAuth
 from engine.ports import Clock, Credentials, Secret
 from engine.transport import encode_body, form_text, rewrite_origin, with_query
@@ -46,13 +46,17 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What an authorization server granted. `connection` holds the plain values the manifest keeps of it."""
+    """What an authorization server granted. `connection` holds the plain values the manifest keeps of it.
+
+    A moment that is None isn't known, or never comes.
+    """
 
     access_token: Secret
     refresh_token: Secret | None
     expires_at: datetime | None
     scopes: tuple[str, ...]
     connection: Mapping[str, Any] = field(default_factory=dict)
+    refresh_expires_at: datetime | None = None
 
 
 # ------------------------------------------------------------------------------------------- signing
@@ -207,7 +211,32 @@ async def exchange_code(
     url = _endpoint(connector, environment, oauth.token_url, values or {})
     hidden = [code, code_verifier or ""]
     answer = await _token_call(http, oauth, url, fields, client_id, client_secret, hidden)
-    return _grant(oauth, answer, None, clock or SystemClock())
+    return _grant(connector, oauth, answer, None, clock or SystemClock())
+
+
+def kept_of_callback(
+    connector: Connector, method: AuthMethod, parameters: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the values of `connection` that the redirect's parameters hold.
+
+    Raises UnexpectedResponseError when one is missing, or isn't as the manifest declares it.
+    """
+    kept: dict[str, str] = {}
+    for name, parameter in _oauth_of(method).keep_from_callback.items():
+        value = parameters.get(parameter)
+        if not value:
+            raise UnexpectedResponseError(f"{connector.title} sent the browser back without `{parameter}`")
+        kept[name] = value
+    check_kept(connector, kept)
+    return kept
+
+
+def check_kept(connector: Connector, values: Mapping[str, Any]) -> None:
+    """Raise UnexpectedResponseError unless values a provider gave are as the manifest declares them."""
+    wrong = misfits(connector, values)
+    if wrong:
+        names = " and ".join(f"`{each.name}`" for each in wrong)
+        raise UnexpectedResponseError(f"{connector.title} gave {names} in a form that isn't expected")
 
 
 async def refresh(
@@ -223,7 +252,7 @@ async def refresh(
     clock: Clock | None = None,
 ) -> Grant:
     """Trade the refresh token for a new access token. Without a new refresh token in the answer, the old one
-    stays.
+    stays. Asked once, and once more without an answer when the manifest says that a refresh token `keeps`.
 
     Call it under a lock shared by all processes, and save the grant before using it. Raises
     AuthenticationError with the provider's code (`invalid_grant`: the venue has to reconnect),
@@ -233,8 +262,13 @@ async def refresh(
     fields = {"grant_type": "refresh_token", "refresh_token": refresh_token.reveal()}
     url = _endpoint(connector, environment, oauth.token_url, values or {})
     hidden = [refresh_token.reveal()]
-    answer = await _token_call(http, oauth, url, fields, client_id, client_secret, hidden)
-    return _grant(oauth, answer, refresh_token, clock or SystemClock())
+    try:
+        answer = await _token_call(http, oauth, url, fields, client_id, client_secret, hidden)
+    except UnavailableError:
+        if oauth.refresh_token != "keeps":  # noqa: S105 - a choice of the manifest
+            raise  # the lost answer may have ended this token
+        answer = await _token_call(http, oauth, url, fields, client_id, client_secret, hidden)
+    return _grant(connector, oauth, answer, refresh_token, clock or SystemClock())
 
 
 async def revoke(
@@ -263,12 +297,14 @@ async def revoke(
         "refresh_token": secrets.get("refresh_token", ""),
         "connection": credentials.connection,
     }
-    url = server_url(connector, environment, scope) + fill_path(call.path, scope)
+    url = _endpoint(connector, environment, call.path, credentials.connection, scope)
     headers = {**_rendered(call, "headers", scope)}
     body = call.body.render(scope) if call.body else None
     content, content_type = encode_body(body, _oauth_of(method).revoke_encoding)
     if content_type:
         headers["Content-Type"] = content_type
+    if _oauth_of(method).revoke_client == "header":
+        headers["Authorization"] = _basic_header(client_id, client_secret.reveal() if client_secret else "")
     query = [(name, str(value)) for name, value in _rendered(call, "query", scope).items()]
     response = await _send(http, call.method, with_query(url, query), headers, content)
     if response.status_code in (400, 401, 404):
@@ -293,8 +329,14 @@ def _rendered(call: CallSpec, part: str, scope: Mapping[str, Any]) -> Mapping[st
     return rendered
 
 
-def _endpoint(connector: Connector, environment: str, url: str, values: Mapping[str, Any]) -> str:
-    scope = {**values, "connection": values, "credentials": values}
+def _endpoint(
+    connector: Connector,
+    environment: str,
+    url: str,
+    values: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+) -> str:
+    scope = {**values, "connection": values, "credentials": values, **(more or {})}
     if url.startswith("/"):
         return server_url(connector, environment, scope) + fill_path(url, scope)
     return fill_path(url, scope)
@@ -388,7 +430,9 @@ def _code_and_message(body: Any) -> tuple[str | None, str | None]:
     )
 
 
-def _grant(oauth: OAuth, answer: Mapping[str, Any], previous: Secret | None, clock: Clock) -> Grant:
+def _grant(
+    connector: Connector, oauth: OAuth, answer: Mapping[str, Any], previous: Secret | None, clock: Clock
+) -> Grant:
     token, kind = answer.get("access_token"), answer.get("token_type")
     if not isinstance(token, str) or not token:
         raise UnexpectedResponseError("the authorization server's answer holds no access token")
@@ -397,32 +441,40 @@ def _grant(oauth: OAuth, answer: Mapping[str, Any], previous: Secret | None, clo
     new = answer.get("refresh_token")
     scope = answer.get("scope")
     separator = oauth.scope_separator.strip() or None
-    connection = {name: expression.evaluate(answer) for name, expression in oauth.keep.items()}
+    found = {name: expression.evaluate(answer) for name, expression in oauth.keep.items()}
+    connection = {name: value for name, value in found.items() if value is not None}
+    check_kept(connector, connection)
     return Grant(
         access_token=Secret(token),
         refresh_token=Secret(new) if isinstance(new, str) and new else previous,
-        expires_at=_expiry(oauth, answer, clock),
+        expires_at=_expiry(answer, clock, oauth.expires_in, oauth.expires_at),
         scopes=tuple(scope.split(separator)) if isinstance(scope, str) and scope else oauth.scopes,
-        connection={name: value for name, value in connection.items() if value is not None},
+        connection=connection,
+        refresh_expires_at=_expiry(answer, clock, oauth.refresh_expires_in, oauth.refresh_expires_at),
     )
 
 
-def _expiry(oauth: OAuth, answer: Mapping[str, Any], clock: Clock) -> datetime | None:
-    """Return when the access token ends, or None when the answer doesn't say (or says 0: it doesn't end)."""
-    if oauth.expires_at:
-        at = Path.parse(oauth.expires_at).find(answer)
+def _expiry(
+    answer: Mapping[str, Any], clock: Clock, lifetime: str | None, moment: str | None
+) -> datetime | None:
+    """Return when a token ends, by the path of its lifetime or of the moment in the answer.
+
+    None when the answer doesn't say, or says 0: it doesn't end.
+    """
+    if moment:
+        at = Path.parse(moment).find(answer)
         if isinstance(at, str) and at and not at.isdecimal():
             try:
-                moment = datetime.fromisoformat(at)
+                read = datetime.fromisoformat(at)
             except ValueError:
-                raise UnexpectedResponseError(f"`{oauth.expires_at}` isn't a time") from None
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+                raise UnexpectedResponseError(f"`{moment}` isn't a time") from None
+            return read if read.tzinfo else read.replace(tzinfo=UTC)
         if isinstance(at, int | float | str) and at:
             return datetime.fromtimestamp(float(at), UTC)
         return None
-    lifetime = Path.parse(oauth.expires_in).find(answer) if oauth.expires_in else None
+    found = Path.parse(lifetime).find(answer) if lifetime else None
     try:
-        seconds = float(lifetime) if lifetime else 0.0
+        seconds = float(found) if found else 0.0
     except (TypeError, ValueError):
-        raise UnexpectedResponseError(f"`{oauth.expires_in}` isn't a number of seconds") from None
+        raise UnexpectedResponseError(f"`{lifetime}` isn't a number of seconds") from None
     return clock.now() + timedelta(seconds=seconds) if seconds > 0 else None

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from engine.errors import ExpressionError
 from engine.expressions import parse_steps
 
-PLACES = ("query", "header", "body")
+PLACES = ("query", "header", "body", "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Request:
     """One call, before authentication and encoding.
 
     `url` is a path below the connector's server, or absolute. `body` is a plain JSON value or None;
-    how it is encoded is the connector's business.
+    how it is encoded is the connector's business. `names` are values that the call's templates see: who puts
+    one has to fill in the call again.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Request:
     query: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
+    names: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Request:
@@ -41,17 +43,19 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as a JSON object; `from_json` reads it back."""
-        return {
+        written = {
             "method": self.method,
             "url": self.url,
             "query": dict(self.query),
             "headers": dict(self.headers),
             "body": self.body,
         }
+        return {**written, "names": dict(self.names)} if self.names else written
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Request:
-        return cls(value["method"], value["url"], value["query"], value["headers"], value["body"])
+        names = value.get("names", {})
+        return cls(value["method"], value["url"], value["query"], value["headers"], value["body"], names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ class Page:
 class Place:
     """Where a value goes in a request: `query limit`, `header Retry-After`, `body query.filter`, `body`.
 
-    A body place is a dotted path of names and `[n]`; bare `body` is the whole body.
+    A body place is a dotted path of names and `[n]`; bare `body` is the whole body. `name start` makes the
+    value one that the call's templates see, for a provider that is asked in a language of its own.
     """
 
     where: str
@@ -84,6 +89,8 @@ class Place:
         name = name.strip()
         if where not in PLACES or (not name and where != "body"):
             raise ExpressionError(f"`{text}` isn't a place; write `query name`, `header Name` or `body path`")
+        if where == "name" and not name.isidentifier():
+            raise ExpressionError(f"`{name}` can't be a name; write letters, digits and `_`", len("name "))
         if where != "body" or not name:
             return cls(where, name)
         try:
@@ -103,6 +110,8 @@ class Place:
             return request.query.get(self.name)
         if self.where == "header":
             return request.headers.get(self.name)
+        if self.where == "name":
+            return request.names.get(self.name)
         value = request.body
         for step in self.steps:
             if isinstance(step, int):
@@ -121,6 +130,8 @@ class Place:
             return replace(request, query={**request.query, self.name: value})
         if self.where == "header":
             return replace(request, headers={**request.headers, self.name: str(value)})
+        if self.where == "name":
+            return replace(request, names={**request.names, self.name: value})
         return replace(request, body=_put_steps(request.body, self.steps, value))
 
 

@@ -14,9 +14,11 @@ from urllib.parse import quote, urlsplit
 from engine.calls import Request
 from engine.errors import ExpressionError, ManifestError
 from engine.expressions import ABSENT, Path
-from engine.manifest import AuthMethod, CallSpec, Connector
-from engine.ports import Credentials
+from engine.manifest import AuthMethod, CallSpec, ConnectionValue, Connector
+from engine.ports import Credentials, Secret
 
+# What may stand in a server's address where no pattern says it: it can't lead away from the rest of the host.
+HOST_TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 PLACEHOLDER = re.compile(r"\{\{?\s*([A-Za-z_][\w.\[\]]*)\s*\}?\}")
 
 
@@ -50,18 +52,63 @@ def _path(text: str) -> Path:
 
 
 def server_url(connector: Connector, environment: str, scope: Mapping[str, Any]) -> str:
-    """Return the server's address, without a slash at the end; raises ManifestError when there is none."""
+    """Return the server's address, without a slash at the end; raises ManifestError when there is none.
+
+    A value of `connection` is looked at once more: another host would be handed the credentials.
+    """
     written = connector.servers.get(environment)
     if written is None:
         known = ", ".join(connector.servers)
         raise ManifestError(f"{connector.name} has no server for `{environment}`; it has {known}")
-    url = PLACEHOLDER.sub(lambda found: str(_find(found.group(1), scope)), written).rstrip("/")
+
+    def fill(found: re.Match[str]) -> str:
+        name = found.group(1)
+        try:
+            value = str(_find(name, scope))
+        except ExpressionError as error:
+            raise ManifestError(f"the server of {connector.name} isn't known: {error.message}") from None
+        declared = connector.connection.get(name.removeprefix("connection."))
+        right = fits(declared, value) if declared and declared.pattern else HOST_TEXT.fullmatch(value)
+        if not right:
+            raise ManifestError(f"the server of {connector.name} isn't known: `{{{name}}}` has a wrong value")
+        return value
+
+    url = PLACEHOLDER.sub(fill, written).rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.query:
         raise ManifestError(
             f"the server of {connector.name} isn't an address such as https://api.example.com"
         )
     return url
+
+
+def fits(declared: ConnectionValue, value: Any) -> bool:
+    """Say whether a value, or each of a list, is as the manifest declares it."""
+    each = value if isinstance(value, list | tuple) else [value]
+    return declared.pattern is None or all(re.fullmatch(declared.pattern, str(one)) for one in each)
+
+
+def misfits(connector: Connector, values: Mapping[str, Any]) -> list[ConnectionValue]:
+    """Return the declared values of `connection` that don't fit their pattern."""
+    known = connector.connection
+    return [known[name] for name, value in values.items() if name in known and not fits(known[name], value)]
+
+
+def kept_of_credentials(method: AuthMethod, credentials: Mapping[str, Secret]) -> dict[str, Any]:
+    """Return the values of `connection` that the credentials themselves hold, such as a key's suffix.
+
+    A value that isn't there is left out.
+    """
+    scope = {name: secret.reveal() for name, secret in credentials.items()}
+    kept: dict[str, Any] = {}
+    for name, expression in method.keep.items():
+        try:
+            value = expression.evaluate(scope, scope)
+        except ExpressionError:  # an optional credential that wasn't given
+            continue
+        if value is not None:
+            kept[name] = value
+    return kept
 
 
 def plain_credentials(method: AuthMethod, credentials: Credentials) -> dict[str, str]:

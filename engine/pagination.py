@@ -156,6 +156,13 @@ def build(spec: TypeSpec, server: str) -> Pagination:
     return make(**options, server=server) if make in _NEED_SERVER else make(**options)
 
 
+def begin(pagination: Pagination | None, request: Request) -> Request:
+    """Return the first request. Templates that name the position have to be told it from the start."""
+    if isinstance(pagination, OffsetPagination | PageNumberPagination) and pagination.send.where == "name":
+        return pagination.send.put(request, pagination.first)
+    return request
+
+
 def absolute_url(url: str, server: str) -> str:
     """Return where a request goes: its path below the server, or its own address."""
     return url if url.startswith(("https://", "http://")) else server + url
@@ -181,7 +188,7 @@ def _followed(link: str, request: Request, server: str) -> Request:
     url = urljoin(absolute_url(request.url, server), link)
     if origin_of(url) != origin_of(server):
         raise UnexpectedResponseError("the link to the next page leads to another server")
-    return replace(request, url=url.partition("#")[0], query={})
+    return replace(request, url=url.partition("#")[0], query={}, names={})
 
 
 def _moved(send: Place, request: Request, value: str | int, read: str) -> Request:
