@@ -353,7 +353,7 @@ class Sync:
                 )
                 for write in pending
             ]
-            await self._send(tally, pending, groups)
+            await self._send(tally, pending, groups, repeating=True)
             report()
         still = await self.state.announced(*self._here) if announced else ()
         return frozenset(item.local_id for write in still for item in write.items)
@@ -464,7 +464,12 @@ class Sync:
         report()
 
     async def _send(
-        self, tally: Tally, pending: Sequence[PendingWrite], groups: Sequence[WriteGroup]
+        self,
+        tally: Tally,
+        pending: Sequence[PendingWrite],
+        groups: Sequence[WriteGroup],
+        *,
+        repeating: bool = False,
     ) -> None:
         """Make the announced calls and save what became of each record."""
         async with asyncio.TaskGroup() as tasks:
@@ -534,14 +539,16 @@ class Sync:
             raise stopped
         self._fruitless = 0 if through else self._fruitless + 1
         if down is not None and not through:
-            await self._check_reachable(down)
+            several = len(failed) > 1 and not repeating
+            await self._check_reachable(down, several or self._fruitless > 1)
 
-    async def _check_reachable(self, error: HubError) -> None:
+    async def _check_reachable(self, error: HubError, sure: bool) -> None:
         """Raise when it is the provider that is away: better to come back later than to try every record.
 
-        A few records that it can't cope with are their own trouble, and hold up no others.
+        A record that it never copes with is only that record's trouble, and holds up no other: what failed
+        in earlier runs doesn't count as proof, nor does a single record.
         """
-        if self._fruitless > 1 or isinstance(error, RateLimitedError):
+        if sure or isinstance(error, RateLimitedError):
             raise error
         await self.client.check()
 
