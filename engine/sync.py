@@ -41,6 +41,7 @@ MAX_ATTEMPTS = 5  # of one announced write, over runs, before it is left to its 
 LOOK_BACK = timedelta(hours=25)  # for records made by calls whose answers were lost
 CHUNK = 50  # calls announced, made and saved together
 KEPT_FAILURES = 100  # in a tally; all of them are saved
+MOST_GONE = 10_000  # deleted records that a walk through a feed remembers
 
 
 @dataclass(slots=True)
@@ -113,10 +114,13 @@ class Sync:
         return tally
 
     async def _walk(self, tally: Tally, position: dict[str, Any]) -> None:
-        walk: dict[str, Any] = position.get("walk") or {
+        walk: dict[str, Any] = {
             "started": self.clock.now().isoformat(),
             "resume": None,
+            "gone": {},
+            **(position.get("walk") or {}),
         }
+        feeds = self.connector.resources[self.mapping.resource].changes is not None
         since = moment(position.get("since"))
         newest: dict[
             str, str | None
@@ -124,10 +128,11 @@ class Sync:
         started, calls = self.clock.monotonic(), self.client.calls
         seconds, api_calls = tally.seconds, tally.api_calls
         async for batch in self.client.pages(self.mapping.resource, since=since, resume=walk["resume"]):
+            rows = _without_gone(batch.records, walk["gone"]) if feeds else batch.records
             walked: Mapping[str, Any] = {"since": walk["started"]}
             if batch.resume is not None:
                 walked = {**position, "walk": {**walk, "resume": batch.resume}}
-            await self._pull_page(tally, _first_of_each(batch.records, newest), walked)
+            await self._pull_page(tally, _first_of_each(rows, newest), walked)
             tally.seconds = seconds + self.clock.monotonic() - started
             tally.api_calls = api_calls + self.client.calls - calls
             self.on_progress(tally)
@@ -139,9 +144,10 @@ class Sync:
         mapping, resource = self.mapping, self.mapping.resource
         tally.read += len(rows)
         known = await self.state.links_by_remote(resource, [row.id for row in rows])
+        rows = [row for row in rows if not _is_older(row, known.get(row.id), tally)]
         unlinked = [known[row.id] for row in rows if row.deleted and row.id in known]
         tally.skipped += sum(row.deleted for row in rows)
-        rows = [row for row in rows if not row.deleted and not _is_older(row, known.get(row.id), tally)]
+        rows = [row for row in rows if not row.deleted]
 
         scope = self._scope(await self._local_ids_of_links(rows))
         theirs: dict[str, dict[str, Any]] = {}
@@ -677,6 +683,18 @@ def _first_of_each(rows: Sequence[ReadRecord], newest: dict[str, str | None]) ->
         edge = rows[-1].changed_at
         for known_id in [known_id for known_id, at in newest.items() if at != edge or at is None]:
             del newest[known_id]
+    return kept
+
+
+def _without_gone(rows: Sequence[ReadRecord], gone: dict[str, str | None]) -> list[ReadRecord]:
+    """Leave out what a feed, newest first, still tells of records it has told are deleted; add to `gone`.
+
+    Nothing else would know them: their links are gone, so an older state would make them new records.
+    """
+    kept = [row for row in rows if row.id not in gone or _theirs_newer(row.changed_at, gone[row.id])]
+    gone.update((row.id, row.changed_at) for row in kept if row.deleted)
+    for record_id in list(gone)[: max(0, len(gone) - MOST_GONE)]:
+        del gone[record_id]
     return kept
 
 

@@ -6,7 +6,7 @@ The invented provider keeps idempotency keys as real ones do: the first outcome 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -166,7 +166,7 @@ def row(record: Record, changed_at: str | None = None, deleted: bool = False) ->
 class World:
     """A provider, a platform and the hub's memory of both."""
 
-    def __init__(self, *names: str, **mapping_options: Any) -> None:
+    def __init__(self, *names: str, feed: bool = False, **mapping_options: Any) -> None:
         self.connector = Connector(
             name="juniper",
             title="Juniper",
@@ -174,7 +174,7 @@ class World:
             servers={},
             auth=(),
             check=CALL,
-            resources={"customer": RESOURCE},
+            resources={"customer": replace(RESOURCE, changes=ReadSpec(CALL)) if feed else RESOURCE},
         )
         self.provider = Provider(self.connector)
         self.host = MemoryHost({"id": "v1", "name": "Venue", "currency": "EUR"})
@@ -536,6 +536,38 @@ async def test_a_deleted_record_loses_its_link_and_ours_stays() -> None:
     await world.pull()
     assert world.state.links == {}
     assert len(world.host.records["customer"]) == 1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_an_older_state_of_a_deleted_record_does_not_bring_it_back(stops: bool) -> None:
+    """A feed tells the newest first, so what a record was before its deletion comes on a later page."""
+    world = World(feed=True)
+    was = {"id": "c1", "full_name": "Ada", "mail": None, "tel": None}
+    world.provider.feed = [
+        [row({"id": "c1"}, "2025-06-01T09:03:00Z", deleted=True)],
+        [row(was, "2025-06-01T09:02:00Z")],
+        [row(was, "2025-06-01T09:01:00Z")],
+    ]
+    sync = world.build()
+    if stops:
+        sync.on_progress = lambda tally: setattr(world, "stop", True)
+        with pytest.raises(StoppedError):
+            await sync.pull()
+        world.stop = False
+    await world.pull()
+    assert world.host.records.get("customer", {}) == {}
+    assert world.state.links == {}
+
+
+async def test_a_deletion_older_than_what_is_known_of_a_record_is_nothing() -> None:
+    world = World()
+    now = {"id": "c1", "full_name": "Ada", "mail": None, "tel": None}
+    world.provider.feed = [
+        [row(now, "2025-06-01T09:03:00Z")],
+        [row({"id": "c1"}, "2025-06-01T09:02:00Z", deleted=True)],
+    ]
+    await world.pull()
+    assert [link.remote_id for link in world.state.links.values()] == ["c1"]
 
 
 def three_pages() -> list[list[ReadRecord]]:
