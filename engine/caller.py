@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import orjson
 
 from engine.auth import Authenticator, Signature
 from engine.calls import Request
-from engine.error_rules import Verdict, is_failure, judge
+from engine.error_rules import Verdict, is_failure, judge, read_number, read_wait
 from engine.errors import (
     AuthenticationError,
     ExpressionError,
@@ -34,6 +35,7 @@ from engine.transport import encode_body, encode_query, origin_of, with_query
 
 T = TypeVar("T")
 
+UNCOUNTED = 1000.0  # calls a second where only the answers say how many are left
 LONGEST_PAUSE = 120.0  # seconds a run waits for a provider; told to wait longer, it ends and comes back later
 HEADERS: Mapping[str, str] = {
     "Accept": "application/json",
@@ -109,6 +111,7 @@ class Caller:
         clock: Clock,
         on_call: Callable[[CallReport], None] | None,
         ceilings: Ceilings,
+        budget: str | None = None,
     ) -> None:
         self.calls = 0
         self.bytes_read = 0
@@ -119,12 +122,17 @@ class Caller:
         self._clock = clock
         self._on_call = on_call
         self._page_bytes = ceilings.page_bytes
-        self._slots = asyncio.Semaphore(connector.limits.concurrent)
+        self._budget = budget
         self._account: Account | None = None
 
     async def account(self) -> Account:
         """Return what calls share now; refreshes credentials that are about to expire."""
         return self._account_of(await self._credentials.current())
+
+    async def turn(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Return what lets in one at a time of all that go by this name in this account."""
+        account = await self.account()
+        return self._limiter.slot(f"{account.budget} {name}", 1)
 
     async def call(
         self, label: str, request: Request, read: Callable[[Answer], T], *, writing: bool = False
@@ -222,7 +230,7 @@ class Caller:
         if each_call is not None:
             await self._limiter.acquire(f"{account.budget} {label}", each_call, _burst(each_call))
         status, size, started = None, 0, 0.0
-        async with self._slots:
+        async with self._limiter.slot(account.budget, connector.limits.concurrent):
             started = self._clock.monotonic()
             self.calls += 1
             try:
@@ -252,7 +260,18 @@ class Caller:
                 if self._on_call is not None:
                     seconds = self._clock.monotonic() - started
                     self._on_call(CallReport(label, status, seconds, size, attempt))
+        await self._lower(account, response.headers)
         return Answer(status, response.headers, _decode(raw, status), size)
+
+    async def _lower(self, account: Account, headers: Mapping[str, str]) -> None:
+        """Tell the limiter what an answer says of the budget."""
+        places = self._connector.limits.read
+        remaining = read_number(headers.get(places.remaining.name)) if places else None
+        if places is None or remaining is None:
+            return
+        said = headers.get(places.reset.name) if places.reset else None
+        wait = read_number(said) if places.reset_is == "seconds" else read_wait(said, self._clock.now())
+        await self._limiter.lower(account.budget, max(0, int(remaining)), wait)
 
     async def _read(self, response: httpx.Response) -> bytes:
         chunks: list[bytes] = []
@@ -290,8 +309,8 @@ class Caller:
             signature=signature,
             headers=httpx.Headers({**HEADERS, **headers, **signature.headers}),
             scope=scope,
-            budget=f"{connector.name} {environment} {_who(connector, credentials)}",
-            rate=connector.limits.requests.get(environment),
+            budget=f"{connector.name} {environment} {_who(connector, credentials, self._budget)}",
+            rate=connector.limits.requests.get(environment, UNCOUNTED if connector.limits.read else None),
             hide=_hidden(credentials),
         )
         return self._account
@@ -303,8 +322,8 @@ def _hidden(credentials: Credentials) -> list[str]:
     return sorted((value for value in values if len(value) >= 4), key=len, reverse=True)
 
 
-def _who(connector: Connector, credentials: Credentials) -> str:
-    """Name the account whose budget calls come from: its id, or a digest when the manifest names none."""
+def _who(connector: Connector, credentials: Credentials, unnamed: str | None) -> str:
+    """Name the account whose budget calls come from: its id, or else what the client was given for it."""
     if connector.account is not None:
         try:
             named = connector.account.evaluate(credentials.connection, {"connection": credentials.connection})
@@ -312,6 +331,8 @@ def _who(connector: Connector, credentials: Credentials) -> str:
             named = None
         if isinstance(named, str | int) and named:
             return str(named)
+    if unnamed is not None:
+        return unnamed
     values = "\n".join(secret.reveal() for _, secret in sorted(credentials.values.items()))
     return sha256(values.encode()).hexdigest()[:16]
 

@@ -40,9 +40,9 @@ class ProviderClient:
     """One provider account, called by its manifest.
 
     `on_call` is told of every HTTP exchange. Clients of one account share a limiter to keep to its limits
-    together. Every method raises AuthenticationError, RateLimitedError, UnavailableError,
-    UnexpectedResponseError or another ProviderError for what ends a run, and ForbiddenAddressError for an
-    address that may not be called.
+    together; `budget` names the account there when its connection doesn't. Every method raises
+    AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError or another ProviderError
+    for what ends a run, and ForbiddenAddressError for an address that may not be called.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class ProviderClient:
         clock: Clock | None = None,
         on_call: Callable[[CallReport], None] | None = None,
         ceilings: Ceilings | None = None,
+        budget: str | None = None,
     ) -> None:
         clock, ceilings = clock or SystemClock(), ceilings or Ceilings()
         self.connector = connector
@@ -67,6 +68,7 @@ class ProviderClient:
             clock=clock,
             on_call=on_call,
             ceilings=ceilings,
+            budget=budget,
         )
         self._reader = Reader(connector, self._caller, clock, ceilings)
         self._writer = Writer(connector, self._caller, self._reader, clock)

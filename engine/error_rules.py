@@ -98,6 +98,15 @@ def is_failure(rules: ErrorRules, status: int, body: Any) -> bool:
         return False
 
 
+def read_number(value: str | None) -> float | None:
+    """Read a number; None for anything else, infinity included."""
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if abs(number) < float("inf") else None
+
+
 def read_wait(value: str | None, now: datetime) -> float | None:
     """Read how long to wait, in seconds: a number of them, an HTTP date, or Unix time (s or ms); never
     negative.
@@ -105,17 +114,14 @@ def read_wait(value: str | None, now: datetime) -> float | None:
     if not value or not value.strip():
         return None
     text = value.strip()
-    try:
-        number = float(text)
-    except ValueError:
+    number = read_number(text)
+    if number is None:
         try:
             moment = parsedate_to_datetime(text)
         except ValueError:
             return None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return max(0.0, (moment - now).total_seconds())
-    if not number < float("inf"):
-        return None
     if number >= EARLIEST_MILLISECONDS:
         number /= 1000
     return max(0.0, number - now.timestamp() if number >= EARLIEST_MOMENT else number)
@@ -142,6 +148,8 @@ def _fits(
         given = headers.get(name)
         if given is None or given.strip().lower() != wanted.lower():
             return False
+    if rule.json is not None and rule.json == (body is None or isinstance(body, str)):
+        return False
     return rule.when is None or _truth(rule.when, body)
 
 

@@ -147,12 +147,22 @@ class AuthMethod:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitHeaders:
+    """Where each answer says how many calls are left, and when they are counted anew."""
+
+    remaining: Place
+    reset: Place | None = None
+    reset_is: Literal["seconds", "moment"] = "seconds"
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """How fast an account may be called. Rates are calls per second; None means not declared."""
 
     requests: Mapping[str, float] = field(default_factory=dict)  # by environment
     each_call: float | None = None  # every method and path has this budget of its own
     concurrent: int = 4  # calls in flight at once
+    read: LimitHeaders | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -744,7 +754,13 @@ def _limits(part: _Part, environments: Sequence[str]) -> Limits:
         requests={name: parse_rate(rate) for name, rate in rates.items()},
         each_call=parse_rate(each_call) if each_call else None,
         concurrent=part.get("concurrent", 4),
+        read=_limit_headers(part / "read"),
     )
+
+
+def _limit_headers(part: _Part) -> LimitHeaders | None:
+    remaining, reset = part.place("remaining"), part.place("reset")
+    return LimitHeaders(remaining, reset, part.get("reset_is", "seconds")) if remaining else None
 
 
 def _retries(part: _Part) -> Retries:

@@ -10,6 +10,7 @@ Decimal in major units, ids are text.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NoReturn, Protocol
@@ -119,6 +120,7 @@ class PendingWrite:
     resource: str
     items: tuple[PendingItem, ...]
     attempt: int = 1
+    job: str | None = None  # the provider's name of the job that was handed in and may not be done yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +222,25 @@ class HostStore(Protocol):
 
 
 class RateLimiter(Protocol):
-    """Spaces calls out. A key names a budget: an account, or one call of an account."""
+    """Spaces calls out. A key names a budget: an account, or one call of an account.
+
+    Calls of one budget go in the order in which they asked. One on Redis keeps to a budget in all processes.
+    """
 
     async def acquire(self, key: str, rate: float, burst: float) -> None:
-        """Wait until one call may be made under a budget of `rate` calls per second."""
+        """Wait until one call may be made under a budget of `rate` calls per second, `burst` at once."""
 
     async def hold(self, key: str, seconds: float) -> None:
         """Let nobody call under this budget for a while: the provider said so."""
+
+    async def lower(self, key: str, left: int, seconds: float | None) -> None:
+        """Let at most `left` more calls go within `seconds` from now: the provider said that many are left.
+
+        Without `seconds` it counts for what may go at once. It never lets more go than the budget does.
+        """
+
+    def slot(self, key: str, most: int) -> AbstractAsyncContextManager[None]:
+        """Be one of at most `most` at the same time, waiting for a turn on the way in."""
 
 
 class Clock(Protocol):

@@ -625,6 +625,8 @@ def _limit_lines(data: Mapping[str, Any]) -> list[str]:
     if "each_call" in limits:
         lines.append(f"- {limits['each_call']} for each method and path")
     lines.append(f"- {limits.get('concurrent', 4)} calls at once")
+    if "read" in limits:
+        lines.append(f"- what answers say is left, in `{limits['read']['remaining']}`")
     return [*lines, ""]
 
 

@@ -6,7 +6,6 @@ calls word for word. What a provider refuses as a whole is halved until the bad 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -83,13 +82,12 @@ class Writer:
         self._caller = caller
         self._reader = reader
         self._clock = clock
-        self._turn = asyncio.Lock()
 
     async def send(self, resource: Resource, group: WriteGroup) -> list[WriteResult]:
         """Write a group; returns a result for each of its writes, in their order."""
         if not resource.one_write_at_a_time:
             return await self._send(resource, group)
-        async with self._turn:
+        async with await self._caller.turn("writes"):
             return await self._send(resource, group)
 
     async def _send(self, resource: Resource, group: WriteGroup) -> list[WriteResult]:
