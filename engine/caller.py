@@ -19,6 +19,7 @@ from engine.error_rules import Verdict, is_failure, judge, read_number, read_wai
 from engine.errors import (
     AuthenticationError,
     ExpressionError,
+    HubError,
     ManifestError,
     ProviderError,
     RateLimitedError,
@@ -80,17 +81,48 @@ class RefusedError(RecordRejectedError):
 
 
 @dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request as it is sent, signature and all."""
+
+    method: str
+    url: str = field(repr=False)
+    headers: httpx.Headers = field(repr=False)
+    content: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the account is, and what goes with every call there."""
+
+    server: str
+    headers: httpx.Headers = field(repr=False)  # signature included
+    query: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """What every call of these credentials shares; made anew when they change."""
 
     credentials: Credentials
-    server: str
+    method: str  # the name of the way to sign
+    found: Home | HubError = field(repr=False)  # or why it isn't known
     signature: Signature
-    headers: httpx.Headers = field(repr=False)  # those of every call, signature included
     scope: Mapping[str, Any] = field(repr=False)  # what templates see: connection, credentials
     budget: str
     rate: float | None
     hide: Sequence[str] = field(repr=False)
+
+    @property
+    def home(self) -> Home:
+        """Return where the account is; raises ManifestError or ExpressionError that name what isn't known."""
+        if isinstance(self.found, HubError):
+            raise type(self.found)(self.found.message)
+        return self.found
+
+    @property
+    def server(self) -> str:
+        """Return the address that calls are below; raises as `home` does."""
+        return self.home.server
 
 
 def whole(answer: Answer) -> Answer:
@@ -123,6 +155,7 @@ class Caller:
         self._on_call = on_call
         self._page_bytes = ceilings.page_bytes
         self._budget = budget
+        self._learned: dict[str, Any] = {}
         self._account: Account | None = None
 
     async def account(self) -> Account:
@@ -134,22 +167,37 @@ class Caller:
         account = await self.account()
         return self._limiter.slot(f"{account.budget} {name}", 1)
 
+    def learn(self, values: Mapping[str, Any]) -> None:
+        """Take values for `connection` that were found out after the credentials were given."""
+        self._learned.update(values)
+        self._account = None
+
     async def call(
-        self, label: str, request: Request, read: Callable[[Answer], T], *, writing: bool = False
+        self,
+        label: str,
+        request: Request,
+        read: Callable[[Answer], T],
+        *,
+        writing: bool = False,
+        elsewhere: bool = False,
+        signed: bool = True,
     ) -> T:
         """Make a call and return what `read` makes of its answer.
 
         `label` names the call's budget. `read` may raise UnexpectedResponseError: the call is then tried
         again like after a server error. With `writing`, a refusal is one record's own and raises
-        RefusedError. Raises AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError,
-        StaleCursorError, or ProviderError for any other failure.
+        RefusedError. `elsewhere` allows an address that isn't the account's server, because the manifest
+        itself writes it; unless `signed`, the call carries the headers of the request alone. Raises
+        AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError, StaleCursorError, or
+        ProviderError for any other failure.
         """
         account = await self.account()
         refreshed = unclear = False  # unclear: an attempt may have been carried out though it looked failed
         attempt = 1
         while True:
             try:
-                answer = await self._exchange(account, label, request, attempt)
+                prepared = self._prepared(account, request, elsewhere, signed)
+                answer = await self._exchange(account, label, prepared, attempt)
                 if not is_failure(self._connector.errors, answer.status, answer.body):
                     return read(answer)
             except (UnavailableError, UnexpectedResponseError):
@@ -212,18 +260,32 @@ class Caller:
             seconds = wait + retries.first_wait * self._clock.random()
         await self._clock.sleep(seconds)
 
-    async def _exchange(self, account: Account, label: str, request: Request, attempt: int) -> Answer:
+    def _prepared(self, account: Account, request: Request, elsewhere: bool, signed: bool) -> _Prepared:
+        """Return the request as it is sent; raises ProviderError for an address that isn't the account's."""
+        encoding = self._connector.encoding
+        content, content_type = encode_body(request.body, encoding)
+        signature = account.signature if signed else Signature()
+        query = dict(request.query)
+        if elsewhere and absolute_url(request.url, "") == request.url:
+            url, headers = request.url, httpx.Headers({**HEADERS, **signature.headers})
+        else:
+            home = account.home
+            url, headers = absolute_url(request.url, home.server), home.headers
+            if url is request.url and origin_of(url) != origin_of(home.server):
+                raise ProviderError("a call would carry the credentials to another server")
+            query = {**{name: each for name, each in home.query.items() if not _has(url, name)}, **query}
+        if request.headers or content_type:
+            kind = {"Content-Type": content_type} if content_type else {}
+            headers = headers.copy()
+            headers.update({**kind, **request.headers, **signature.headers})
+        url = with_query(url, [*encode_query(query, encoding), *signature.query.items()])
+        return _Prepared(request.method, url, headers, content)
+
+    async def _exchange(self, account: Account, label: str, request: _Prepared, attempt: int) -> Answer:
         """Make one exchange; raises UnavailableError without an answer, UnexpectedResponseError for
         nonsense.
         """
         connector = self._connector
-        content, content_type = encode_body(request.body, connector.encoding)
-        headers = account.headers
-        if request.headers or content_type:
-            kind = {"Content-Type": content_type} if content_type else {}
-            headers = account.headers.copy()
-            headers.update({**kind, **request.headers, **account.signature.headers})
-        url = _url(request, account, connector.encoding)
         if account.rate is not None:
             await self._limiter.acquire(account.budget, account.rate, _burst(account.rate))
         each_call = connector.limits.each_call
@@ -236,7 +298,9 @@ class Caller:
             try:
                 response = None
                 async with asyncio.timeout(connector.retries.timeout):
-                    sent = httpx.Request(request.method, url, headers=headers, content=content)
+                    sent = httpx.Request(
+                        request.method, request.url, headers=request.headers, content=request.content
+                    )
                     response = await self._http.send(sent, stream=True)
                     status = response.status_code
                     raw = await self._read(response)
@@ -273,6 +337,49 @@ class Caller:
         wait = read_number(said) if places.reset_is == "seconds" else read_wait(said, self._clock.now())
         await self._limiter.lower(account.budget, max(0, int(remaining)), wait)
 
+    async def download(self, label: str, url: str) -> bytes:
+        """Return a file from wherever it lies, fetched without credentials; its address is the permission.
+
+        Raises UnavailableError when the place is away, UnexpectedResponseError when there is nothing to be
+        had under the address.
+        """
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL:
+            parsed = httpx.URL("")
+        if parsed.scheme not in ("https", "http") or not parsed.host or parsed.userinfo:
+            raise UnexpectedResponseError("the address of a file can't be called")
+        request = httpx.Request(
+            "GET", parsed, headers={**HEADERS, "Accept": "*/*", "Accept-Encoding": "identity"}
+        )
+        for attempt in range(1, self._connector.retries.attempts + 1):
+            status, raw = await self._fetch(label, request, attempt)
+            if status == 200:
+                return raw
+            if status is not None and status != 429 and status < 500:
+                raise UnexpectedResponseError("a file of results can't be fetched", status=status)
+            if attempt < self._connector.retries.attempts:
+                await self._pause(attempt)
+        raise UnavailableError("a file of results can't be fetched", status=status)
+
+    async def _fetch(self, label: str, request: httpx.Request, attempt: int) -> tuple[int | None, bytes]:
+        status, raw, started = None, b"", self._clock.monotonic()
+        self.calls += 1
+        try:
+            async with asyncio.timeout(self._connector.retries.timeout):
+                response = await self._http.send(request, stream=True)
+                status, raw = response.status_code, await self._read(response)
+        except (httpx.TransportError, httpx.DecodingError, TimeoutError):
+            status = None
+        except ProviderError as error:
+            raise UnexpectedResponseError(error.message, status=status) from error
+        finally:
+            self.bytes_read += len(raw)
+            if self._on_call is not None:
+                seconds = self._clock.monotonic() - started
+                self._on_call(CallReport(label, status, seconds, len(raw), attempt))
+        return status, raw
+
     async def _read(self, response: httpx.Response) -> bytes:
         chunks: list[bytes] = []
         size = 0
@@ -294,26 +401,37 @@ class Caller:
             return self._account
         connector, environment = self._connector, credentials.environment
         authenticator = Authenticator.choose(connector, credentials)
+        connection = {**credentials.connection, **self._learned}
         scope = {
-            "connection": dict(credentials.connection),
+            "connection": connection,
             "credentials": plain_credentials(authenticator.method, credentials),
         }
         signature = authenticator.sign(credentials)
-        written = connector.headers.render(scope) if connector.headers else {}
-        headers = {name: str(value) for name, value in written.items() if value is not None}
         self._account = Account(
             credentials=credentials,
-            server=server_url(
-                connector, environment, {**scope, **scope["credentials"], **scope["connection"]}
-            ),
+            method=authenticator.method.name,
+            found=_home(connector, environment, signature, scope),
             signature=signature,
-            headers=httpx.Headers({**HEADERS, **headers, **signature.headers}),
             scope=scope,
-            budget=f"{connector.name} {environment} {_who(connector, credentials, self._budget)}",
+            budget=f"{connector.name} {environment} {_who(connector, credentials, connection, self._budget)}",
             rate=connector.limits.requests.get(environment, UNCOUNTED if connector.limits.read else None),
             hide=_hidden(credentials),
         )
         return self._account
+
+
+def _home(
+    connector: Connector, environment: str, signature: Signature, scope: Mapping[str, Any]
+) -> Home | HubError:
+    """Return where the account is, or the error that says what isn't known of it yet."""
+    try:
+        server = server_url(connector, environment, {**scope, **scope["credentials"], **scope["connection"]})
+        written = connector.headers.render(scope) if connector.headers else {}
+        query = connector.query.render(scope) if connector.query else {}
+    except (ManifestError, ExpressionError) as error:
+        return error
+    headers = {name: str(value) for name, value in written.items() if value is not None}
+    return Home(server, httpx.Headers({**HEADERS, **headers, **signature.headers}), query)
 
 
 def _hidden(credentials: Credentials) -> list[str]:
@@ -322,11 +440,13 @@ def _hidden(credentials: Credentials) -> list[str]:
     return sorted((value for value in values if len(value) >= 4), key=len, reverse=True)
 
 
-def _who(connector: Connector, credentials: Credentials, unnamed: str | None) -> str:
+def _who(
+    connector: Connector, credentials: Credentials, connection: Mapping[str, Any], unnamed: str | None
+) -> str:
     """Name the account whose budget calls come from: its id, or else what the client was given for it."""
     if connector.account is not None:
         try:
-            named = connector.account.evaluate(credentials.connection, {"connection": credentials.connection})
+            named = connector.account.evaluate(connection, {"connection": connection})
         except ExpressionError:
             named = None
         if isinstance(named, str | int) and named:
@@ -337,11 +457,10 @@ def _who(connector: Connector, credentials: Credentials, unnamed: str | None) ->
     return sha256(values.encode()).hexdigest()[:16]
 
 
-def _url(request: Request, account: Account, encoding: str) -> str:
-    url = absolute_url(request.url, account.server)
-    if url is request.url and origin_of(url) != origin_of(account.server):
-        raise ProviderError("a call would carry the credentials to another server")
-    return with_query(url, [*encode_query(request.query, encoding), *account.signature.query.items()])
+def _has(url: str, name: str) -> bool:
+    """Say whether an address carries a parameter: a link to the next page may repeat those of every call."""
+    _, mark, query = url.partition("?")
+    return bool(mark) and any(each == name for each, _ in parse_qsl(query, True))
 
 
 def unsigned(request: Request, signature: Signature) -> Request:

@@ -10,13 +10,14 @@ from typing import Any
 
 import httpx
 
+from engine.auth import check_kept
 from engine.batching import Write, WriteGroup, split
 from engine.caller import Answer, Caller, CallReport, whole
 from engine.calls import Request
 from engine.clock import SystemClock
 from engine.errors import ManifestError, UnexpectedResponseError
 from engine.filling import call_label, fill_call
-from engine.manifest import CallSpec, Connector, Resource
+from engine.manifest import AfterConnecting, CallSpec, Connector, Resource
 from engine.pagination import Ceilings
 from engine.ports import Clock, CredentialSource, RateLimiter
 from engine.rate_limits import LocalRateLimiter
@@ -87,19 +88,50 @@ class ProviderClient:
         """Make the manifest's cheap call, which proves that the credentials work."""
         await self._call(self.connector.check, {})
 
-    async def learn(self) -> dict[str, Any]:
-        """Make the manifest's lookups after connecting; returns the values to keep in `connection`."""
+    async def learn(self, *, check: bool = False) -> dict[str, Any]:
+        """Make the manifest's lookups after connecting; returns the values to keep in `connection`.
+
+        A lookup whose values are all known already is left out, and this client knows what it learned. With
+        `check` the manifest's cheap call is made as well, as soon as it is known where the account is. Raises
+        UnexpectedResponseError for a value that is missing, or isn't as the manifest declares it.
+        """
         learned: dict[str, Any] = {}
         for lookup in self.connector.after_connecting:
             account = await self._caller.account()
-            scope = {"connection": {**account.scope["connection"], **learned}}
-            answer = await self._call(lookup.call, scope)
-            for name, expression in lookup.keep.items():
-                value = expression.evaluate(answer.body, {"body": answer.body, **scope})
-                if value is None:
-                    raise UnexpectedResponseError(f"the provider's answer holds no `{name}`")
-                learned[name] = value
+            known = account.scope["connection"]
+            other = bool(lookup.methods) and account.method not in lookup.methods
+            if other or lookup.keep.keys() <= known.keys():
+                continue
+            elsewhere = lookup.call.path.startswith("https://")
+            if check and not elsewhere:
+                await self.check()
+                check = False
+            scope = {**account.scope, "now": write_rfc3339(self._clock.now())}
+            if not lookup.signed:
+                scope["access_token"] = account.credentials.values["access_token"].reveal()
+            request = fill_call(lookup.call, scope)
+            answer = await self._caller.call(
+                call_label(lookup.call), request, whole, elsewhere=elsewhere, signed=lookup.signed
+            )
+            found = self._kept(lookup, answer, scope)
+            new = {name: value for name, value in found.items() if name not in known}
+            learned.update(new)
+            self._caller.learn(new)
+        if check:
+            await self.check()
         return learned
+
+    def _kept(self, lookup: AfterConnecting, answer: Answer, scope: Mapping[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for name, expression in lookup.keep.items():
+            value = expression.evaluate(answer.body, {"body": answer.body, "connection": scope["connection"]})
+            declared = self.connector.connection.get(name)
+            if value is not None:
+                kept[name] = value
+            elif declared is None or not declared.optional:
+                raise UnexpectedResponseError(f"the provider's answer holds no `{name}`")
+        check_kept(self.connector, kept)
+        return kept
 
     async def call(self, request: Request) -> Answer:
         """Make any one call of this account, with all that goes for the others: signing, limits, retries."""

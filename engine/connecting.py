@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from engine.auth import Authenticator
 from engine.client import ProviderClient
+from engine.filling import kept_of_credentials
 from engine.manifest import Connector
 from engine.memory import StaticCredentials
 from engine.ports import Credentials
@@ -22,12 +24,14 @@ async def connect(
 ) -> AsyncIterator[ProviderClient]:
     """Yield a client for these credentials, closed at the end of the block.
 
-    The manifest's lookups after connecting are made first, unless `credentials.connection` has values.
-    `origin_overrides` maps a provider's origin to another, for a simulated one. Raises ProviderError.
+    What the manifest keeps of the credentials and finds by lookups after connecting is found first, unless
+    `credentials.connection` has it. `origin_overrides` maps a provider's origin to another, for a simulated
+    one. Raises ProviderError.
     """
     async with open_client(origin_overrides=origin_overrides or {}) as http:
-        source = StaticCredentials(credentials)
-        client = ProviderClient(connector, source, http=http)
-        if connector.after_connecting and not credentials.connection:
-            source.credentials = replace(credentials, connection=await client.learn())
+        method = Authenticator.choose(connector, credentials).method
+        kept = kept_of_credentials(method, credentials.values)
+        known = replace(credentials, connection={**kept, **credentials.connection})
+        client = ProviderClient(connector, StaticCredentials(known), http=http)
+        await client.learn()
         yield client
