@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import compress, repeat
 from typing import Any
@@ -19,7 +19,7 @@ from engine.errors import ExpressionError, ManifestError, ProviderError, Unexpec
 from engine.expressions import ABSENT, Expression, Path
 from engine.filling import call_label, fill_call
 from engine.manifest import Connector, ReadSpec, Resource
-from engine.pagination import Ceilings, CycleGuard, Pagination, build
+from engine.pagination import Ceilings, CycleGuard, Pagination, begin, build
 from engine.ports import Clock
 
 Row = dict[str, Any]
@@ -28,6 +28,9 @@ Getter = Callable[[Row], Any]
 # Turns of the event loop in which a request gets from the task that makes it to the socket. Only then does
 # the provider work on the next page while the caller works on this one; fewer lose speed, never records.
 TURNS_TO_SEND = 6
+
+# The feed that is read where `changes` was cut: `list`, from the same moment.
+LIST_SINCE = "list_since"
 
 
 class ReadRecord(msgspec.Struct, frozen=True, gc=False):
@@ -61,13 +64,18 @@ class _Walk:
     rows: RowReader
     pagination: Pagination | None
     signature: Signature
+    scope: Mapping[str, Any]
     starts: Sequence[Request]
+
+    def cut(self, page: Page) -> bool:
+        """Whether a feed that has no pages left something out."""
+        return self.spec.full_at is not None and len(page.records) >= self.spec.full_at
 
     def after(self, page: Page, number: int) -> tuple[Request | None, int]:
         """Return the request after a page and which start it belongs to; None when all is read."""
         following = self.pagination.next_request(page.request, page) if self.pagination else None
         if following is not None:
-            return unsigned(following, self.signature), number
+            return filled_again(self.spec, self.scope, unsigned(following, self.signature)), number
         number += 1
         return (self.starts[number] if number < len(self.starts) else None), number
 
@@ -99,7 +107,14 @@ class Reader:
                 task, pending = pending, None
                 page = await task
                 guard.answered(page.records)
-                request, number = walk.after(page, number)
+                rows_of = walk.rows
+                if walk.cut(
+                    page
+                ):  # what it holds counts all the same: deletions, for one, are told only here
+                    walk = await self._walk(resource, since, {"feed": LIST_SINCE})
+                    request, number = next(iter(walk.starts), None), 0
+                else:
+                    request, number = walk.after(page, number)
                 if request is not None:
                     self._check_ceilings(guard, started, bytes_before)
                     guard.asked(request)
@@ -107,7 +122,7 @@ class Reader:
                     await _turns(TURNS_TO_SEND)
                 rows, resume_here = page.records, _resume(walk.feed, number, request)
                 del page, task  # so that its memory is there for the next page's
-                yield ReadBatch(walk.rows.read(rows), resume_here)
+                yield ReadBatch(rows_of.read(rows), resume_here)
                 del rows
         finally:
             if pending is not None:
@@ -151,8 +166,9 @@ class Reader:
         records: dict[str, Row] = {}
         for start in range(0, len(wanted), spec.at_most):
             some = wanted[start : start + spec.at_most]
-            request = fill_call(spec.call, {**account.scope, "ids": some, "now": self._now()})
-            if spec.ids is not None:
+            name = spec.ids.name if spec.ids is not None and spec.ids.where == "name" else "ids"
+            request = fill_call(spec.call, {**account.scope, "ids": some, name: some, "now": self._now()})
+            if spec.ids is not None and spec.ids.where != "name":
                 request = spec.ids.put(request, some)
             answered = await self._caller.call(
                 call_label(spec.call), request, lambda answer: rows.read(_rows(spec, answer.body))
@@ -167,18 +183,20 @@ class Reader:
         spec = resource.changes if feed == "changes" else resource.list
         if spec is None:
             raise ManifestError(f"`{resource.name}` has no call that lists its records")
-        if spec is resource.list and resource.changes is not None:
+        if feed == "list" and resource.changes is not None:
             since = None  # the feed is what tells changes; the list's own filter may only know creations
         account = await self._caller.account()
         scope = {**account.scope, "now": self._now()}
+        pagination = build(spec.pagination, account.server) if spec.pagination else None
         return _Walk(
             feed=feed,
             label=call_label(spec.call),
             spec=spec,
             rows=RowReader(resource, spec, self._connector.times),
-            pagination=build(spec.pagination, account.server) if spec.pagination else None,
+            pagination=pagination,
             signature=account.signature,
-            starts=[self._start(spec, {**scope, **each}, since) for each in _for_each(spec, scope)],
+            scope=scope,
+            starts=[self._start(spec, pagination, scope, each, since) for each in _for_each(spec, scope)],
         )
 
     def _choose_feed(self, resource: Resource, since: datetime | None) -> str:
@@ -189,8 +207,19 @@ class Reader:
             return "changes"
         return "changes" if self._clock.now() - since <= changes.reaches_back - changes.lookback else "list"
 
-    def _start(self, spec: ReadSpec, scope: Mapping[str, Any], since: datetime | None) -> Request:
-        request = fill_call(spec.call, scope)
+    def _start(
+        self,
+        spec: ReadSpec,
+        pagination: Pagination | None,
+        scope: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        since: datetime | None,
+    ) -> Request:
+        asked = any(place.where == "name" for place in spec.places())
+        # What templates see has to be there for every page, so the request carries it along.
+        request = Request("GET", "", names={**batch, "now": scope["now"]} if asked else {})
+        if not asked:
+            request = fill_call(spec.call, {**scope, **batch})
         times = self._connector.times
         if since is not None and spec.since is not None:
             request = spec.since.put(request, write_time(since - spec.lookback, times))
@@ -198,7 +227,7 @@ class Reader:
             request = spec.until.put(request, write_time(self._clock.now(), times))
         if spec.page_size is not None:
             request = spec.page_size.send.put(request, spec.page_size.at_most)
-        return request
+        return filled_again(spec, scope, begin(pagination, request))
 
     async def _fetch(self, walk: _Walk, request: Request) -> Page:
         def read(answer: Answer) -> Page:
@@ -220,6 +249,18 @@ class Reader:
 
     def _now(self) -> str:
         return write_rfc3339(self._clock.now())
+
+
+def filled_again(spec: ReadSpec, scope: Mapping[str, Any], request: Request) -> Request:
+    """Return a request whose templates have seen its names; one without names is as it should be."""
+    if not request.names:
+        return request
+    filled = replace(fill_call(spec.call, {**scope, **request.names}), names=request.names)
+    for place in spec.places():
+        value = place.get(request)
+        if place.where != "name" and value is not None:
+            filled = place.put(filled, value)
+    return filled
 
 
 class RowReader:
