@@ -179,6 +179,7 @@ class Caller:
         read: Callable[[Answer], T],
         *,
         writing: bool = False,
+        repeatable: bool = True,
         elsewhere: bool = False,
         signed: bool = True,
     ) -> T:
@@ -186,14 +187,15 @@ class Caller:
 
         `label` names the call's budget. `read` may raise UnexpectedResponseError: the call is then tried
         again like after a server error. With `writing`, a refusal is one record's own and raises
-        RefusedError. `elsewhere` allows an address that isn't the account's server, because the manifest
+        RefusedError. Unless it is `repeatable`, it is tried again only when surely nothing was done.
+        `elsewhere` allows an address that isn't the account's server, because the manifest
         itself writes it; unless `signed`, the call carries the headers of the request alone. Raises
         AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError, StaleCursorError, or
         ProviderError for any other failure.
         """
         account = await self.account()
         refreshed = unclear = False  # unclear: an attempt may have been carried out though it looked failed
-        attempt = 1
+        attempt, attempts = 1, self._connector.retries.attempts
         while True:
             try:
                 prepared = self._prepared(account, request, elsewhere, signed)
@@ -201,7 +203,7 @@ class Caller:
                 if not is_failure(self._connector.errors, answer.status, answer.body):
                     return read(answer)
             except (UnavailableError, UnexpectedResponseError):
-                if attempt >= self._connector.retries.attempts:
+                if attempt >= attempts or not repeatable:
                     raise
                 unclear = True
                 await self._pause(attempt)
@@ -225,20 +227,21 @@ class Caller:
             if verdict.action not in ("retry", "wait"):
                 raise _failure(verdict, writing)
             unclear = unclear or verdict.action == "retry"
-            await self._wait_out(verdict, account, label, attempt, unclear)
+            last = attempt >= attempts or (unclear and not repeatable)
+            await self._wait_out(verdict, account, label, attempt, last, unclear)
             attempt += 1
 
     async def _wait_out(
-        self, verdict: Verdict, account: Account, label: str, attempt: int, unclear: bool
+        self, verdict: Verdict, account: Account, label: str, attempt: int, last: bool, unclear: bool
     ) -> None:
-        """Wait before the next attempt, or raise when there is none: RateLimitedError means nothing was
+        """Wait before the next attempt, or raise when it was the last: RateLimitedError means nothing was
         done.
         """
         wait = verdict.wait
         if wait is not None and verdict.action == "wait":
             await self._limiter.hold(f"{account.budget} {label}", wait)
             await self._limiter.hold(account.budget, wait)
-        if attempt >= self._connector.retries.attempts or (wait or 0) > LONGEST_PAUSE:
+        if last or (wait or 0) > LONGEST_PAUSE:
             if not unclear:
                 raise RateLimitedError(verdict.message, retry_after=wait, status=verdict.status)
             raise UnavailableError(

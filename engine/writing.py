@@ -241,7 +241,10 @@ class Writer:
                 return None
             raise UnexpectedResponseError("the provider's answer to a write doesn't hold the record")
 
-        return await self._caller.call(call_label(spec.call), request, read, writing=True)
+        keyed = remote_id is not None or spec.idempotency_key is not None
+        return await self._caller.call(
+            call_label(spec.call), request, read, writing=True, repeatable=keyed or request.method != "POST"
+        )
 
     # -------------------------------------------------------------------------- many records a call
 
@@ -316,6 +319,7 @@ class Writer:
                 request,
                 lambda answer: pair_results(spec, resource, names, answer.body),
                 writing=True,
+                repeatable=batch.kind == "update" or spec.idempotency_key is not None,
             )
         except RefusedError as refused:
             return await self._refused(batch, items, key, reloads, refused)

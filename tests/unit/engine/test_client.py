@@ -1325,3 +1325,36 @@ async def test_a_record_the_answer_leaves_out_stays_open() -> None:
 async def test_an_unknown_resource_is_named() -> None:
     with pytest.raises(ManifestError, match="has no resource `custommer`"):
         client_of(READING, FakeProvider([])).plan("custommer", [])
+
+
+# ------------------------------------------------------------------------------- calls without a key
+
+UNKEYED = READING.replace("      idempotency_key: header Idempotency-Key\n", "")
+
+
+@pytest.mark.parametrize(
+    "lost", [httpx.ReadTimeout("slow"), reply({}, 503), reply("not a record"), httpx.Response(200, text="<")]
+)
+async def test_a_create_that_nothing_protects_is_not_sent_twice_when_it_may_be_done(lost: Reply) -> None:
+    provider = FakeProvider([lost, reply({"customer": {"id": "c1"}})])
+    (result,) = await client_of(UNKEYED, provider).send(
+        WriteGroup("customer", "k", (Write("l1", None, {"name": "Ada"}, "k"),))
+    )
+    assert provider.calls == ["POST /v3/customers"]
+    assert result.retryable
+
+
+async def test_a_create_that_nothing_protects_is_sent_again_after_a_429() -> None:
+    provider = FakeProvider([reply({}, 429), reply({"customer": {"id": "c1"}})])
+    (result,) = await client_of(UNKEYED, provider).send(
+        WriteGroup("customer", "k", (Write("l1", None, {"name": "Ada"}, "k"),))
+    )
+    assert result.remote_id == "c1"
+
+
+async def test_an_update_is_sent_again_without_a_key() -> None:
+    provider = FakeProvider([reply({}, 503), reply({"customer": {"id": "c1"}})])
+    (result,) = await client_of(UNKEYED, provider).send(
+        WriteGroup("customer", "k", (Write("l1", "c1", {"name": "Ada"}, "k"),))
+    )
+    assert result.error is None
