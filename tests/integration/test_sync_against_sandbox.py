@@ -281,6 +281,19 @@ async def test_customers_of_before_are_paired_not_doubled(
     assert len(world.host.records["customer"]) == 3
 
 
+async def test_a_walk_whose_last_record_was_deleted_begins_again(sandbox: Sandbox) -> None:
+    """The next page is asked for by that record's id, which names nothing any more."""
+    world = World("stripe", sandbox)
+    world.post("/_sandbox/payments", {"count": 3})
+    request = {"method": "GET", "url": "/v1/payment_intents", "headers": {}, "body": None}
+    request["query"] = {"limit": 100, "starting_after": "pi_gone"}
+    walk = {"started": "2026-01-01T00:00:00+00:00", "resume": {"feed": "list", "batch": 0, "request": request}}
+    world.state.positions["order", "payment_intent", "pull"] = {"walk": walk}
+    await world.sync()
+    paid = [row for row in world.objects("payment_intent") if row["status"] == "succeeded"]
+    assert len(world.host.records.get("order", {})) == len(paid)
+
+
 @pytest.mark.parametrize("name", ["stripe", "square"])
 async def test_their_changes_and_sales_arrive_on_the_platform(name: str, sandbox: Sandbox) -> None:
     world = World(name, sandbox)
