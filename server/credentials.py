@@ -59,6 +59,8 @@ def seal_grant(token: OAuthToken, grant: auth.Grant, keys: Vault) -> None:
             grant.refresh_token, place(token, "encrypted_refresh_token")
         )
     token.expires_at = grant.expires_at
+    if grant.refresh_expires_at is not None:
+        token.refresh_expires_at = grant.refresh_expires_at
     if grant.scopes:
         token.scopes = list(grant.scopes)
 

@@ -187,6 +187,7 @@ async def connect(
                 venue_id=data.venue_id,
                 environment=data.environment,
                 credentials=data.credentials,
+                values=data.connection,
                 config=config,
             )
             answer = schemas.Connected("Integration connected successfully", integration_type=provider)
@@ -197,6 +198,7 @@ async def connect(
                 provider=provider,
                 venue_id=data.venue_id,
                 environment=data.environment,
+                values=data.connection,
                 config=config,
             )
             answer = schemas.Connected("Please complete OAuth authorization", auth_url=url)

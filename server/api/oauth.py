@@ -23,6 +23,7 @@ from server.api.schemas import ProviderName
 from server.services import oauth
 from server.services.audit import address
 
+_LONGEST_PARAMETER = 255
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -97,6 +98,7 @@ async def callback(
             state=state_token,
             code=code,
             error=error,
+            parameters=_parameters(request),
             ip=address(request.client.host if request.client else None),
             request_id=request_id(request.scope),
         )
@@ -109,6 +111,11 @@ async def callback(
         return Response(schemas.AuthorizedAnswer(schemas.Authorized(venue_id, provider)))
     query = {"provider": provider, "venueId": str(venue_id)}
     return Redirect(f"/integrations/success?{urlencode(query)}", status_code=302)
+
+
+def _parameters(request: Request[Any, Any, Any]) -> dict[str, str]:
+    """Return what else the address carries: some providers say there what was connected."""
+    return {name: value for name, value in request.query_params.items() if len(value) <= _LONGEST_PARAMETER}
 
 
 @get("/integrations/success", opt=PUBLIC, include_in_schema=False, media_type=MediaType.HTML)

@@ -75,6 +75,10 @@ class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
         dict[str, Annotated[str, Meta(max_length=4096)]],
         Meta(description="The provider's credential fields, such as `apiKey`; none for OAuth."),
     ] = {}
+    connection: Annotated[
+        dict[str, Annotated[str, Meta(max_length=255)]],
+        Meta(description="Values of the connection the venue chooses itself; the rest is found out."),
+    ] = {}
     config: SyncConfig = SyncConfig()
     environment: Literal["production", "sandbox"] = "production"
 

@@ -536,6 +536,7 @@ class OAuthState(Base):
     encrypted_verifier: Mapped[str | None]
     redirect_uri: Mapped[str]
     config: Mapped[EmptyObject]
+    connection: Mapped[EmptyObject] = mapped_column(doc="Values the venue chose, such as an audience.")
     used_at: Mapped[datetime | None]
     created_at: Mapped[Now]
     expires_at: Mapped[datetime] = mapped_column(

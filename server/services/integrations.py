@@ -2,9 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,7 +19,8 @@ from engine import auth
 from engine.client import ProviderClient
 from engine.diagnostics import did_you_mean, listed
 from engine.errors import AuthenticationError, HubError, ProviderError, UnavailableError
-from engine.manifest import AuthMethod, Connector
+from engine.filling import kept_of_credentials, misfits
+from engine.manifest import AuthMethod, ConnectionValue, Connector
 from engine.memory import StaticCredentials
 from engine.ports import Credentials, Record, Secret
 from server.catalog import template_id
@@ -90,21 +92,25 @@ async def connect(
     environment: str,
     credentials: Mapping[str, str],
     config: Mapping[str, Any],
+    values: Mapping[str, str] = MappingProxyType({}),
 ) -> IntegrationConfig:
     """Test credentials at the provider; when they work, store them and start the integration.
 
-    Nothing is stored unless the provider accepts them. Raises InvalidRequestError for credentials that aren't
-    as the manifest says, ConnectionTestError when the provider refuses, NotFoundError for an unknown venue.
+    `values` are those of the connection that the venue chose. Nothing is stored unless the provider accepts
+    the credentials. Raises InvalidRequestError for credentials or values that aren't as the manifest says,
+    ConnectionTestError when the provider refuses, NotFoundError for an unknown venue.
     """
     connector = context.catalog.connector(provider)
-    method, values = read_credentials(connector, credentials)
+    method, secrets = read_credentials(connector, credentials)
+    known = {**kept_of_credentials(method, secrets), **read_connection(connector, values)}
+    check_connection(connector, known, found_out=found_out(connector, method))
     venue = await read_venue(context, venue_id)
     connection = await explore(
         context,
         connector,
         venue,
         venue_id,
-        Credentials(values, environment=environment, method=method.name),
+        Credentials(secrets, known, environment, method=method.name),
         config,
     )
     async with context.sessions.begin() as session:
@@ -113,7 +119,7 @@ async def connect(
         integration, initial = await establish(session, context, actor, connection)
         row = VenueApiKey(venue_id=venue_id, integration_type=provider, environment=environment)
         sealed = context.vault.seal(
-            orjson.dumps({name: value.reveal() for name, value in values.items()}).decode(),
+            orjson.dumps({name: value.reveal() for name, value in secrets.items()}).decode(),
             place(row, "encrypted_api_key"),
         )
         stored = {
@@ -168,6 +174,50 @@ def read_credentials(connector: Connector, given: Mapping[str, str]) -> tuple[Au
     return method, {name: Secret(value) for name, value in given.items() if value}
 
 
+def read_connection(connector: Connector, given: Mapping[str, str]) -> dict[str, str]:
+    """Check values of the connection that a venue chose; raises InvalidRequestError with what is wrong."""
+    declared = connector.connection
+    problems: list[Detail] = []
+    for name in given:
+        if name not in declared:
+            advice = did_you_mean(name, declared) or (
+                f"it takes {listed(declared)}" if declared else "it takes none",
+            )
+            message = f"`{name}` is not a value of a connection here; {advice[0]}"
+            problems.append(Detail(f"connection.{name}", message))
+    chosen = {name: value for name, value in given.items() if value}
+    problems += [_unlike(each) for each in misfits(connector, chosen)]
+    if problems:
+        raise InvalidRequestError(f"{connector.title} can't be connected with these values", problems)
+    return chosen
+
+
+def check_connection(
+    connector: Connector, known: Mapping[str, Any], *, found_out: Collection[str] = ()
+) -> None:
+    """Raise InvalidRequestError for values that don't fit, or are missing and not `found_out` later."""
+    problems = [_unlike(each) for each in misfits(connector, known)]
+    problems += [
+        Detail(f"connection.{each.name}", f"{each.title} is missing")
+        for each in connector.connection.values()
+        if not each.optional and each.name not in known and each.name not in found_out
+    ]
+    if problems:
+        raise InvalidRequestError(f"{connector.title} can't be connected with these values", problems)
+
+
+def found_out(connector: Connector, method: AuthMethod) -> set[str]:
+    """Return the names of the connection's values that come from the provider, or from the credentials."""
+    oauth = method.oauth
+    looked_up = {name for lookup in connector.after_connecting for name in lookup.keep}
+    answered = {*oauth.keep, *oauth.keep_from_callback} if oauth else set()
+    return {*looked_up, *answered, *method.keep}
+
+
+def _unlike(declared: ConnectionValue) -> Detail:
+    return Detail(f"connection.{declared.name}", f"this doesn't look like: {declared.title}")
+
+
 async def read_venue(context: Context, venue_id: UUID) -> Record:
     """Return the platform's record of a venue; raises NotFoundError."""
     return await SqlHost(context.platform, context.catalog.platform, venue_id).venue()
@@ -186,8 +236,7 @@ async def explore(
     call = f"{connector.check.method} {connector.check.path}"
     try:
         async with asyncio.timeout(_TEST_SECONDS):
-            await client.check()
-            learned = await client.learn()
+            learned = await client.learn(check=True)
     except TimeoutError as error:
         raise UnavailableError(f"{connector.title} doesn't answer") from error
     except ProviderError as error:
@@ -206,6 +255,7 @@ async def explore(
             ) from error
         raise
     values = {**credentials.connection, **learned}
+    check_connection(connector, values)
     account = connector.account.evaluate(values) if connector.account else None
     return Connection(
         connector,

@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -54,14 +55,18 @@ async def begin(
     venue_id: UUID,
     environment: str,
     config: Mapping[str, Any],
+    values: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return where to send the venue's browser. What it comes back with works once, for ten minutes.
 
-    Raises InvalidRequestError when the connector is connected with credentials, NotSupportedError when no
-    application is registered with the provider.
+    `values` are those of the connection that the venue chose. Raises InvalidRequestError when they aren't as
+    the manifest says, or the connector is connected with credentials, NotSupportedError when no application
+    is registered with the provider.
     """
     connector = context.catalog.connector(provider)
     method, oauth = _method(connector)
+    chosen = integrations.read_connection(connector, values)
+    integrations.check_connection(connector, chosen, found_out=integrations.found_out(connector, method))
     client_id, _ = client_app(context.settings, connector)
     await integrations.read_venue(context, venue_id)
     state = secrets.token_urlsafe(32)
@@ -75,6 +80,7 @@ async def begin(
         redirect_uri=uri,
         state=state,
         code_verifier=verifier,
+        values=chosen,
         origin_overrides=context.settings.origin_overrides,
     )
     row = OAuthState(
@@ -85,6 +91,7 @@ async def begin(
         user_id=actor.id,
         redirect_uri=uri,
         config=dict(config),
+        connection=chosen,
     )
     if verifier is not None:
         row.encrypted_verifier = context.vault.seal(verifier, _place(row))
@@ -107,8 +114,11 @@ async def finish(
     error: str | None,
     ip: str | None,
     request_id: str | None,
+    parameters: Mapping[str, str] = MappingProxyType({}),
 ) -> UUID:
     """Trade the code for tokens, store them and start the integration; returns the venue it is for.
+
+    `parameters` are all those of the address, for providers that say there what was connected.
 
     Raises InvalidRequestError without code and state, StateInvalidError for a state that is unknown, used,
     too old or another provider's, ExchangeError when the provider refuses.
@@ -124,7 +134,9 @@ async def finish(
     begun = await _take(context, provider, state)
     actor = Actor(begun.user_id, ip, request_id)
     try:
+        returned = _returned(connector, method, parameters) if code else {}
         grant = await _exchange(context, connector, method, begun, code, error)
+        known = {**returned, **grant.connection, **begun.connection}
         venue = await integrations.read_venue(context, begun.venue_id)
         values = {"access_token": grant.access_token}
         if grant.refresh_token is not None:
@@ -134,7 +146,7 @@ async def finish(
             connector,
             venue,
             begun.venue_id,
-            Credentials(values, grant.connection, begun.environment, grant.expires_at, method.name),
+            Credentials(values, known, begun.environment, grant.expires_at, method.name),
             begun.config,
         )
     except HubError as failure:
@@ -147,7 +159,7 @@ async def finish(
             token = OAuthToken(**mine)
             session.add(token)
         token.environment = begun.environment
-        token.encrypted_refresh_token, token.scopes = None, []
+        token.encrypted_refresh_token, token.refresh_expires_at, token.scopes = None, None, []
         seal_grant(token, grant, context.vault)
         token.refresh_count = token.refresh_failed_count = 0
         token.created_by, token.created_ip = _uuid(begun.user_id), ip
@@ -189,6 +201,13 @@ async def _take(context: Context, provider: str, state: str) -> OAuthState:
     return begun
 
 
+def _returned(connector: Connector, method: AuthMethod, parameters: Mapping[str, str]) -> dict[str, str]:
+    try:
+        return auth.kept_of_callback(connector, method, parameters)
+    except ProviderError as failure:
+        raise ExchangeError(failure.message) from failure
+
+
 async def _exchange(
     context: Context,
     connector: Connector,
@@ -217,6 +236,7 @@ async def _exchange(
             redirect_uri=begun.redirect_uri,
             code=code,
             code_verifier=verifier,
+            values=begun.connection,
         )
     except ProviderError as failure:
         raise ExchangeError(f"{connector.title} gave no tokens: {failure.message}") from failure
