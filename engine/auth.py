@@ -8,6 +8,7 @@ To add a type of signing: write a function from credential values to a `Signatur
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from engine.ports import Clock, Credentials, Secret
 from engine.transport import encode_body, form_text, rewrite_origin, with_query
 
 LONGEST_MESSAGE = 500  # characters of a provider's own words
+LONGEST_CALL = 30.0  # seconds, however slowly the answer comes
+LARGEST_ANSWER = 2**20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,10 +388,21 @@ async def _token_call(
 async def _send(
     http: httpx.AsyncClient, method: str, url: str, headers: Mapping[str, str], content: bytes | None
 ) -> httpx.Response:
+    request = http.build_request(method, url, headers=dict(headers), content=content)
+    raw = b""
     try:
-        return await http.request(method, url, headers=dict(headers), content=content)
-    except (httpx.TransportError, TimeoutError):
+        async with asyncio.timeout(LONGEST_CALL):
+            response = await http.send(request, stream=True)
+            try:
+                async for chunk in response.aiter_bytes():
+                    raw += chunk
+                    if len(raw) > LARGEST_ANSWER:
+                        raise UnexpectedResponseError("the authorization server's answer is far too long")
+            finally:
+                await response.aclose()
+    except (httpx.RequestError, TimeoutError):
         raise UnavailableError("the authorization server can't be reached or doesn't answer") from None
+    return httpx.Response(response.status_code, content=raw)
 
 
 def _oauth_error(response: httpx.Response, hidden: Collection[str]) -> ProviderError:

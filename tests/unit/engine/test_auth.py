@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -311,6 +311,30 @@ async def test_a_token_call_is_made_once() -> None:
     with pytest.raises(UnavailableError):
         await exchanged(provider)
     assert len(provider.requests) == 1
+
+
+class Endless(httpx.AsyncByteStream):
+    """An answer of 10 MiB, of which what was taken is counted."""
+
+    taken = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(160):
+            self.taken += 65536
+            yield b" " * 65536
+
+
+async def test_an_answer_without_an_end_is_cut_off() -> None:
+    answer = Endless()
+    with pytest.raises(UnexpectedResponseError, match="far too long"):
+        await refreshed(FakeProvider([httpx.Response(200, stream=answer)]))
+    assert answer.taken <= 2 * 2**20
+
+
+async def test_an_answer_that_can_not_be_decoded_is_no_refusal() -> None:
+    answer = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    with pytest.raises(UnavailableError):
+        await refreshed(FakeProvider([answer]))
 
 
 # -------------------------------------------------------------------------------------------- revoke
