@@ -381,6 +381,7 @@ class AfterConnecting:
     keep: Mapping[str, Expression]
     methods: frozenset[str] = frozenset()  # only for those ways to sign; none: for all
     signed: bool = True  # False: its own headers authorize it, and see `access_token`
+    optional: bool = False  # the provider may forbid it: then its values are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -659,6 +660,7 @@ def _lookup(part: _Part) -> AfterConnecting:
         _keep(part / "keep"),
         frozenset(part.get("for", ())),
         not signs,
+        part.get("optional", False),
     )
 
 
