@@ -5,7 +5,8 @@ They keep the same promises as the ones on PostgreSQL; the suite in `tests/contr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.ports import (
     HostChange,
     HostPage,
     Link,
+    LinkState,
     PendingWrite,
     Record,
     RecordFailure,
@@ -54,6 +56,20 @@ class MemorySyncState:
     async def links_by_remote(self, resource: str, remote_ids: Sequence[str]) -> dict[str, Link]:
         found = ((remote_id, self.local_ids.get((resource, remote_id))) for remote_id in remote_ids)
         return {remote_id: self.links[resource, local_id] for remote_id, local_id in found if local_id}
+
+    async def links_in_state(
+        self, entity: str, resource: str, state: LinkState, *, after: str = "", limit: int = 500
+    ) -> list[Link]:
+        links = self._links_of(entity, resource)
+        found = (link for link in links if link.state == state and link.local_id > after)
+        return sorted(found, key=lambda link: link.local_id)[:limit]
+
+    async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
+        return Counter(link.state for link in self._links_of(entity, resource))
+
+    def _links_of(self, entity: str, resource: str) -> Iterator[Link]:
+        here = (entity, resource)
+        return (link for link in self.links.values() if (link.entity, link.resource) == here)
 
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         return self.positions.get((entity, resource, direction))

@@ -17,6 +17,12 @@ from typing import Any, Literal, NoReturn, Protocol
 
 Record = dict[str, Any]
 Direction = Literal["push", "pull"]
+LinkState = Literal[
+    "linked",
+    "leaving",  # ours is gone, or not wanted there any more; what that means for theirs is still to be done
+    "archived",  # that was done: theirs is out of use, and comes back when ours does
+    "broken",  # theirs is gone
+]
 RecordKey = tuple[
     str, str, Direction, str
 ]  # entity, resource, direction, local id (push) or remote id (pull)
@@ -94,6 +100,7 @@ class Link:
     agreed: Mapping[str, Any] = field(default_factory=dict)
     remote_version: str | None = None
     last_direction: Direction | None = None
+    state: LinkState = "linked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +170,17 @@ class SyncState(Protocol):
 
     async def links_by_remote(self, resource: str, remote_ids: Sequence[str]) -> dict[str, Link]:
         """Return the links of these remote ids, keyed by remote id."""
+
+    async def links_in_state(
+        self, entity: str, resource: str, state: LinkState, *, after: str = "", limit: int = 500
+    ) -> list[Link]:
+        """Return links in this state in the order of their local ids, beginning after the local id `after`.
+
+        Fewer than `limit` are the last ones.
+        """
+
+    async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
+        """Return how many links are in each state; states without links may be left out."""
 
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         """Return how far this mapping got, as last committed, or None."""

@@ -96,6 +96,8 @@ class Direction(StrEnum):
 class LinkState(StrEnum):
     LINKED = "linked"
     BROKEN = "broken"
+    LEAVING = "leaving"
+    ARCHIVED = "archived"
 
 
 def _enum(members: type[StrEnum], name: str) -> Enum:
@@ -461,7 +463,10 @@ class RecordLink(Base):
             unique=True,
             postgresql_where=text("remote_id IS NOT NULL"),
         ),
-        Index("ix_record_links_venue_id_integration_type", "venue_id", "integration_type"),
+        Index(
+            "ix_record_links_place",
+            *("venue_id", "integration_type", "resource", "entity", "state", "local_id"),
+        ),
     )
 
 

@@ -6,11 +6,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from engine.errors import LeaseLostError
-from engine.ports import Commit, Direction, Link, PendingItem, PendingWrite, RecordFailure, RecordKey
+from engine.ports import (
+    Commit,
+    Direction,
+    Link,
+    LinkState,
+    PendingItem,
+    PendingWrite,
+    RecordFailure,
+    RecordKey,
+)
 from server.db import exact_json
 
 
@@ -42,6 +51,18 @@ class PostgresSyncState:
 
     async def links_by_remote(self, resource: str, remote_ids: Sequence[str]) -> dict[str, Link]:
         return {link.remote_id: link for link in await self._links(_LINKS_BY_REMOTE, resource, remote_ids)}
+
+    async def links_in_state(
+        self, entity: str, resource: str, state: LinkState, *, after: str = "", limit: int = 500
+    ) -> list[Link]:
+        place = {"entity": entity, "resource": resource, "state": state, "after": after, "limit": limit}
+        async with self._single.connect() as connection:
+            return [_link(row) for row in await connection.execute(_LINKS_IN_STATE, self._scope | place)]
+
+    async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
+        values = {**self._scope, "entity": entity, "resource": resource}
+        async with self._single.connect() as connection:
+            return {row.state: row.links for row in await connection.execute(_COUNT_LINKS, values)}
 
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         values = {**self._scope, "entity": entity, "resource": resource, "direction": direction}
@@ -111,19 +132,21 @@ class PostgresSyncState:
             return []
         async with self._single.connect() as connection:
             rows = await connection.execute(query, {**self._scope, "resource": resource, "ids": list(ids)})
-        return [
-            Link(
-                row.entity,
-                row.resource,
-                row.local_id,
-                row.remote_id,
-                row.fingerprint,
-                exact_json.loads(row.agreed),
-                row.remote_version,
-                row.last_direction,
-            )
-            for row in rows
-        ]
+        return [_link(row) for row in rows]
+
+
+def _link(row: Row[Any]) -> Link:
+    return Link(
+        row.entity,
+        row.resource,
+        row.local_id,
+        row.remote_id,
+        row.fingerprint,
+        exact_json.loads(row.agreed),
+        row.remote_version,
+        row.last_direction,
+        row.state,
+    )
 
 
 def _item_to_json(item: PendingItem) -> dict[str, Any]:
@@ -162,6 +185,7 @@ def _link_values(links: Sequence[Link]) -> dict[str, list[str | None]]:
         "agreed": [exact_json.dumps(link.agreed) for link in links],
         "versions": [link.remote_version for link in links],
         "directions": [link.last_direction for link in links],
+        "states": [link.state for link in links],
     }
 
 
@@ -190,13 +214,29 @@ _HOLD_LEASE = text(
 
 _LINKS = """
     SELECT entity, resource, local_id, remote_id, fingerprint, agreed::text AS agreed, remote_version,
-        last_direction
+        last_direction, state::text AS state
     FROM record_links
     WHERE venue_id = :venue AND integration_type = :provider AND resource = :resource
         AND remote_id IS NOT NULL
     """
 _LINKS_BY_LOCAL = text(_LINKS + "AND local_id = ANY(CAST(:ids AS text[]))")
 _LINKS_BY_REMOTE = text(_LINKS + "AND remote_id = ANY(CAST(:ids AS text[]))")
+_LINKS_IN_STATE = text(
+    _LINKS
+    + """
+    AND entity = :entity AND state = CAST(CAST(:state AS text) AS link_state) AND local_id > :after
+    ORDER BY local_id LIMIT :limit
+    """
+)
+_COUNT_LINKS = text(
+    """
+    SELECT state::text AS state, count(*) AS links
+    FROM record_links
+    WHERE venue_id = :venue AND integration_type = :provider
+        AND entity = :entity AND resource = :resource AND remote_id IS NOT NULL
+    GROUP BY record_links.state
+    """
+)
 
 _UNLINK = text(
     """
@@ -229,18 +269,19 @@ _LINK = text(
     """
     INSERT INTO record_links (
         venue_id, integration_type, entity, resource, local_id, remote_id,
-        fingerprint, agreed, remote_version, last_direction
+        fingerprint, agreed, remote_version, last_direction, state
     )
     SELECT CAST(:venue AS uuid), CAST(:provider AS text),
         new.entity, new.resource, new.local_id, new.remote_id,
-        new.fingerprint, new.agreed::jsonb, new.remote_version, new.last_direction::direction
+        new.fingerprint, new.agreed::jsonb, new.remote_version, new.last_direction::direction,
+        new.state::link_state
     FROM unnest(
         CAST(:entities AS text[]), CAST(:resources AS text[]),
         CAST(:local_ids AS text[]), CAST(:remote_ids AS text[]),
         CAST(:fingerprints AS text[]), CAST(:agreed AS text[]),
-        CAST(:versions AS text[]), CAST(:directions AS text[])
+        CAST(:versions AS text[]), CAST(:directions AS text[]), CAST(:states AS text[])
     ) AS new (
-        entity, resource, local_id, remote_id, fingerprint, agreed, remote_version, last_direction
+        entity, resource, local_id, remote_id, fingerprint, agreed, remote_version, last_direction, state
     )
     ON CONFLICT ON CONSTRAINT uq_record_links_local DO UPDATE SET
         remote_id = excluded.remote_id,
@@ -248,7 +289,7 @@ _LINK = text(
         agreed = excluded.agreed,
         remote_version = excluded.remote_version,
         last_direction = excluded.last_direction,
-        state = 'linked',
+        state = excluded.state,
         updated_at = now()
     """
 )

@@ -135,6 +135,34 @@ async def test_an_unlinked_record_can_be_linked_anew_in_the_same_commit(state: S
     assert await state.links_by_local("customer", ["l1"]) == {"l1": anew}
 
 
+async def test_links_are_told_by_their_state_page_by_page(state: SyncState) -> None:
+    links = [replace(BEN, local_id=f"l{n}", remote_id=f"r{n}", state="leaving") for n in (3, 1, 2)]
+    elsewhere = [
+        replace(ADA, local_id="l4", remote_id="r4", state="leaving", resource="item"),
+        replace(ADA, local_id="l5", remote_id="r5", state="leaving", entity="member"),
+    ]
+    gone = replace(ADA, local_id="l6", remote_id="r6", state="broken")
+    await state.commit(Commit(links=[*links, *elsewhere, gone, replace(ADA, local_id="l7", remote_id="r7")]))
+
+    first = await state.links_in_state("customer", "customer", "leaving", limit=2)
+    assert first == [links[1], links[2]]
+    assert await state.links_in_state("customer", "customer", "leaving", after="l2", limit=2) == [links[0]]
+    assert await state.links_in_state("customer", "customer", "broken") == [gone]
+    assert await state.links_in_state("customer", "customer", "archived") == []
+    assert (await state.links_by_local("customer", ["l6"]))["l6"].state == "broken"
+    counts = await state.count_links("customer", "customer")
+    assert dict(counts) == {"leaving": 3, "broken": 1, "linked": 1}
+    assert not any((await state.count_links("order", "order")).values())
+
+
+async def test_a_links_state_changes_with_its_newer_self(state: SyncState) -> None:
+    await state.commit(Commit(links=[ADA]))
+    await state.commit(Commit(links=[replace(ADA, state="archived")]))
+    assert (await state.links_by_remote("customer", ["r1"]))["r1"].state == "archived"
+    await state.commit(Commit(links=[ADA]))
+    assert (await state.links_by_remote("customer", ["r1"]))["r1"].state == "linked"
+
+
 async def test_a_position_is_kept_for_each_mapping_and_direction(state: SyncState) -> None:
     walk = {"since": "2026-11-24T00:00:00Z", "walk": {"resume": {"query": {"cursor": "a", "limit": 100}}}}
     await state.commit(Commit(position=("customer", "customer", "pull", walk)))
