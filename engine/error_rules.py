@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, overload
 
 from engine.errors import ExpressionError
 from engine.expressions import Expression
@@ -56,8 +56,8 @@ def judge(
         action=rule.then if rule else _default_action(status, writing),
         message=_message(status, code, said, body, hide),
         status=status,
-        code=code,
-        field=_text(rules.field, body),
+        code=_clean(code, hide),
+        field=_clean(_text(rules.field, body), hide),
         request_id=headers.get(rules.request_id.name) if rules.request_id else None,
         wait=_wait(rule, headers, now),
     )
@@ -81,8 +81,8 @@ def judge_item(
     return Verdict(
         action=rule.then if rule else "reject",
         message=_message(None, own_code, said, item, hide),
-        code=own_code,
-        field=_text(rules.field, item),
+        code=_clean(own_code, hide),
+        field=_clean(_text(rules.field, item), hide),
     )
 
 
@@ -188,14 +188,22 @@ def _truth(expression: Expression, body: Any) -> bool:
         return False
 
 
+@overload
+def _clean(text: str, hide: Collection[str]) -> str: ...
+@overload
+def _clean(text: str | None, hide: Collection[str]) -> str | None: ...
+def _clean(text: str | None, hide: Collection[str]) -> str | None:
+    for secret in hide:
+        if secret and text:
+            text = text.replace(secret, "***")
+    return text
+
+
 def _message(status: int | None, code: str | None, said: str | None, body: Any, hide: Collection[str]) -> str:
     text = said
     if text is None and isinstance(body, str) and not body.lstrip().startswith("<"):
         text = body
-    for secret in hide:
-        if secret and text:
-            text = text.replace(secret, "***")
     what = " ".join(part for part in (str(status) if status else "", code or "") if part) or "a failure"
     words = " ".join((text or "").split())
-    message = f"the provider answered {what}" + (f": {words}" if words else "")
+    message = _clean(f"the provider answered {what}" + (f": {words}" if words else ""), hide)
     return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 1] + "…"

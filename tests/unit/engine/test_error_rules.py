@@ -28,6 +28,17 @@ def test_a_message_never_shows_a_credential() -> None:
     assert verdict.message == "the provider answered 400 BAD: Invalid key ***: use sk_test"
 
 
+def test_neither_does_a_code_or_a_field() -> None:
+    rules = ErrorRules(code=Expression.compile("error"), field=Expression.compile("param"))
+    body = {"error": "no such key sk_live_1234", "param": "sk_live_1234"}
+    for verdict in (
+        judge(rules, 400, httpx.Headers(), body, writing=True, now=START, hide=("sk_live_1234",)),
+        judge_item(rules, body, code=None, message=None, hide=("sk_live_1234",)),
+    ):
+        assert (verdict.code, verdict.field) == ("no such key ***", "***")
+        assert "sk_live_1234" not in verdict.message
+
+
 def test_a_message_is_cut() -> None:
     assert len(verdict_of("x" * 10_000).message) == LONGEST_MESSAGE
 
