@@ -336,7 +336,11 @@ class Writer:
                 continue
             refusal = RefusedError(
                 judge_item(
-                    self._connector.errors, found.failed, code=spec.error_code, message=spec.error_message
+                    self._connector.errors,
+                    found.failed,
+                    code=spec.error_code,
+                    message=spec.error_message,
+                    hide=(await self._caller.account()).hide,
                 )
             )
             if refusal.action in ("retry", "wait"):

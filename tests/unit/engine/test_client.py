@@ -1279,6 +1279,14 @@ async def test_each_record_of_a_map_has_an_outcome_of_its_own() -> None:
     assert all(len(key) <= 50 for key in keyed.seen)
 
 
+async def test_what_a_provider_says_of_one_record_never_repeats_a_secret() -> None:
+    keyed = Keyed(failures={"a": ["no right of key-12345"]})
+    (refused, _) = await written(client_of(KEYED, FakeProvider(keyed)), items(["a", "b"]), "customer")
+    assert refused.error is not None
+    assert "key-12345" not in refused.error.message
+    assert "key-12345" not in str(refused.error.provider_code)
+
+
 async def test_a_record_that_failed_for_the_moment_is_sent_again_under_its_key() -> None:
     manifest = KEYED.replace("    - {code: STOP", "    - {code: BUSY, then: retry}\n    - {code: STOP")
     keyed = Keyed(failures={"b": ["BUSY", "BUSY"]})
