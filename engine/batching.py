@@ -12,8 +12,8 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from engine.errors import ExpressionError, ManifestError, UnexpectedResponseError
-from engine.expressions import Expression
-from engine.manifest import IdempotencyKey, Resource, WriteManySpec, WriteSpec
+from engine.expressions import ABSENT, Expression, Path, Template
+from engine.manifest import IdempotencyKey, Resource, WriteJob, WriteManySpec, WriteSpec
 from engine.transport import to_json
 
 Kind = Literal["create", "update"]
@@ -31,15 +31,20 @@ class Write:
     body: Mapping[str, Any]
     key: str
     adopted: bool = False  # made by a call of ours whose answer was lost: what goes with making it is due
+    version: Any = None  # the provider's, of the state it was compared with
 
 
 @dataclass(frozen=True, slots=True)
 class WriteGroup:
-    """Records that go out in one call, all created or all updated. Announced and repeated under `key`."""
+    """Records that go out in one call, all created or all updated. Announced and repeated under `key`.
+
+    With a `job` they have been handed in already, and are only waited for.
+    """
 
     resource: str
     key: str
     writes: tuple[Write, ...]
+    job: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -54,6 +59,7 @@ class ItemResult:
     remote_id: str | None = None
     failed: Any = None
     missing: bool = False  # the answer doesn't mention this record
+    listed: bool = False  # `failed` is from the list of failures, which has words of its own
 
 
 def single_spec(resource: Resource, kind: Kind) -> WriteSpec | None:
@@ -75,6 +81,22 @@ def batch_spec(resource: Resource, kind: Kind, records: int) -> WriteManySpec | 
     return many if many and (records > 1 or single_spec(resource, kind) is None) else None
 
 
+def job_operation(resource: Resource, kind: Kind) -> Template | None:
+    """Return what one record is in a job, if this resource may be written so."""
+    job = resource.write_job
+    if job is None or (kind == "update" and resource.immutable):
+        return None
+    return job.create if kind == "create" else job.update
+
+
+def job_spec(resource: Resource, group: WriteGroup) -> WriteJob | None:
+    """Return the job a group goes as; None when it is written in the ordinary way."""
+    job = resource.write_job
+    if job is None or (group.job is None and len(group.writes) < job.at_least):
+        return None
+    return job if job_operation(resource, group.kind) is not None else None
+
+
 def split(resource: Resource, writes: Sequence[Write]) -> list[WriteGroup]:
     """Split writes into calls, keeping their order within creates and within updates.
 
@@ -86,7 +108,12 @@ def split(resource: Resource, writes: Sequence[Write]) -> list[WriteGroup]:
         mine = [write for write in writes if (write.remote_id is None) == (kind == "create")]
         if not mine:
             continue
-        many = many_spec(resource, kind)
+        many, job = many_spec(resource, kind), resource.write_job
+        while job and job_operation(resource, kind) is not None and len(mine) >= job.at_least:
+            batch, mine = mine[: job.at_most], mine[job.at_most :]
+            groups.append(WriteGroup(resource.name, group_key(batch), tuple(batch)))
+        if not mine:
+            continue
         if many is None and single_spec(resource, kind) is None:
             raise ManifestError(f"`{resource.name}` has no call to {kind} a record")
         batches = (
@@ -171,32 +198,95 @@ def halves(
 # ------------------------------------------------------------------------------------------- pairing
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One record as a call for several sent it."""
+
+    name: str  # what the call and its answer know it by: its key, the id in its body, or what `pair_by` says
+    remote_id: str | None
+    item: Any = None
+
+
+def name_in(path: Path, value: Any) -> str | None:
+    """Return the text or number at a path as what results are paired by; None when there is none."""
+    found = path.find(value)
+    if found is ABSENT or found is None or isinstance(found, bool) or not isinstance(found, str | int):
+        return None
+    return str(found)
+
+
+def paired(names: Sequence[str | None], path: Path, rows: Sequence[Any]) -> list[Any]:
+    """Return, for each name, the row that has it at the path; None without one.
+
+    A provider may write a name in other letters, as with e-mail addresses: one that is found in no other way
+    is looked for in any case.
+    """
+    exact: dict[str, Any] = {}
+    folded: dict[str, list[Any]] = {}
+    for row in rows:
+        name = name_in(path, row)
+        if name is not None:
+            exact[name] = row
+            folded.setdefault(name.casefold(), []).append(row)
+
+    def row_of(name: str | None) -> Any:
+        if name is None or name in exact:
+            return exact.get(name or "")
+        alike = folded.get(name.casefold(), [])
+        return alike[0] if len(alike) == 1 else None
+
+    return [row_of(name) for name in names]
+
+
 def pair_results(
-    spec: WriteManySpec, resource: Resource, sent: Sequence[tuple[str, str | None]], body: Any
+    spec: WriteManySpec, resource: Resource, sent: Sequence[Sent], body: Any
 ) -> list[ItemResult]:
     """Pair an answer with the records sent, in their order.
 
-    `sent` names each record as the call did: its key or the id in its body, and its remote id if it had one.
     Raises UnexpectedResponseError when the answer has another shape than the manifest says.
     """
+    if spec.failures is None:
+        return _results(spec, resource, sent, body)
+    failures = spec.failures.records.evaluate(body) or []
+    if not isinstance(failures, list):
+        raise UnexpectedResponseError("the failures in the answer to a batch aren't a list")
+    path = spec.failures.pair_by
+    failed = paired([name_in(path, each.item) for each in sent], path, failures)
+    rest = [each for each, failure in zip(sent, failed, strict=True) if failure is None]
+    results = iter(_results(spec, resource, rest, body))
+    return [
+        next(results)
+        if failure is None
+        else ItemResult(remote_id=each.remote_id, failed=failure, listed=True)
+        for each, failure in zip(sent, failed, strict=True)
+    ]
+
+
+def _results(spec: WriteManySpec, resource: Resource, sent: Sequence[Sent], body: Any) -> list[ItemResult]:
+    if spec.results is None and spec.failures is not None:  # those that aren't named there are done
+        return [ItemResult(None, each.remote_id, missing=each.remote_id is None) for each in sent]
     results = spec.results.evaluate(body) if spec.results else body
     if spec.by_key:
         if not isinstance(results, Mapping):
             raise UnexpectedResponseError("the answer to a batch isn't a map of results")
-        rows = [results.get(name) for name, _ in sent]
+        rows = [results.get(each.name) for each in sent]
+    elif spec.pair_by is not None:
+        if not isinstance(results, list):
+            raise UnexpectedResponseError("the answer to a batch isn't a list of results")
+        rows = paired([each.name for each in sent], spec.pair_by, results)
     elif spec.pair_by_id:
         rows = _by_id(spec, resource, sent, results, body)
     else:
         if not isinstance(results, list) or len(results) != len(sent):
             raise UnexpectedResponseError("the answer to a batch doesn't hold one result for each record")
         rows = list(results)
-    return [_item(spec, resource, row, remote_id) for row, (_, remote_id) in zip(rows, sent, strict=True)]
+    return [_item(spec, resource, row, each.remote_id) for row, each in zip(rows, sent, strict=True)]
 
 
 def _by_id(
     spec: WriteManySpec,
     resource: Resource,
-    sent: Sequence[tuple[str, str | None]],
+    sent: Sequence[Sent],
     results: Any,
     body: Any,
 ) -> list[Any]:
@@ -216,7 +306,7 @@ def _by_id(
         found = resource.id.find(path.find(row) if path else row)
         if found:
             by_id[str(found)] = row
-    return [by_id.get(given.get(name, name)) for name, _ in sent]
+    return [by_id.get(given.get(each.name, each.name)) for each in sent]
 
 
 def _item(spec: WriteManySpec, resource: Resource, row: Any, remote_id: str | None) -> ItemResult:

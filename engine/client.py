@@ -15,17 +15,18 @@ from engine.batching import Write, WriteGroup, split
 from engine.caller import Answer, Caller, CallReport, whole
 from engine.calls import Request
 from engine.clock import SystemClock
-from engine.errors import ManifestError, UnexpectedResponseError
+from engine.errors import ManifestError, ProviderError, UnexpectedResponseError
 from engine.filling import call_label, fill_call
 from engine.manifest import AfterConnecting, CallSpec, Connector, Resource
 from engine.pagination import Ceilings
 from engine.ports import Clock, CredentialSource, RateLimiter
 from engine.rate_limits import LocalRateLimiter
 from engine.reading import ReadBatch, Reader, ReadRecord, write_rfc3339
-from engine.writing import Writer, WriteResult
+from engine.writing import NO_BOOKS, Books, Writer, WriteResult
 
 __all__ = [
     "Answer",
+    "Books",
     "CallReport",
     "Ceilings",
     "ProviderClient",
@@ -35,6 +36,8 @@ __all__ = [
     "WriteGroup",
     "WriteResult",
 ]
+
+FORBIDDEN = (403, 404)  # answers to what this account may not see, or doesn't have
 
 
 class ProviderClient:
@@ -91,9 +94,10 @@ class ProviderClient:
     async def learn(self, *, check: bool = False) -> dict[str, Any]:
         """Make the manifest's lookups after connecting; returns the values to keep in `connection`.
 
-        A lookup whose values are all known already is left out, and this client knows what it learned. With
-        `check` the manifest's cheap call is made as well, as soon as it is known where the account is. Raises
-        UnexpectedResponseError for a value that is missing, or isn't as the manifest declares it.
+        A lookup whose values are all known already is left out, and so is an optional one that the provider
+        forbids. This client knows what it learned. With `check` the manifest's cheap call is made as well, as
+        soon as it is known where the account is. Raises UnexpectedResponseError for a value that is missing,
+        or isn't as the manifest declares it.
         """
         learned: dict[str, Any] = {}
         for lookup in self.connector.after_connecting:
@@ -110,9 +114,14 @@ class ProviderClient:
             if not lookup.signed:
                 scope["access_token"] = account.credentials.values["access_token"].reveal()
             request = fill_call(lookup.call, scope)
-            answer = await self._caller.call(
-                call_label(lookup.call), request, whole, elsewhere=elsewhere, signed=lookup.signed
-            )
+            try:
+                answer = await self._caller.call(
+                    call_label(lookup.call), request, whole, elsewhere=elsewhere, signed=lookup.signed
+                )
+            except ProviderError as error:
+                if lookup.optional and error.status in FORBIDDEN:
+                    continue
+                raise
             found = self._kept(lookup, answer, scope)
             new = {name: value for name, value in found.items() if name not in known}
             learned.update(new)
@@ -166,13 +175,21 @@ class ProviderClient:
         """Split writes into calls. The same writes give the same groups under the same keys."""
         return split(self._resource(resource), writes)
 
-    async def send(self, group: WriteGroup) -> list[WriteResult]:
+    async def send(self, group: WriteGroup, books: Books = NO_BOOKS) -> list[WriteResult]:
         """Write a group; returns a result for each of its writes, in their order.
 
         A group sent again under the same key makes the same calls with the same keys. One record's failure is
-        its result, never an exception.
+        its result, never an exception. A group with a `job` isn't sent again but waited for. `books` says
+        which records are linked, and is told of jobs.
         """
-        return await self._writer.send(self._resource(group.resource), group)
+        return await self._writer.send(self._resource(group.resource), group, books)
+
+    async def find(self, resource: str, record: Mapping[str, Any]) -> list[ReadRecord]:
+        """Return what the manifest's search finds for a record's content; the resource has a `find`."""
+        found = self._resource(resource)
+        account = await self._caller.account()
+        scope = {**account.scope, "record": record, "now": write_rfc3339(self._clock.now())}
+        return await self._reader.find(found, scope)
 
     async def _call(self, call: CallSpec, scope: Mapping[str, Any]) -> Answer:
         account = await self._caller.account()

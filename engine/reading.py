@@ -151,6 +151,20 @@ class Reader:
                 return None
             raise _not_a_record(refused) from refused
 
+    async def find(self, resource: Resource, scope: Mapping[str, Any]) -> list[ReadRecord]:
+        """Return the records the manifest's search finds for what `scope` holds as `record`; one page of
+        them.
+        """
+        spec = resource.find
+        if spec is None:
+            raise ManifestError(f"`{resource.name}` has no call to find a record by its content")
+        rows = RowReader(resource, spec, self._connector.times)
+
+        def read(answer: Answer) -> list[ReadRecord]:
+            return rows.read(_rows(spec, answer.body))
+
+        return await self._caller.call(call_label(spec.call), fill_call(spec.call, scope), read, writing=True)
+
     async def get_many(self, resource: Resource, ids: Iterable[str]) -> dict[str, Row]:
         """Return records by id; those the provider doesn't have (any more) are left out."""
         wanted = list(dict.fromkeys(ids))

@@ -6,14 +6,18 @@ calls word for word. What a provider refuses as a whole is halved until the bad 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import orjson
 
 from engine.batching import (
     ItemResult,
     Kind,
+    Sent,
     Write,
     WriteGroup,
     batch_spec,
@@ -21,13 +25,29 @@ from engine.batching import (
     derived_key,
     fitting,
     halves,
+    job_operation,
+    job_spec,
     many_spec,
+    name_in,
     pair_results,
+    paired,
     sent_key,
+)
+from engine.bodies import (
+    differs,
+    final_body,
+    holds,
+    merge,
+    new_body,
+    not_in_updates,
+    parts_of,
+    path_of,
+    version_of,
+    without,
 )
 from engine.caller import Answer, Caller, RefusedError, whole
 from engine.calls import Request
-from engine.error_rules import judge_item
+from engine.error_rules import is_failure, judge, judge_item
 from engine.errors import (
     ExpressionError,
     ManifestError,
@@ -37,13 +57,22 @@ from engine.errors import (
     UnavailableError,
     UnexpectedResponseError,
 )
-from engine.expressions import ABSENT, Path, Steps, Template
+from engine.expressions import ABSENT, Path
 from engine.filling import call_label, fill_call
-from engine.manifest import CallSpec, Connector, IdempotencyKey, Resource, WriteManySpec, WriteSpec
+from engine.jobs import JobLostError, Jobs
+from engine.manifest import (
+    Action,
+    CallSpec,
+    Connector,
+    IdempotencyKey,
+    Resource,
+    WriteJob,
+    WriteManySpec,
+    WriteSpec,
+)
 from engine.ports import Clock
 from engine.reading import Reader, write_rfc3339
 
-Body = dict[str, Any]
 Item = tuple[Write, Mapping[str, Any]]
 Results = dict[str, "WriteResult"]
 
@@ -74,132 +103,259 @@ class WriteResult:
     heal: bool = False
 
 
+async def _none_linked(resource: str, remote_ids: Sequence[str]) -> Mapping[str, str]:
+    return {}
+
+
+async def _not_kept(group: WriteGroup, job: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What is asked and told while a group is written.
+
+    `linked` says which remote ids of a resource are linked, and to which local ids. `submitted` saves the
+    name of a job before it is waited for. `stopped` says whether to stop waiting.
+    """
+
+    linked: Callable[[str, Sequence[str]], Awaitable[Mapping[str, str]]] = _none_linked
+    submitted: Callable[[WriteGroup, str], Awaitable[None]] = _not_kept
+    stopped: Callable[[], bool] = lambda: False
+
+
+NO_BOOKS = Books()
+
+
 class Writer:
     """Writes one account's records through its `Caller`."""
 
     def __init__(self, connector: Connector, caller: Caller, reader: Reader, clock: Clock) -> None:
-        self._connector = connector
-        self._caller = caller
-        self._reader = reader
-        self._clock = clock
+        self.connector = connector
+        self.caller = caller
+        self.reader = reader
+        self.clock = clock
+        self.jobs = Jobs(caller, clock)
+        self._claims: dict[str, _Claims] = {}
 
-    async def send(self, resource: Resource, group: WriteGroup) -> list[WriteResult]:
+    async def send(self, resource: Resource, group: WriteGroup, books: Books = NO_BOOKS) -> list[WriteResult]:
         """Write a group; returns a result for each of its writes, in their order."""
+        claims = self._claims.setdefault(resource.name, _Claims())
+        sender = _Sender(self, resource, books, claims)
         if not resource.one_write_at_a_time:
-            return await self._send(resource, group)
-        async with await self._caller.turn("writes"):
-            return await self._send(resource, group)
+            return await sender.send(group)
+        async with await self.caller.turn("writes"):
+            return await sender.send(group)
 
-    async def _send(self, resource: Resource, group: WriteGroup) -> list[WriteResult]:
-        spec = batch_spec(resource, group.kind, len(group.writes))
-        if spec is not None:
-            results = await self._many(resource, spec, group)
+
+@dataclass(slots=True)
+class _Claims:
+    """Which records of a resource this client has made or adopted, and for whom: not every link is saved yet.
+
+    Kept for resources that are searched, where a record found may be one that was made a moment ago.
+    """
+
+    owners: dict[str, str] = field(default_factory=dict)  # remote id to local id
+    being_made: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @asynccontextmanager
+    async def making(self) -> AsyncIterator[None]:
+        self.being_made += 1
+        try:
+            yield
+        finally:
+            self.being_made -= 1
+            async with self.changed:
+                self.changed.notify_all()
+
+    async def none_being_made(self) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: not self.being_made)
+
+
+class _Sender:
+    """Writes groups of one resource."""
+
+    def __init__(self, writer: Writer, resource: Resource, books: Books, claims: _Claims) -> None:
+        self._connector = writer.connector
+        self._caller = writer.caller
+        self._reader = writer.reader
+        self._clock = writer.clock
+        self._jobs = writer.jobs
+        self._resource = resource
+        self._books = books
+        self._claims = claims
+        self._reads_first = resource.updates != "sparse"
+
+    async def send(self, group: WriteGroup) -> list[WriteResult]:
+        job = job_spec(self._resource, group)
+        if job is not None:
+            results = await self._job(job, group)
             return [results[write.local_id] for write in group.writes]
-        alone = len(group.writes) == 1
-        return [
-            await self._one(resource, write, group.key if alone else derived_key(group.key, write.local_id))
-            for write in group.writes
-        ]
+        return await self._ordinary(group)
+
+    async def _ordinary(self, group: WriteGroup) -> list[WriteResult]:
+        spec = batch_spec(self._resource, group.kind, len(group.writes))
+        if spec is not None:
+            results = await self._many(spec, group)
+            return [results[write.local_id] for write in group.writes]
+        if len(group.writes) == 1:
+            return [await self._one(group.writes[0], group.key)]
+        return await self._each(
+            self._one(write, derived_key(group.key, write.local_id)) for write in group.writes
+        )
+
+    async def _each(self, calls: Iterable[Coroutine[Any, Any, WriteResult]]) -> list[WriteResult]:
+        """Make calls that have nothing to do with each other, together where the provider allows it."""
+        if self._resource.one_write_at_a_time:
+            return [await call for call in calls]
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        results: list[WriteResult] = []
+        for each in done:
+            if isinstance(each, BaseException):
+                raise each
+            results.append(each)
+        return results
 
     # ------------------------------------------------------------------------------ one record a call
 
-    async def _one(self, resource: Resource, write: Write, key: str) -> WriteResult:
+    async def _one(self, write: Write, key: str) -> WriteResult:
         try:
             if write.remote_id is None:
-                return await self._create(resource, write, key)
-            done = await self._update(resource, write, write.remote_id, key)
-            if write.adopted and done.error is None and resource.create is not None:
+                return await self._create(write, key)
+            done = await self._update(write, write.remote_id, key)
+            if write.adopted and done.error is None and self._resource.create is not None:
                 scope = {**await self._scope(write), "result": done.record, "id": done.remote_id}
-                return await self._follow_up(done, resource.create.then, scope)
+                return await self._follow_up(done, self._resource.create.then, scope)
             return done
         except (ProviderError, ExpressionError) as error:
             return _failed(write, error)
 
-    async def _create(self, resource: Resource, write: Write, key: str) -> WriteResult:
-        spec = resource.create
+    async def _create(self, write: Write, key: str) -> WriteResult:
+        spec = self._resource.create
         if spec is None:
-            return await self._create_in_batch(resource, write, key)
+            return await self._create_in_batch(write, key)
         scope = await self._scope(write)
-        body = new_body(write.body, spec.new, scope)
+        body = new_body(without(write.body, parts_of(self._resource)), spec.new, scope)
         try:
-            record = await self._write(resource, spec, body, scope, key, None)
+            async with self._claims.making():
+                record = await self._write(spec, body, scope, key, None)
+                done = self._made(_done(self._resource, write, record, None))
         except RefusedError as refused:
-            existing = resource.id.find(body)
-            if refused.action != "adopt" or not existing or resource.update is None:
+            if refused.action != "adopt":
                 raise
-            found = replace(write, remote_id=str(existing))
-            return await self._update(resource, found, str(existing), key, recreate=False)
-        done = _done(resource, write, record, None)
-        return await self._follow_up(done, spec.then, {**scope, "result": record, "id": done.remote_id})
+            return await self._adopt(write, body, key, refused)
+        done = await self._follow_up(done, spec.then, {**scope, "result": record, "id": done.remote_id})
+        return await self._parts(done, new=True)
 
-    async def _create_in_batch(self, resource: Resource, write: Write, key: str) -> WriteResult:
-        spec = many_spec(resource, "create")
+    def _made(self, done: WriteResult) -> WriteResult:
+        if self._resource.find is not None and done.error is None and done.remote_id is not None:
+            self._claims.owners[done.remote_id] = done.write.local_id
+        return done
+
+    async def _create_in_batch(self, write: Write, key: str) -> WriteResult:
+        spec = many_spec(self._resource, "create")
         if spec is None:
-            raise ManifestError(f"`{resource.name}` has no call to create a record")
+            raise ManifestError(f"`{self._resource.name}` has no call to create a record")
         new = replace(write, remote_id=None)
-        return (await self._many(resource, spec, WriteGroup(resource.name, key, (new,))))[write.local_id]
+        return (await self._many(spec, WriteGroup(self._resource.name, key, (new,))))[write.local_id]
 
-    async def _update(
-        self, resource: Resource, write: Write, remote_id: str, key: str, *, recreate: bool = True
+    async def _adopt(
+        self, write: Write, body: Mapping[str, Any], key: str, refused: RefusedError
     ) -> WriteResult:
+        """Update the record that is there already instead of making it, if it is beyond doubt which it is."""
+        own = self._resource.id.find(body)
+        if self._resource.update is None or (not own and self._resource.find is None):
+            raise refused
+        remote_id = str(own) if own else await self._found(write, refused)
+        return await self._update(replace(write, remote_id=remote_id), remote_id, key, recreate=False)
+
+    async def _found(self, write: Write, refused: RefusedError) -> str:
+        """Return the id of the one record with this content that belongs to no other of the platform's."""
+        await self._claims.none_being_made()
+        rows = await self._reader.find(self._resource, await self._scope(write))
+        found = list(dict.fromkeys(row.id for row in rows if not row.deleted))
+        owners = {**await self._books.linked(self._resource.name, found), **self._claims.owners}
+        free = [each for each in found if owners.get(each, write.local_id) == write.local_id]
+        if len(free) != 1:
+            why = "more than one record could be it" if free else "it belongs to another record here already"
+            raise RecordRejectedError(
+                f"{refused.message}; {why if found else 'no such record can be found'}",
+                status=refused.status,
+                provider_code=refused.provider_code,
+                request_id=refused.request_id,
+                field=refused.field,
+            )
+        self._claims.owners[free[0]] = write.local_id
+        return free[0]
+
+    async def _update(self, write: Write, remote_id: str, key: str, *, recreate: bool = True) -> WriteResult:
+        resource = self._resource
         spec = resource.update
-        body: Mapping[str, Any] = without(write.body, _only_on_create(resource))
+        body: Mapping[str, Any] = without(write.body, not_in_updates(resource))
         current: Mapping[str, Any] | None = None
-        if resource.immutable or resource.updates == "whole":
+        if resource.immutable or self._reads_first:
             current = await self._reader.get(resource, remote_id)
             if current is None:
-                return await self._recreate(resource, write, key, recreate)
+                return await self._recreate(write, key, recreate)
         if resource.immutable and current is not None:
-            fixed = [_path(text) for text in sorted(resource.immutable)]
-            if any(_differs(path, body, current) for path in fixed):
-                return await self._replace(resource, write, remote_id, key)
+            fixed = [path_of(text) for text in sorted(resource.immutable)]
+            if any(differs(path, body, current) for path in fixed):
+                return await self._replace(write, remote_id, key)
             body = without(body, {path.steps for path in fixed})
+        if not body and (spec is None or resource.parts):
+            return await self._parts(_done(resource, write, current, remote_id))
         if spec is None:
-            if not body:
-                return _done(resource, write, current, remote_id)
             raise ManifestError(f"`{resource.name}` has no call to update a record")
         scope = {**await self._scope(write), "id": remote_id}
         for left in reversed(range(RELOADS)):
-            final = _final_body(resource, body, current)
-            if current is not None and _holds(current, final):
-                return _done(resource, write, current, remote_id)
+            final = final_body(resource, body, current)
+            content: Any = final
+            if current is not None:
+                if holds(resource, current, final):
+                    return await self._parts(_done(resource, write, current, remote_id))
+                version = version_of(resource, current)
+                if version is not None:
+                    scope["version"] = version
+                if resource.updates == "versioned":
+                    content = [final, version]
             try:
-                record = await self._write(resource, spec, final, scope, content_key(key, final), remote_id)
+                record = await self._write(spec, final, scope, content_key(key, content), remote_id)
             except RefusedError as refused:
                 if refused.action == "recreate":
-                    return await self._recreate(resource, write, key, recreate, refused)
+                    return await self._recreate(write, key, recreate, refused)
                 if refused.action != "reload_and_retry" or not left:
                     raise
                 current = await self._reader.get(resource, remote_id)
                 if current is None:
-                    return await self._recreate(resource, write, key, recreate, refused)
+                    return await self._recreate(write, key, recreate, refused)
             else:
                 done = _done(resource, write, record, remote_id)
-                return await self._follow_up(done, spec.then, {**scope, "result": record})
+                done = await self._follow_up(done, spec.then, {**scope, "result": record})
+                return await self._parts(done)
         raise AssertionError("the last reload raises or returns")
 
     async def _recreate(
-        self, resource: Resource, write: Write, key: str, allowed: bool, why: RefusedError | None = None
+        self, write: Write, key: str, allowed: bool, why: RefusedError | None = None
     ) -> WriteResult:
         """The linked record is gone: make it again, once."""
         if not allowed:
             raise why or RecordRejectedError("the record is gone at the provider", status=404)
-        created = await self._create(
-            resource, replace(write, remote_id=None), derived_key(key, f"instead of {write.remote_id}")
-        )
+        new = replace(write, remote_id=None)
+        created = await self._create(new, derived_key(key, f"instead of {write.remote_id}"))
         return replace(created, write=write)
 
-    async def _replace(self, resource: Resource, write: Write, old_id: str, key: str) -> WriteResult:
+    async def _replace(self, write: Write, old_id: str, key: str) -> WriteResult:
         """Make a new record, since a field of the old one can't be changed, and put the old one out of
         use.
         """
-        created = await self._create(
-            resource, replace(write, remote_id=None), derived_key(key, f"instead of {old_id}")
-        )
-        if created.error is not None or resource.retire is None:
+        new = replace(write, remote_id=None)
+        created = await self._create(new, derived_key(key, f"instead of {old_id}"))
+        if created.error is not None or self._resource.retire is None:
             return replace(created, write=write)
         scope = {**await self._scope(write), "id": old_id, "result": created.record}
-        return await self._follow_up(replace(created, write=write), (resource.retire.call,), scope)
+        return await self._follow_up(replace(created, write=write), (self._resource.retire.call,), scope)
 
     async def _follow_up(
         self, done: WriteResult, calls: Sequence[CallSpec], scope: Mapping[str, Any]
@@ -219,9 +375,20 @@ class Writer:
             return replace(done, error=failed.error, retryable=failed.retryable, answered=failed.answered)
         return done
 
+    async def _parts(self, done: WriteResult, *, new: bool = False) -> WriteResult:
+        """Write the fields that have a call of their own. A new record has nothing yet that could be
+        cleared.
+        """
+        for text, call in self._resource.parts.items():
+            value = path_of(text).find(done.write.body)
+            if done.error is not None or value is ABSENT or (new and value in (None, "", [], {})):
+                continue
+            scope = {**await self._scope(done.write), "id": done.remote_id, "result": done.record}
+            done = await self._follow_up(done, (call,), {**scope, "value": value})
+        return done
+
     async def _write(
         self,
-        resource: Resource,
         spec: WriteSpec,
         body: Mapping[str, Any],
         scope: Mapping[str, Any],
@@ -235,7 +402,7 @@ class Writer:
 
         def read(answer: Answer) -> Mapping[str, Any] | None:
             record = spec.result.find(answer.body) if spec.result else answer.body
-            if isinstance(record, Mapping) and (remote_id is not None or resource.id.find(record)):
+            if isinstance(record, Mapping) and (remote_id is not None or self._resource.id.find(record)):
                 return record
             if remote_id is not None and not record:
                 return None
@@ -248,38 +415,47 @@ class Writer:
 
     # -------------------------------------------------------------------------- many records a call
 
-    async def _many(self, resource: Resource, spec: WriteManySpec, group: WriteGroup) -> Results:
-        batch = _Batch(resource, spec, group.kind, group.key)
+    async def _many(self, spec: WriteManySpec, group: WriteGroup) -> Results:
+        batch = _Batch(self._resource, spec, group.kind, group.key)
         results: Results = {}
-        items: list[Item] = []
         try:
-            if group.kind == "create":
-                items = await self._new_items(batch, group.writes, results)
-            else:
-                only_new = _only_on_create(resource)
-                items = [(write, without(write.body, only_new)) for write in group.writes]
-                if resource.updates == "whole":
-                    items = await self._reloaded(batch, items, results)
+            items = await self._items(batch.kind, spec.new, group, results)
         except ProviderError as error:
             return {write.local_id: _failed(write, error) for write in group.writes}
-        parts = list(fitting(spec, items))
-        for number, part in enumerate(parts):
-            key = group.key if len(parts) == 1 else derived_key(group.key, f"part {number}")
-            results.update(await self._batch(batch, part, key))
+        pieces = list(fitting(spec, items))
+        for number, piece in enumerate(pieces):
+            key = group.key if len(pieces) == 1 else derived_key(group.key, f"part {number}")
+            results.update(await self._batch(batch, piece, key))
         return results
 
-    async def _new_items(self, batch: _Batch, writes: Sequence[Write], results: Results) -> list[Item]:
+    async def _items(
+        self, kind: Kind, new: Mapping[str, Any], group: WriteGroup, results: Results
+    ) -> list[Item]:
+        """Return each write with its body; those that need no call any more, or can't be made, have a
+        result.
+        """
+        if kind == "create":
+            return await self._new_items(new, group.writes, results)
+        left_out = not_in_updates(self._resource)
+        items: list[Item] = [(write, without(write.body, left_out)) for write in group.writes]
+        return await self._reloaded(items, group.key, results) if self._reads_first else items
+
+    async def _new_items(
+        self, new: Mapping[str, Any], writes: Sequence[Write], results: Results
+    ) -> list[Item]:
         items: list[Item] = []
+        left_out = parts_of(self._resource)
         for write in writes:
             try:
-                items.append((write, new_body(write.body, batch.spec.new, await self._scope(write))))
+                body = new_body(without(write.body, left_out), new, await self._scope(write))
+                items.append((write, body))
             except ExpressionError as error:
                 results[write.local_id] = _failed(write, error)
         return items
 
-    async def _reloaded(self, batch: _Batch, items: Sequence[Item], results: Results) -> list[Item]:
+    async def _reloaded(self, items: Sequence[Item], key: str, results: Results) -> list[Item]:
         """Return the items laid over what is there now; those gone are made again, those equal are done."""
-        resource = batch.resource
+        resource = self._resource
         current = await self._reader.get_many(resource, [_id(write) for write, _ in items])
         kept: list[Item] = []
         gone: list[Write] = []
@@ -288,20 +464,20 @@ class Writer:
             if there is None:
                 gone.append(write)
                 continue
-            final = _final_body(resource, body, there)
-            if _holds(there, final):
-                results[write.local_id] = _done(resource, write, there, write.remote_id)
+            final = final_body(resource, body, there)
+            if holds(resource, there, final):
+                results[write.local_id] = await self._parts(_done(resource, write, there, write.remote_id))
             else:
-                kept.append((write, final))
-        results.update(await self._made_again(resource, gone, batch.key))
+                kept.append((replace(write, version=version_of(resource, there)), final))
+        results.update(await self._made_again(gone, key))
         return kept
 
-    async def _made_again(self, resource: Resource, gone: Sequence[Write], key: str) -> Results:
+    async def _made_again(self, gone: Sequence[Write], key: str) -> Results:
         if not gone:
             return {}
         new = tuple(replace(write, remote_id=None) for write in gone)
         key = derived_key(key, "instead of " + " ".join(_id(write) for write in gone))
-        made = await self._send(resource, WriteGroup(resource.name, key, new))
+        made = await self._ordinary(WriteGroup(self._resource.name, key, new))
         return {old.local_id: replace(result, write=old) for old, result in zip(gone, made, strict=True)}
 
     async def _batch(
@@ -310,45 +486,50 @@ class Writer:
         """Send one batch; what fails in it is dealt with record by record."""
         if not items:
             return {}
-        spec, resource = batch.spec, batch.resource
-        names = [(batch.name(write, body), write.remote_id) for write, body in items]
-        try:
-            request = await self._batch_request(batch, items, [name for name, _ in names], key)
-            paired = await self._caller.call(
-                call_label(spec.call),
-                request,
-                lambda answer: pair_results(spec, resource, names, answer.body),
-                writing=True,
-                repeatable=batch.kind == "update" or spec.idempotency_key is not None,
-            )
-        except RefusedError as refused:
-            return await self._refused(batch, items, key, reloads, refused)
-        except (RateLimitedError, UnavailableError, UnexpectedResponseError, ExpressionError) as error:
-            return {write.local_id: _failed(write, error) for write, _ in items}
+        spec, resource = batch.spec, self._resource
         results: Results = {}
+        account = await self._caller.account()
+        items, sent, twins = batch.sent(items, {**account.scope, "now": self._now()}, results)
+        if twins:  # the answer couldn't tell them apart
+            results.update(await self._batch(batch, twins, derived_key(key, "twins"), reloads, tries))
+        if not items:
+            return results
+        try:
+            request = await self._batch_request(batch, sent, key)
+            async with self._claims.making():
+                answers = await self._caller.call(
+                    call_label(spec.call),
+                    request,
+                    lambda answer: pair_results(spec, resource, sent, answer.body),
+                    writing=True,
+                    repeatable=batch.kind == "update" or spec.idempotency_key is not None,
+                )
+                done = [_paired(resource, item[0], each) for item, each in zip(items, answers, strict=True)]
+                for each in done:
+                    if batch.kind == "create" and each is not None:
+                        self._made(each)
+        except RefusedError as refused:
+            return {**results, **await self._refused(batch, items, key, reloads, refused)}
+        except (RateLimitedError, UnavailableError, UnexpectedResponseError, ExpressionError) as error:
+            return {**results, **{write.local_id: _failed(write, error) for write, _ in items}}
         again: list[Item] = []
         reload: list[Item] = []
         gone: list[Write] = []
-        for item, found in zip(items, paired, strict=True):
+        adopt: list[tuple[Write, Mapping[str, Any], RefusedError]] = []
+        for item, found, result in zip(items, answers, done, strict=True):
             write = item[0]
-            if found.failed is None:
-                results[write.local_id] = _paired(resource, write, found)
+            if result is not None:
+                results[write.local_id] = await self._parts(result, new=batch.kind == "create")
                 continue
-            refusal = RefusedError(
-                judge_item(
-                    self._connector.errors,
-                    found.failed,
-                    code=spec.error_code,
-                    message=spec.error_message,
-                    hide=(await self._caller.account()).hide,
-                )
-            )
+            refusal = self._refusal(spec, found, account.hide)
             if refusal.action in ("retry", "wait"):
                 again.append(item)
             elif refusal.action == "reload_and_retry" and batch.kind == "update" and reloads < RELOADS:
-                reload.append((write, without(write.body, _only_on_create(resource))))
+                reload.append((write, without(write.body, not_in_updates(resource))))
             elif refusal.action == "recreate" and batch.kind == "update":
                 gone.append(write)
+            elif refusal.action == "adopt" and batch.kind == "create":
+                adopt.append((write, item[1], refusal))
             else:
                 results[write.local_id] = _failed(write, refusal)
         if tries == ITEM_TRIES:
@@ -366,25 +547,48 @@ class Writer:
             )
         if reload:
             results.update(await self._reload_and_retry(batch, reload, key, reloads))
-        results.update(await self._made_again(resource, gone, key))
+        results.update(await self._made_again(gone, key))
+        results.update(await self._adopt_each(adopt, key))
         return results
+
+    def _refusal(self, spec: WriteManySpec, found: ItemResult, hide: Sequence[str]) -> RefusedError:
+        code, message = spec.error_code, spec.error_message
+        if found.listed and spec.failures is not None:
+            code, message = spec.failures.code, spec.failures.message
+        return RefusedError(
+            judge_item(self._connector.errors, found.failed, code=code, message=message, hide=hide)
+        )
+
+    async def _adopt_each(
+        self, refused: Sequence[tuple[Write, Mapping[str, Any], RefusedError]], key: str
+    ) -> Results:
+        async def adopted(write: Write, body: Mapping[str, Any], why: RefusedError) -> WriteResult:
+            try:
+                return await self._adopt(write, body, derived_key(key, f"adopt {write.local_id}"), why)
+            except (ProviderError, ExpressionError) as error:
+                return _failed(write, error)
+
+        done = await self._each(adopted(*each) for each in refused)
+        return {each.write.local_id: each for each in done}
 
     async def _refused(
         self, batch: _Batch, items: Sequence[Item], key: str, reloads: int, refused: RefusedError
     ) -> Results:
         """Deal with a batch that was refused as a whole: nothing of it has been done."""
         if refused.action == "reload_and_retry" and batch.kind == "update" and reloads < RELOADS:
-            only_new = _only_on_create(batch.resource)
-            fresh = [(write, without(write.body, only_new)) for write, _ in items]
+            left_out = not_in_updates(self._resource)
+            fresh = [(write, without(write.body, left_out)) for write, _ in items]
             return await self._reload_and_retry(batch, fresh, key, reloads)
         if len(items) > 1:
             results: Results = {}
             for half, half_key in halves(items, key):
                 results.update(await self._batch(batch, half, half_key, reloads))
             return results
-        write = items[0][0]
+        write, body = items[0]
         if refused.action == "recreate" and batch.kind == "update":
-            return await self._made_again(batch.resource, [write], key)
+            return await self._made_again([write], key)
+        if refused.action == "adopt" and batch.kind == "create":
+            return await self._adopt_each([(write, body, refused)], key)
         return {write.local_id: _failed(write, refused)}
 
     async def _reload_and_retry(
@@ -392,24 +596,130 @@ class Writer:
     ) -> Results:
         results: Results = {}
         try:
-            fresh = await self._reloaded(batch, items, results)
+            fresh = await self._reloaded(items, batch.key, results)
         except ProviderError as error:
             return {write.local_id: _failed(write, error) for write, _ in items}
         results.update(await self._batch(batch, fresh, key, reloads + 1))
         return results
 
-    async def _batch_request(
-        self, batch: _Batch, items: Sequence[Item], names: Sequence[str], key: str
-    ) -> Request:
-        spec, bodies = batch.spec, [body for _, body in items]
+    async def _batch_request(self, batch: _Batch, sent: Sequence[Sent], key: str) -> Request:
+        spec, bodies = batch.spec, [each.item for each in sent]
         account = await self._caller.account()
         request = fill_call(spec.call, {**account.scope, "now": self._now()})
-        request = spec.records.put(request, dict(zip(names, bodies, strict=True)) if spec.by_key else bodies)
+        records = {each.name: each.item for each in sent} if spec.by_key else bodies
+        request = spec.records.put(request, records)
         if spec.idempotency_key is None or spec.idempotency_key.send == spec.records:
             return request  # the keys are those of the map
         return _with_key(
             request, spec.idempotency_key, key if batch.kind == "create" else content_key(key, bodies)
         )
+
+    # --------------------------------------------------------------------------------------- jobs
+
+    async def _job(self, job: WriteJob, group: WriteGroup) -> Results:
+        """Hand a group in, or wait for one that was handed in before, and read what became of each record."""
+        results: Results = {}
+        alone: list[Write] = []
+        try:
+            async with self._claims.making():
+                operations, rows = await self._handed_in(job, group, results)
+                done = [
+                    await self._operation_result(job, write, row)
+                    for (write, _), row in zip(operations, rows, strict=True)
+                ]
+                if group.kind == "create":
+                    for each in done:
+                        self._made(each)
+        except (
+            RefusedError
+        ):  # of the whole: what is wrong with it shows when it is written in the ordinary way
+            left = tuple(write for write in group.writes if write.local_id not in results)
+            key = derived_key(group.key, "instead of a job")
+            written = await self._ordinary(replace(group, key=key, writes=left))
+            return results | {each.write.local_id: each for each in written}
+        except (RateLimitedError, UnavailableError, UnexpectedResponseError) as error:
+            return results | {
+                write.local_id: _failed(write, error)
+                for write in group.writes
+                if write.local_id not in results
+            }
+        for each in done:
+            if isinstance(each.error, RefusedError) and each.error.action in _WRITTEN_ALONE:
+                alone.append(each.write)
+            else:
+                results[each.write.local_id] = await self._parts(each, new=group.kind == "create")
+        written = await self._each(
+            self._one(write, derived_key(group.key, f"alone {write.local_id}")) for write in alone
+        )
+        return results | {each.write.local_id: each for each in written}
+
+    async def _handed_in(
+        self, job: WriteJob, group: WriteGroup, results: Results
+    ) -> tuple[list[tuple[Write, str]], list[Any]]:
+        """Return the writes of a job with the names of their operations, and the result of each."""
+        account = await self._caller.account()
+        scope = {**account.scope, "now": self._now()}
+        new = self._resource.create.new if self._resource.create else {}
+        name, stopped = group.job, self._books.stopped
+        if name is None:
+            items = await self._items(group.kind, new, group, results)
+        elif group.kind == "create":
+            items = await self._new_items(new, group.writes, results)
+        else:  # an operation is only wanted for its name, which no version is part of
+            items = [(replace(each, version=""), each.body) for each in group.writes]
+        operations = self._operations(job, group, items, scope, results)
+        named = [(write, operation_name) for write, operation_name, _ in operations]
+        if not operations:
+            return named, []
+        if name is None:
+            bodies = [operation for _, _, operation in operations]
+            repeatable = group.kind == "update" or job.idempotency_key is not None
+            name = await self._jobs.submit(job, bodies, scope, group.key, repeatable=repeatable)
+            await self._books.submitted(group, name)
+        rows = await self._jobs.results(job, name, scope, new=group.job is None, stopped=stopped)
+        return named, paired([each for _, each in named], job.results.pair_by, rows)
+
+    def _operations(
+        self,
+        job: WriteJob,
+        group: WriteGroup,
+        items: Sequence[Item],
+        scope: Mapping[str, Any],
+        results: Results,
+    ) -> list[tuple[Write, str, Any]]:
+        """Return each write with its operation and what that is known by; numbers are those in the group."""
+        template = job_operation(self._resource, group.kind)
+        numbers = {write.local_id: number for number, write in enumerate(group.writes, 1)}
+        made: list[tuple[Write, str, Any]] = []
+        for write, body in items:
+            try:
+                number = numbers[write.local_id]
+                operation = template.render(_item_scope(scope, write, body, number)) if template else body
+                made.append((write, _named(job.results.pair_by, operation), operation))
+            except ExpressionError as error:
+                results[write.local_id] = _failed(write, error)
+        return made
+
+    async def _operation_result(self, job: WriteJob, write: Write, row: Any) -> WriteResult:
+        if row is None:
+            return _left_out(write, "the results of a job leave this record out")
+        spec, errors = job.results, self._connector.errors
+        status = spec.status.find(row) if spec.status else 200
+        status = int(status) if str(status).isdecimal() else 0
+        body = spec.body.find(row) if spec.body else row
+        if spec.body_is == "json_text" and isinstance(body, str):
+            body = _decoded(body)
+        if is_failure(errors, status, body):
+            account, now = await self._caller.account(), self._clock.now()
+            verdict = judge(errors, status, {}, body, writing=True, now=now, hide=account.hide)
+            if verdict.action != "ignore":
+                return _failed(write, RefusedError(verdict))
+            body = None
+        record = spec.result.find(body) if spec.result else body
+        done = _done(self._resource, write, record if isinstance(record, Mapping) else None, write.remote_id)
+        if done.remote_id is None:
+            return _left_out(write, "the result of an operation doesn't hold the record")
+        return done
 
     # -------------------------------------------------------------------------------------- both
 
@@ -421,6 +731,12 @@ class Writer:
         return write_rfc3339(self._clock.now())
 
 
+# What an operation of a job may need that only a call of its own can give.
+_WRITTEN_ALONE: frozenset[Action] = frozenset(
+    ("retry", "wait", "refresh_credentials", "reload_and_retry", "recreate", "adopt")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """What all calls for one group share. `key` is the group's, from which each record's own is derived."""
@@ -429,6 +745,43 @@ class _Batch:
     spec: WriteManySpec
     kind: Kind
     key: str
+
+    def sent(
+        self, items: Sequence[Item], scope: Mapping[str, Any], results: Results
+    ) -> tuple[list[Item], list[Sent], list[Item]]:
+        """Return the records that go into one call with what is sent for each, and those that can't go with
+        them because the answer would call them the same. Those that can't be written down have a result.
+        """
+        together: list[Item] = []
+        sent: list[Sent] = []
+        twins: list[Item] = []
+        names: set[str] = set()
+        for write, body in items:
+            try:
+                one, name = self._sent(write, body, scope, len(sent) + 1)
+            except ExpressionError as error:
+                results[write.local_id] = _failed(write, error)
+                continue
+            if name in names:
+                twins.append((write, body))
+                continue
+            names.add(name)
+            together.append((write, body))
+            sent.append(one)
+        return together, sent, twins
+
+    def _sent(
+        self, write: Write, body: Mapping[str, Any], scope: Mapping[str, Any], number: int
+    ) -> tuple[Sent, str]:
+        """Return what is sent for a record, and what no other record of the call may be called."""
+        spec, names = self.spec, _item_scope(scope, write, body, number)
+        if spec.body_of_each is not None:
+            names["record"] = merge(spec.body_of_each.render(names), body)
+        item = spec.item.render(names) if spec.item else names["record"]
+        name = _named(spec.pair_by, item) if spec.pair_by else self.name(write, body)
+        told_by = _named(spec.failures.pair_by, item) if spec.failures else name
+        apart = told_by if spec.failures or spec.pair_by else str(number)
+        return Sent(name, write.remote_id, item), apart.casefold()
 
     def name(self, write: Write, body: Mapping[str, Any]) -> str:
         """Return what the call and its answer know a record by."""
@@ -439,7 +792,45 @@ class _Batch:
         return write.remote_id or (str(own) if own else write.local_id)
 
 
-def _paired(resource: Resource, write: Write, found: ItemResult) -> WriteResult:
+def _item_scope(
+    scope: Mapping[str, Any], write: Write, body: Mapping[str, Any], number: int
+) -> dict[str, Any]:
+    """Return what the template of one record among several sees. The number is text, as names are."""
+    known = {"id": write.remote_id, "version": write.version}
+    return {
+        **scope,
+        "key": write.local_id,
+        "record": body,
+        "number": str(number),
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+def _named(path: Path, item: Any) -> str:
+    name = name_in(path, item)
+    if name is None:
+        raise ExpressionError(f"what is sent has nothing at `{path.text}` that its result could be known by")
+    return name
+
+
+def _decoded(text: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _left_out(write: Write, message: str) -> WriteResult:
+    """Return the result of a write whose answer came to its end without a word about it."""
+    return WriteResult(write, write.remote_id, error=UnexpectedResponseError(message), retryable=True)
+
+
+def _paired(resource: Resource, write: Write, found: ItemResult) -> WriteResult | None:
+    """Return what became of a record in a batch; None when it failed."""
+    if found.failed is not None:
+        return None
     if found.missing:
         return _failed(write, UnexpectedResponseError("the answer to a batch leaves this record out"))
     return _done(resource, write, found.record, found.remote_id)
@@ -450,12 +841,12 @@ def _done(
 ) -> WriteResult:
     """Return the result of a write that succeeded; an answer without a readable time just has none."""
     found = resource.id.find(record) if record is not None else ABSENT
-    version = resource.version.find(record) if resource.version and record is not None else None
+    version = version_of(resource, record)
     changed = resource.changed_at.find(record) if resource.changed_at and record is not None else None
     return WriteResult(
         write=write,
         remote_id=str(found) if found else remote_id,
-        version=str(version) if version not in (None, ABSENT) else None,
+        version=str(version) if version is not None else None,
         changed_at=str(changed) if changed else None,
         record=record,
     )
@@ -473,8 +864,11 @@ def _failed(write: Write, error: ProviderError | ExpressionError) -> WriteResult
     if isinstance(error, RateLimitedError):
         return WriteResult(write, write.remote_id, error=error, retryable=True)
     if isinstance(error, UnavailableError | UnexpectedResponseError):
-        # A server error is an answer, and some providers replay it for its key for ever.
-        answered = isinstance(error, UnavailableError) and error.status is not None and error.status >= 500
+        # A server error is an answer, and some providers replay it for its key for ever. A job whose results
+        # are lost came to its end: what it held is announced anew.
+        answered = isinstance(error, JobLostError) or (
+            isinstance(error, UnavailableError) and error.status is not None and error.status >= 500
+        )
         return WriteResult(write, write.remote_id, error=error, retryable=True, answered=answered)
     raise error
 
@@ -483,101 +877,6 @@ def _id(write: Write) -> str:
     if write.remote_id is None:
         raise ManifestError("a record without a remote id can't be updated")
     return write.remote_id
-
-
-# ---------------------------------------------------------------------------------------------- bodies
-
-
-def new_body(body: Mapping[str, Any], new: Mapping[str, Template], scope: Mapping[str, Any]) -> Body:
-    """Return the body of a new record: nulls left out, and `new` values where the mapping gives none."""
-    made: Body = without_nulls(body)
-    for text, template in new.items():
-        path = _path(text)
-        if path.find(made) is ABSENT:
-            path.put(made, template.render(scope))
-    return made
-
-
-def without_nulls(value: Any) -> Any:
-    """Return a copy without keys whose value is null, at any depth."""
-    if isinstance(value, Mapping):
-        return {name: without_nulls(each) for name, each in value.items() if each is not None}
-    if isinstance(value, list):
-        return [without_nulls(each) for each in value]
-    return value
-
-
-def without(body: Mapping[str, Any], paths: Iterable[Steps]) -> Body:
-    """Return a copy without these paths; objects that held nothing else go too."""
-    unwanted = set(paths)
-    return _without(body, (), unwanted) or {} if unwanted else dict(body)
-
-
-def _without(value: Any, at: Steps, unwanted: set[Steps]) -> Any:
-    if isinstance(value, Mapping):
-        made = {
-            name: kept
-            for name, each in value.items()
-            if (*at, name) not in unwanted and (kept := _without(each, (*at, name), unwanted)) is not ABSENT
-        }
-        return made if made or not value else ABSENT
-    if isinstance(value, list):
-        items = [_without(each, (*at, index), unwanted) for index, each in enumerate(value)]
-        return [{} if each is ABSENT else each for each in items]
-    return value
-
-
-def merge(current: Any, change: Any) -> Any:
-    """Lay a change over what is there: objects by name, lists of objects by position, the rest replaced."""
-    if isinstance(current, Mapping) and isinstance(change, Mapping):
-        return {**current, **{name: merge(current.get(name), each) for name, each in change.items()}}
-    if (
-        isinstance(current, list)
-        and isinstance(change, list)
-        and all(isinstance(each, Mapping) for each in change)
-    ):
-        laid = [merge(*pair) for pair in zip(current, change, strict=False)]
-        return [*laid, *change[len(current) :], *current[len(change) :]]
-    return change
-
-
-def _final_body(
-    resource: Resource, body: Mapping[str, Any], current: Mapping[str, Any] | None
-) -> Mapping[str, Any]:
-    """Return what to send in an update, given what is there (None: not read)."""
-    if current is None:
-        return body
-    final: Body
-    if resource.updates == "whole":
-        final = without_nulls(merge(current, body))
-        return final
-    version = resource.version.find(current) if resource.version else ABSENT
-    if not resource.version or version in (None, ABSENT):
-        return body
-    final = merge({}, body)
-    resource.version.put(final, version)
-    return final
-
-
-def _holds(current: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    """Say whether writing `body` over what is there would change nothing."""
-    return bool(without_nulls(merge(current, body)) == without_nulls(current))
-
-
-def _differs(path: Path, body: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    wanted, there = path.find(body), path.find(current)
-    if wanted is ABSENT:
-        return False
-    return bool(wanted != (None if there is ABSENT else there))
-
-
-@lru_cache(maxsize=4096)
-def _path(text: str) -> Path:
-    return Path.parse(text)
-
-
-def _only_on_create(resource: Resource) -> frozenset[Steps]:
-    return frozenset(_path(text).steps for text, each in resource.fields.items() if each.on_create_only)
 
 
 def _with_key(request: Request, limit: IdempotencyKey | None, key: str) -> Request:

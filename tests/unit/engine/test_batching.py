@@ -7,6 +7,7 @@ import pytest
 
 from engine.batching import (
     ItemResult,
+    Sent,
     Write,
     WriteGroup,
     batch_spec,
@@ -185,7 +186,7 @@ def many(keys: str) -> tuple[WriteManySpec, Resource]:
 
 
 def paired(keys: str, sent: list[tuple[str, str | None]], body: Any) -> list[ItemResult]:
-    return pair_results(*many(keys), sent, body)
+    return pair_results(*many(keys), [Sent(*each) for each in sent], body)
 
 
 def test_pairs_by_order() -> None:

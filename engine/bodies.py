@@ -1,0 +1,151 @@
+"""The bodies of writes: what a new record carries, what an update sends, what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+
+from engine.expressions import ABSENT, Path, Steps, Template
+from engine.manifest import Resource
+
+Body = dict[str, Any]
+
+
+def new_body(body: Mapping[str, Any], new: Mapping[str, Template], scope: Mapping[str, Any]) -> Body:
+    """Return the body of a new record: nulls left out, and `new` values where the mapping gives none."""
+    made: Body = without_nulls(body)
+    for text, template in new.items():
+        path = path_of(text)
+        if path.find(made) is ABSENT:
+            path.put(made, template.render(scope))
+    return made
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a copy without keys whose value is null, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [without_nulls(each) for each in value]
+    return value
+
+
+def without(body: Mapping[str, Any], paths: Iterable[Steps]) -> Body:
+    """Return a copy without these paths; objects that held nothing else go too."""
+    unwanted = set(paths)
+    return _without(body, (), unwanted) or {} if unwanted else dict(body)
+
+
+def _without(value: Any, at: Steps, unwanted: set[Steps]) -> Any:
+    if isinstance(value, Mapping):
+        made = {
+            name: kept
+            for name, each in value.items()
+            if (*at, name) not in unwanted and (kept := _without(each, (*at, name), unwanted)) is not ABSENT
+        }
+        return made if made or not value else ABSENT
+    if isinstance(value, list):
+        items = [_without(each, (*at, index), unwanted) for index, each in enumerate(value)]
+        return [{} if each is ABSENT else each for each in items]
+    return value
+
+
+def merge(current: Any, change: Any) -> Any:
+    """Lay a change over what is there: objects by name, lists of objects by position, the rest replaced."""
+    if isinstance(current, Mapping) and isinstance(change, Mapping):
+        return {**current, **{name: merge(current.get(name), each) for name, each in change.items()}}
+    if (
+        isinstance(current, list)
+        and isinstance(change, list)
+        and all(isinstance(each, Mapping) for each in change)
+    ):
+        laid = [merge(*pair) for pair in zip(current, change, strict=False)]
+        return [*laid, *change[len(current) :], *current[len(change) :]]
+    return change
+
+
+def final_body(
+    resource: Resource, body: Mapping[str, Any], current: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """Return what to send in an update, given what is there (None: not read)."""
+    if current is None or resource.updates == "versioned":
+        return body
+    final: Body
+    if resource.updates == "whole":
+        final = without_nulls(merge(current, body))
+        return final
+    version = version_of(resource, current)
+    if resource.version is None or version is None:
+        return body
+    final = merge({}, body)
+    resource.version.put(final, version)
+    return final
+
+
+def version_of(resource: Resource, record: Mapping[str, Any] | None) -> Any:
+    """Return the provider's version of a record; None when there is none."""
+    found = resource.version.find(record) if resource.version and record is not None else None
+    return None if found is ABSENT else found
+
+
+def holds(resource: Resource, current: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
+    """Say whether writing `body` over what is there would change nothing.
+
+    Numbers are equal when they mean the same, whatever their digits; null is as good as not there. A provider
+    that changes only what is sent takes a list as the whole list.
+    """
+    return _holds(current, body, whole_lists=resource.updates != "whole")
+
+
+def _holds(there: Any, wanted: Any, *, whole_lists: bool) -> bool:
+    if wanted is None:
+        return there is None
+    if isinstance(wanted, Mapping):
+        if there is not None and not isinstance(there, Mapping):
+            return False
+        inner = there or {}
+        return all(_holds(inner.get(name), each, whole_lists=whole_lists) for name, each in wanted.items())
+    if isinstance(wanted, list):
+        if not isinstance(there, list) or len(wanted) > len(there):
+            return False
+        laid_over = not whole_lists and all(isinstance(each, Mapping) for each in wanted)
+        if len(wanted) < len(there) and not laid_over:
+            return False
+        return all(_holds(old, new, whole_lists=whole_lists) for old, new in zip(there, wanted, strict=False))
+    return bool(_number(wanted) == _number(there))
+
+
+def _number(value: Any) -> Any:
+    """Return a number that isn't whole as the decimal it is written as; other values as they are."""
+    return Decimal(repr(value)) if isinstance(value, float) else value
+
+
+def differs(path: Path, body: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Say whether a body sets another value at a path than there is."""
+    wanted, there = path.find(body), path.find(current)
+    if wanted is ABSENT:
+        return False
+    return bool(_number(wanted) != _number(None if there is ABSENT else there))
+
+
+@lru_cache(maxsize=4096)
+def path_of(text: str) -> Path:
+    return Path.parse(text)
+
+
+def not_in_updates(resource: Resource) -> frozenset[Steps]:
+    """Return the paths of fields that an update leaves out: those set once, and those with a call of their
+    own.
+    """
+    return only_on_create(resource) | parts_of(resource)
+
+
+def only_on_create(resource: Resource) -> frozenset[Steps]:
+    return frozenset(path_of(text).steps for text, each in resource.fields.items() if each.on_create_only)
+
+
+def parts_of(resource: Resource) -> frozenset[Steps]:
+    """Return the paths of fields that are written by a call of their own."""
+    return frozenset(path_of(text).steps for text in resource.parts)
