@@ -146,6 +146,10 @@ CODES: Mapping[str, tuple[str, str]] = {
         "Send the value in the query, or use another method.",
     ),
     "unused-id": ("A call for one record never says which.", "Use `{id}` in the call."),
+    "unused-name": (
+        "A value goes by a name to the templates of a call, and none of them uses it.",
+        "Use it in `query`, `headers`, `body` or the path, or send it to another place.",
+    ),
     "unknown-placeholder": (
         "A `{name}` in a call is not known where the call is made.",
         "The help lists the names that are; values of the connection are `{connection.name}`.",
@@ -157,6 +161,14 @@ CODES: Mapping[str, tuple[str, str]] = {
     "unknown-connection-value": (
         "An expression names a value that nothing keeps when connecting.",
         "Keep it, with `keep` in `auth` or in `after_connecting`, or correct the name.",
+    ),
+    "unknown-method": (
+        "A lookup is for a way to sign that `auth` does not have.",
+        "Correct the name; a single way without a name is called like its type.",
+    ),
+    "kept-secret": (
+        "A secret credential would be kept as a plain value, which people are shown.",
+        "Keep only the part that calls need, or say that the credential isn't secret.",
     ),
     "unknown-environment": (
         "A limit is set for an environment that `server` does not have.",

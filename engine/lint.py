@@ -22,6 +22,7 @@ from engine.manifest import (
     COMMON_NAMES,
     CREATE_NAMES,
     GET_NAMES,
+    LOOKUP_NAMES,
     PLACEHOLDER,
     REVOKE_NAMES,
     THEN_NAMES,
@@ -37,6 +38,8 @@ from engine.manifest import (
 from engine.schema import violations
 
 KINDS: Mapping[str, str] = {"manifest": "connector", "platform": "platform", "template": "mapping-template"}
+WHOLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+WHOLE_OR_BARE = re.compile(r"(?:\{\{)?\s*(\w+)\s*(?:\}\})?")
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 MEMBER = re.compile(r"(?<![\w.])(record|venue)\.([A-Za-z_]\w*)")
 READS = ("list", "changes", "get", "get_many")
@@ -215,7 +218,9 @@ class _Manifest:
         """Return the names of the values kept in `connection`."""
         lookups = self.at(("after_connecting",)) or []
         places = [*self.methods(), *(("after_connecting", index) for index in range(len(lookups)))]
-        return {name for path in places for name in self.group((*path, "keep"))}
+        found = {name for path in places for name in self.group((*path, "keep"))}
+        found |= {name for path in self.methods() for name in self.group((*path, "keep_from_callback"))}
+        return found | set(self.group(("connection",)))
 
     def report(
         self,
@@ -236,6 +241,7 @@ class _Manifest:
         servers = self.group(("server",))
         for name in servers:
             yield from self.placeholders(("server", name), COMMON_NAMES)
+            yield from self.guarded(("server", name))
         for name in self.group(("limits", "requests")):
             if servers and name not in servers:
                 yield self.report(
@@ -247,6 +253,16 @@ class _Manifest:
                     key=True,
                 )
 
+    def guarded(self, path: Steps) -> Iterator[Diagnostic]:
+        """What an address is filled with needs a pattern: another host would be handed the credentials."""
+        text = self.at(path)
+        for found in re.finditer(r"connection\.(\w+)", text) if isinstance(text, str) else ():
+            name = found.group(1)
+            if name in self.kept() and "pattern" not in self.group(("connection", name)):
+                message = f"`{name}` is part of the server's address and has no `pattern`"
+                advice = f"for example `connection: {{{name}: {{title: …, pattern: '^[a-z0-9]+$'}}}}`"
+                yield self.report("missing-key", message, path, advice, word=(found.start(1), name))
+
     def auth(self) -> Iterator[Diagnostic]:
         credentials, names = self.credentials(), []
         for path in self.methods():
@@ -255,6 +271,7 @@ class _Manifest:
             for key in ("authorize_url", "token_url"):
                 yield from self.placeholders((*path, key), COMMON_NAMES | credentials | self.kept())
             yield from self.call((*path, "revoke"), REVOKE_NAMES, {})
+            yield from self.shown_secrets(path)
             name = self.at((*path, "name")) or self.at((*path, "type"))
             if name is not None and name in names:
                 yield self.report("duplicate-name", f"`{name}` is written twice", (*path, "name"))
@@ -270,6 +287,20 @@ class _Manifest:
             yield self.report(
                 "unknown-credential", message, path, *advice, f"credentials are {listed(credentials)}"
             )
+
+    def shown_secrets(self, path: Steps) -> Iterator[Diagnostic]:
+        """A value of `connection` is shown to people, so it can't be a whole secret."""
+        bare = WHOLE if self.at((*path, "type")) == "oauth2" else WHOLE_OR_BARE
+        for key, written in self.group((*path, "keep")).items():
+            found = bare.fullmatch(written or "")
+            name = found.group(1) if found else ""
+            credential = self.group((*path, "credentials", name))
+            if credential and credential.get("secret", True):
+                message = f"`keep` would show `{name}`, which is secret"
+                part = f"keep a part of it, as in `{{{{ {name} | after_last('-') }}}}`"
+                yield self.report(
+                    "kept-secret", message, (*path, "keep", key), part, "or write `secret: false`"
+                )
 
     def kept_value(self, path: Steps, prefix: str) -> Iterator[Diagnostic]:
         """A path over `connection` must name a value that some `keep` keeps."""
@@ -297,6 +328,10 @@ class _Manifest:
             if "for" in rule and rule["then"] != "wait":
                 message = f"`for` has no effect with `then: {rule['then']}`"
                 yield self.report("no-effect", message, (*path, "for"), "write `then: wait`", key=True)
+            for key in ("code", "when"):
+                if rule.get("json") is False and key in rule:
+                    message = f"this rule never fits: without a JSON body, `{key}` has nothing to look at"
+                    yield self.report("no-effect", message, (*path, key), key=True)
             for key in ("code", "text"):
                 source = "message" if key == "text" else "code"
                 if key in rule and source not in self.group(("errors",)):
@@ -322,8 +357,17 @@ class _Manifest:
 
     def calls_outside_resources(self) -> Iterator[Diagnostic]:
         yield from self.call(("check",), COMMON_NAMES, {})
-        for index in range(len(self.at(("after_connecting",)) or [])):
-            yield from self.call(("after_connecting", index), COMMON_NAMES, {})
+        ways = [self.at((*path, "name")) or self.at((*path, "type")) for path in self.methods()]
+        for index, lookup in enumerate(self.at(("after_connecting",)) or []):
+            path: Steps = ("after_connecting", index)
+            signs = any(name.lower() == "authorization" for name in self.group((*path, "headers")))
+            yield from self.call(path, LOOKUP_NAMES if signs else COMMON_NAMES, {})
+            for at, way in enumerate((lookup or {}).get("for", ())):
+                if way not in ways:
+                    message = f"there is no way to sign called `{way}`"
+                    known = f"`auth` has {listed([each for each in ways if each])}"
+                    advice = (*did_you_mean(way, [each for each in ways if each]), known)
+                    yield self.report("unknown-method", message, (*path, "for", at), *advice)
 
     def resource(self, path: Steps) -> Iterator[Diagnostic]:
         resource = self.group(path)
@@ -368,6 +412,8 @@ class _Manifest:
         read, kind = self.group(path), str(path[-1])
         loop = self.group((*path, "for_each")).get("as")
         names = (GET_NAMES if kind == "get" else COMMON_NAMES) | ({loop} if loop else set())
+        named = dict(self.named(path))
+        names |= set(named)
         in_call = list(self.call(path, names, {}))
         yield from in_call
         yield from self.kept_value((*path, "for_each", "in"), prefix="connection")
@@ -375,6 +421,16 @@ class _Manifest:
         if kind == "get" and not in_call and not self.mentions(path, "id"):
             message = "`get` never uses `id`, so it would always read the same"
             yield self.report("unused-id", message, self.text_of(path), "for example `GET /customers/{id}`")
+        for name, at in named.items():
+            if name in COMMON_NAMES:
+                message = f"`{name}` is something else already"
+                yield self.report("wrong-form", message, at, f"choose another name, such as `my_{name}`")
+            elif not self.mentions(path, name):
+                advice = f"for example `{{{{ {name} }}}}` in `query`"
+                yield self.report("unused-name", f"no template of the call uses `{name}`", at, advice)
+        if "full_at" in read and (kind != "changes" or "pagination" in read):
+            message = "`full_at` is about a feed of changes that has no pages"
+            yield self.report("no-effect", message, (*path, "full_at"), key=True)
         for key in ("lookback", "reaches_back"):
             if key in read and self.lacks(path, "since"):
                 yield self.report(
@@ -384,13 +440,21 @@ class _Manifest:
             message = "`reaches_back` has no effect in `list`, which is what is read instead"
             yield self.report("no-effect", message, (*path, "reaches_back"), key=True)
         for key, severe in (("page_size", True), ("since", False)):
-            if key in read and self.lacks(path, "pagination"):
+            if key in read and self.lacks(path, "pagination") and "full_at" not in read:
                 message = f"`{kind}` has `{key}` and no `pagination`: only the first page would be read"
                 found = self.report("missing-pagination", message, (*path, key), "add `pagination`", key=True)
                 yield found if severe else replace(found, severity="warning")
                 break
         for place in ("since", "until", "ids", ("page_size", "send"), ("pagination", "send")):
             yield from self.no_body_on_get(path, (place,) if isinstance(place, str) else place)
+
+    def named(self, path: Steps) -> Iterator[tuple[str, Steps]]:
+        """Walk the names that a read's places give to its templates, and where each is written."""
+        for place in ("since", "until", "ids", ("page_size", "send"), ("pagination", "send")):
+            at = (*path, *((place,) if isinstance(place, str) else place))
+            written = self.at(at)
+            if isinstance(written, str) and written.startswith("name "):
+                yield written.removeprefix("name ").strip(), at
 
     def write(self, path: Steps, names: frozenset[str], fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if self.at(path) is None:
@@ -553,7 +617,7 @@ def _covers(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
             return str(earlier[key]).lower() in str(later[key]).lower()
         return bool(earlier[key] == later[key])
 
-    return all(narrower(key) for key in ("status", "code", "text", "header", "when"))
+    return all(narrower(key) for key in ("status", "code", "text", "header", "when", "json"))
 
 
 # ---- fields ------------------------------------------------------------------------------------------
