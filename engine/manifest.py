@@ -272,6 +272,14 @@ class WriteSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveSpec:
+    """How a record is put out of use: by a call, or by values that an ordinary update sets."""
+
+    call: CallSpec | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)  # by path
+
+
+@dataclass(frozen=True, slots=True)
 class FailureList:
     """Records that failed, in a list of their own in the answer."""
 
@@ -358,6 +366,7 @@ class Resource:
     create: WriteSpec | None = None
     update: WriteSpec | None = None
     delete: WriteSpec | None = None
+    archive: ArchiveSpec | None = None
     retire: WriteSpec | None = None  # puts a replaced record out of use
     create_many: WriteManySpec | None = None
     update_many: WriteManySpec | None = None
@@ -422,6 +431,7 @@ class Entity:
     fields: FieldCatalog
     line: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)  # values of a record created by a pull
+    deleted: Expression | None = None  # over a record: truthy when it counts as deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +484,11 @@ def parse_duration(text: str) -> timedelta:
     """Read `5 minutes`; the schema has seen to it that it is one."""
     number, unit = text.split(" ")
     return timedelta(**{unit.rstrip("s") + "s": int(number)})
+
+
+def parse_share(text: str) -> float:
+    """Read `10 percent` as 0.1."""
+    return int(text.split(" ")[0]) / 100
 
 
 def parse_rate(text: str) -> float:
@@ -830,6 +845,7 @@ def _resource(name: str, part: _Part) -> Resource:
         create=write("create", CREATE_NAMES),
         update=write("update", UPDATE_NAMES),
         delete=write("delete"),
+        archive=_archive(part / "archive") if part.get("archive") is not None else None,
         retire=write("retire"),
         create_many=write_many("create_many"),
         update_many=write_many("update_many"),
@@ -917,6 +933,15 @@ def _write(part: _Part, names: frozenset[str]) -> WriteSpec:
         idempotency_key=_idempotency_key(part / "idempotency_key", BODY),
         then=tuple(_call(each, THEN_NAMES) for each in (part / "then").each()),
     )
+
+
+def _archive(part: _Part) -> ArchiveSpec:
+    values = part / "set"
+    if not values.value:
+        return ArchiveSpec(_call(part, GET_NAMES))
+    for path, each in values.items():
+        each.attempt(partial(Path.parse, path), "bad-path", key=True)
+    return ArchiveSpec(values=dict(values.value))
 
 
 def _write_many(part: _Part) -> WriteManySpec:
@@ -1020,4 +1045,5 @@ def _entity(name: str, part: _Part) -> Entity:
         fields=_fields(part / "fields"),
         line=part.document.place((*part.path, "fields"), key=True)[0],
         defaults=part.get("defaults", {}),
+        deleted=part.expression("deleted", frozenset({"record"})),
     )

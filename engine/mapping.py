@@ -20,12 +20,14 @@ from typing import Any, Literal
 from engine.errors import ExpressionError, MappingError
 from engine.expressions import ABSENT, UNDEFINED, Expression, Path, Steps, has_braces
 from engine.fields import FieldCatalog
-from engine.manifest import Entity, Resource
+from engine.manifest import Entity, Resource, parse_share
 from engine.ports import Record
 
 ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins"]
 MappingDirection = Literal["push", "pull", "bidirectional"]
 
+GoneRule = Literal["keep", "archive", "delete"]  # what becomes of theirs
+UnlinkRule = Literal["keep", "unlink"]  # what becomes of the link
 # What braces may name, in `push` and `pull`, and in the conditions of a mapping.
 RULE_NAMES = ("value", "record", "venue", "links")
 CONDITION_NAMES = ("record", "venue")
@@ -111,6 +113,11 @@ class Mapping:
         return self.direction != "pull"
 
     @property
+    when_ours_is_gone: GoneRule = "keep"
+    when_no_longer_wanted: GoneRule = "keep"
+    when_theirs_is_gone: UnlinkRule = "unlink"
+    at_most_gone: float = 0.1  # of the links, in one run without approval
+    deleted: Expression | None = None  # the entity's: which of our records count as deleted
     def pulls(self) -> bool:
         return self.direction != "push"
 
@@ -128,6 +135,15 @@ def _holds(condition: Expression | None, name: str, record: Any, scope: MappingS
         return True
     try:
         return bool(condition.evaluate(record, {"record": record, "venue": scope.venue}))
+    @property
+    def removes(self) -> bool:
+        """Whether a push may put records of theirs out of use, or delete them."""
+        return self.pushes and (self.when_ours_is_gone, self.when_no_longer_wanted) != ("keep", "keep")
+
+    def is_deleted(self, record: Record, scope: MappingScope) -> bool:
+        """Say whether a local record counts as deleted: `deleted` of its entity holds."""
+        return self.deleted is not None and _holds(self.deleted, "deleted", record, scope)
+
     except ExpressionError as error:
         raise MappingError(f"`{name}`: {error.message}") from error
 
@@ -278,6 +294,11 @@ def _body_tree(rules: abc.Iterable[_Rule], faults: list[Fault]) -> _Tree:
             if isinstance(node, dict) and last not in node and not _mixes(node, last):
                 node[last] = rule
                 continue
+        when_ours_is_gone=written.get("when_ours_is_gone", "keep"),
+        when_no_longer_wanted=written.get("when_no_longer_wanted", "keep"),
+        when_theirs_is_gone=written.get("when_theirs_is_gone", "unlink"),
+        at_most_gone=parse_share(written.get("at_most_gone", "10 percent")),
+        deleted=entity.deleted,
         message = f"`{rule.path.text}` is already written by another rule of this mapping"
         faults.append(Fault("written-twice", rule.at, message))
     return root
