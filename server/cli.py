@@ -64,21 +64,23 @@ def _settings(*, stores: bool = True) -> Settings:
     "--real", is_flag=True, help="Connect to the real providers, with your credentials; see README."
 )
 @click.option("--once", is_flag=True, help="Stop after the first sync instead of serving on.")
-@click.option("--fresh", is_flag=True, help="Forget what earlier runs left in the state folder.")
+@click.option("--fresh", is_flag=True, help="Forget what earlier runs left in the hub's own stores.")
 @as_json
 def dev(real: bool, once: bool, fresh: bool, json_output: bool) -> None:
     """Start everything on this machine, with a demo platform and simulated providers, and sync."""
-    import shutil
-
-    from server.dev import DevError, run_dev
+    from server.dev import DevError, run_dev, stores_folder
+    from server.embedded import EmbeddedError, forget
 
     settings = _settings(stores=False)
-    if fresh:
-        shutil.rmtree(settings.state, ignore_errors=True)
-        settings = _settings(stores=False)  # with new secrets
+    if fresh and (settings.database_url or settings.redis_url):
+        raise click.UsageError(
+            "--fresh forgets the hub's own stores, and DATABASE_URL or REDIS_URL names another"
+        )
     try:
+        if fresh:
+            forget(stores_folder(settings, real=real))
         sys.exit(run_dev(settings, real=real, once=once, json_output=json_output))
-    except DevError as error:
+    except (DevError, EmbeddedError) as error:
         raise click.ClickException(str(error)) from error
 
 

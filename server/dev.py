@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,7 +32,6 @@ from server.supervisor import ProcessFailedError, ProcessSpec, Running, stop_sig
 PROJECT = Path(__file__).resolve().parent.parent
 API = "/api/v1/integrations"
 READY_SECONDS = 60.0
-ENDED = ("completed", "failed", "dead_letter", "paused", "stopped")
 COLUMNS = {
     "read": "read",
     "created": "created",
@@ -94,12 +94,13 @@ class ApiClient:
             raise ApiError(f"{method} {path}: {answer.get('error')} ({answer.get('code')})")
         return dict(answer)
 
-    async def connected(self, venue: str) -> set[str]:
-        answer = await self.request("GET", API, params={"venueId": venue})
-        return {row["integration_type"] for row in answer["data"] if row["status"] == "connected"}
+    async def integrations(self, venue: str) -> dict[str, dict[str, Any]]:
+        """Return the venue's integrations by provider."""
+        answer = await self.request("GET", API, params={"venueId": venue, "limit": 200})
+        return {row["integration_type"]: row for row in answer["data"]}
 
-    async def connect(self, provider: Provider, venue: str) -> None:
-        """Connect with a key, or walk the OAuth consent of a simulated provider."""
+    async def connect(self, provider: Provider, venue: str, say: Console) -> None:
+        """Connect with a key or by OAuth: a simulated consent is walked, a real one is waited for."""
         body = {
             "venueId": venue,
             "environment": provider.environment,
@@ -112,7 +113,16 @@ class ApiClient:
         if consent is None:
             return
         if provider.approve is None:
-            raise ApiError(f"open this page to connect {provider.name}, then run again:\n  {consent}")
+            # The provider sends the browser back to this hub, which therefore has to stay.
+            say.print(f"open this page to connect [bold]{provider.name}[/], within ten minutes:")
+            say.print(consent, soft_wrap=True, highlight=False, markup=False)
+            while True:
+                row = (await self.integrations(venue))[provider.name]
+                if row["status"] == "connected":
+                    return
+                if row["status"] != "connecting":
+                    raise ApiError(f"connecting {provider.name}: {row['last_error']}")
+                await asyncio.sleep(1)
         async with httpx.AsyncClient(timeout=30, trust_env=False) as browser:
             page = await browser.get(httpx.URL(consent).copy_merge_params(dict(provider.approve)))
             if page.status_code != httpx.codes.FOUND:
@@ -126,6 +136,12 @@ class ApiClient:
         answer = await self.request("POST", f"{API}/sync/{provider}/sync", json=body)
         return str(answer["data"]["syncId"])
 
+    async def sync_under_way(self, provider: str, venue: str) -> str | None:
+        """Return the id of the sync that waits or runs, if there is one."""
+        answer = await self.request("GET", f"{API}/sync/{provider}/sync/status", params={"venueId": venue})
+        current = answer["data"]["current"]
+        return str(current["syncId"]) if current else None
+
     async def sync_progress(self, provider: str, venue: str, sync_id: str) -> dict[str, Any]:
         answer = await self.request("GET", f"{API}/sync/{provider}/sync/{sync_id}", params={"venueId": venue})
         return dict(answer["data"])
@@ -134,35 +150,56 @@ class ApiClient:
 async def show_syncs(api: ApiClient, venue: str, syncs: Mapping[str, str], *, json_output: bool) -> int:
     """Follow syncs to their ends, showing a live table; returns 0, or 1 when one failed or a record did."""
     console = Console(stderr=json_output)
-    states: dict[str, dict[str, Any]] = {}
-    started = time.monotonic()
-    with Live(
-        console=console, refresh_per_second=4, transient=False, auto_refresh=console.is_terminal
-    ) as live:
-        while True:
-            for provider, sync_id in syncs.items():
-                if states.get(provider, {}).get("status") not in ENDED:
-                    states[provider] = await api.sync_progress(provider, venue, sync_id)
-            done = all(state["status"] in ENDED for state in states.values())
-            if console.is_terminal or done:
-                live.update(_table(states, time.monotonic() - started, done, console.width))
-            if done:
-                break
-            await asyncio.sleep(0.25)
+    states = await _follow(api, venue, syncs, console)
     if json_output:
         sys.stdout.write(json.dumps({"syncs": states}) + "\n")
-    failed = [
-        row
-        for state in states.values()
-        for row in ([] if state["status"] == "completed" else [state]) + list(_mappings(state))
-        if row is state or row.get("failed")
-    ]
     for provider, state in states.items():
         if state["status"] != "completed":
             console.print(
                 f"[red]{provider}: {state['status']}: {state.get('error') or 'no reason was kept'}[/]"
             )
-    return 1 if failed else 0
+    good = all(
+        state["status"] == "completed" and not any(row.get("failed") for row in _mappings(state))
+        for state in states.values()
+    )
+    return 0 if good else 1
+
+
+async def _follow(
+    api: ApiClient, venue: str, syncs: Mapping[str, str], console: Console
+) -> dict[str, dict[str, Any]]:
+    """Show syncs in a table until all have ended; returns how they ended, by provider."""
+    states: dict[str, dict[str, Any]] = {}
+    started = time.monotonic()
+    with Live(console=console, refresh_per_second=4, auto_refresh=console.is_terminal) as live:
+        while True:
+            for provider, sync_id in syncs.items():
+                if not states.get(provider, {}).get("ended"):
+                    states[provider] = await api.sync_progress(provider, venue, sync_id)
+            done = all(state["ended"] for state in states.values())
+            if console.is_terminal or done:
+                live.update(_table(states, time.monotonic() - started, done, console.width))
+            if done:
+                break
+            await asyncio.sleep(0.25)
+    if not console.is_terminal:
+        console.print()  # on a terminal the live display ends the last line
+    return states
+
+
+async def sync_all(
+    api: ApiClient, venue: str, providers: Sequence[str], say: Console, *, json_output: bool
+) -> int:
+    """Sync every provider; returns as `show_syncs`.
+
+    What an interrupted run left goes first: it may be past records that have changed since.
+    """
+    left = {provider: await api.sync_under_way(provider, venue) for provider in providers}
+    if under_way := {provider: sync_id for provider, sync_id in left.items() if sync_id}:
+        say.print("[dim]going on with what was interrupted…[/]")
+        await _follow(api, venue, under_way, say)
+    syncs = {provider: await api.start_sync(provider, venue) for provider in providers}
+    return await show_syncs(api, venue, syncs, json_output=json_output)
 
 
 def _mappings(state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -208,11 +245,13 @@ def run_dev(settings: Settings, *, real: bool, once: bool, json_output: bool) ->
     if settings.production:
         raise DevError("`hub dev` is for development; in production run serve, worker and scheduler")
     say = Console(stderr=json_output)
+    state = stores_folder(settings, real=real)
     try:
         say.print("[dim]starting stores…[/]")
         with embedded_stores(
-            settings.state, database_url=settings.database_url, redis_url=settings.redis_url
+            state, database_url=settings.database_url, redis_url=settings.redis_url
         ) as stores:
+            settings = _with_port(settings)
             from server.db.migrate import upgrade
             from server.demo.generate import load_demo
 
@@ -225,16 +264,47 @@ def run_dev(settings: Settings, *, real: bool, once: bool, json_output: bool) ->
                 "REDIS_URL": stores.redis_url,
                 "PLATFORM_DATABASE_URL": platform_url,
                 "HUB_STATE": str(settings.state),
+                "PORT": str(settings.port),
             }
-            return asyncio.run(_run(settings, env, say, real=real, once=once, json_output=json_output))
+            return asyncio.run(_run(settings, env, state, say, real=real, once=once, json_output=json_output))
     except (EmbeddedError, ProcessFailedError, ApiError) as error:
         raise DevError(str(error)) from error
 
 
+def stores_folder(settings: Settings, *, real: bool) -> Path:
+    """Return where a run keeps its stores: what real providers hold never meets what simulated ones do."""
+    return settings.state / "real" if real else settings.state
+
+
+def _with_port(settings: Settings) -> Settings:
+    """Return the settings with a port the API can have; raises DevError when another program has it."""
+    try:
+        kind, _, _, _, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            port = probe.getsockname()[1]
+    except OSError as error:
+        raise DevError(
+            f"the API can't listen at {settings.host} on port {settings.port} ({error.strerror}): "
+            "choose another port with PORT"
+        ) from error
+    if settings.port:
+        return settings
+    return replace(settings, port=port, api_url=f"http://127.0.0.1:{port}")
+
+
 async def _run(
-    settings: Settings, env: dict[str, str], say: Console, *, real: bool, once: bool, json_output: bool
+    settings: Settings,
+    env: dict[str, str],
+    state: Path,
+    say: Console,
+    *,
+    real: bool,
+    once: bool,
+    json_output: bool,
 ) -> int:
-    logs = settings.state / "logs"
+    logs = state / "logs"
     async with stop_signals() as stop:
         if real:
             providers = _real_providers(settings)
@@ -251,7 +321,7 @@ async def _run(
             "tests.sandbox",
             *SANDBOX_ARGUMENTS,
             "--state",
-            str(settings.state / "sandbox"),
+            str(state / "sandbox"),
         ]
         sandbox = ProcessSpec("sandbox", argv, env={"PYTHONPATH": str(PROJECT)})
         async with supervised([sandbox], logs=logs, on_line=heard) as running:
@@ -273,7 +343,7 @@ async def _run(
             return await _serve(settings, env, providers, say, stop, logs, once=once, json_output=json_output)
 
 
-SANDBOX_ARGUMENTS = ("--seed", "demo")
+SANDBOX_ARGUMENTS = ("--seed", "demo", "--move")
 
 
 def _simulated(name: str, entry: Mapping[str, Any]) -> Provider:
@@ -344,24 +414,28 @@ async def _serve(
 
         venue = str(DEMO_VENUE_ID)
         async with ApiClient(settings.api_url, issue(settings, "venue_admin", venue, 12 * 3600)) as api:
-            there = await api.connected(venue)
-            for provider in providers:
-                if provider.name not in there:
-                    await api.connect(provider, venue)
-                    say.print(f"connected [bold]{provider.name}[/]")
-            syncs = {provider.name: await api.start_sync(provider.name, venue) for provider in providers}
-            status = await _before(
-                running, show_syncs(api, venue, syncs, json_output=json_output), stop, None
-            )
+
+            async def work() -> int:
+                there = await api.integrations(venue)
+                for provider in providers:
+                    if there.get(provider.name, {}).get("status") != "connected":
+                        await api.connect(provider, venue, say)
+                        say.print(f"connected [bold]{provider.name}[/]")
+                names = [provider.name for provider in providers]
+                return await sync_all(api, venue, names, say, json_output=json_output)
+
+            status = await _before(running, work(), stop, None)
         if status is None or once:
             return 130 if status is None else status
         token = issue(settings, "admin", None, 12 * 3600)
-        say.print(f"\nAPI        {settings.api_url}{API}?venueId={venue}")
-        say.print(f"OpenAPI    {settings.api_url}/schema")
-        for provider in providers:
-            if provider.url:
-                say.print(f"{provider.name:<10} {provider.url}/_sandbox/calls (simulated)")
-        say.print(f"Logs       {logs}")
+        shown = [
+            ("API", f"{settings.api_url}{API}?venueId={venue}"),
+            ("OpenAPI", f"{settings.api_url}/schema"),
+        ]
+        shown += [(each.name, f"{each.url}/_sandbox/calls (simulated)") for each in providers if each.url]
+        say.print()
+        for name, place in (*shown, ("Logs", str(logs))):
+            say.print(f"{name:<10} {place}", soft_wrap=True)  # an address in two lines can't be followed
         say.print("Token      (admin, 12 hours)")
         say.print(token, soft_wrap=True, highlight=False)
         say.print(

@@ -64,6 +64,9 @@ _THROWAWAY_SETTINGS: Mapping[str, str] = {
 }
 
 
+_FOLDERS = ("postgres", "postgres.new", "redis", "logs", "sandbox")  # what runs leave in a state folder
+
+
 class EmbeddedError(RuntimeError):
     """An embedded store can't be used; the message says why and what to do."""
 
@@ -173,6 +176,22 @@ def embedded_stores(
         yield Stores(database_url, redis_url, postgres, cache)
 
 
+def forget(state_dir: Path) -> None:
+    """Remove what stores, simulated providers and logs left in a state folder, and nothing else there.
+
+    Raises EmbeddedError when another process uses the folder.
+    """
+    state = state_dir.resolve()
+    if not state.is_dir():
+        return
+    with _locked(state / "lock"):
+        for folder in (*(state / name for name in _FOLDERS), _relocated(state) / "postgres"):
+            if folder.exists():
+                shutil.rmtree(folder)
+        for name in ("postgres.password", "redis.conf"):
+            (state / name).unlink(missing_ok=True)
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
@@ -264,7 +283,7 @@ def _relocate(programs: Path, state: Path) -> _Footing:
 
     For root in a closed folder inside a container that forbids user namespaces.
     """
-    place = RELOCATED / f"integration-hub-{hashlib.sha256(bytes(state)).hexdigest()[:16]}"
+    place = _relocated(state)
     with suppress(FileExistsError):
         place.mkdir(mode=0o711)
     found = place.lstat()
@@ -284,6 +303,10 @@ def _relocate(programs: Path, state: Path) -> _Footing:
                 item.chmod(0o755 if item.is_dir() or item.stat().st_mode & stat.S_IXUSR else 0o644)
         marker.touch()
     return _Footing(copy, place / "postgres", user=NOBODY)
+
+
+def _relocated(state: Path) -> Path:
+    return RELOCATED / f"integration-hub-{hashlib.sha256(bytes(state)).hexdigest()[:16]}"
 
 
 def _postgres_programs() -> Path:

@@ -39,6 +39,7 @@ def main() -> int:
     for port, name in enumerate(PROVIDERS, FIRST_PORT):
         parser.add_argument(f"--{name}", type=int, default=port, metavar="PORT", help="0 takes a free port")
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--move", action="store_true", help="take a free port where one is taken")
     parser.add_argument("--seed", choices=["demo"], help="what the providers hold at the start")
     parser.add_argument(
         "--known-emails", type=Path, metavar="FILE", help="addresses, one a line, for seeded customers"
@@ -58,7 +59,7 @@ def main() -> int:
     for name, stand_in in made.items():
         if name in saved and saved[name].is_file():
             stand_in.load(saved[name])
-    sockets = [listen(options.host, getattr(options, name)) for name in made]
+    sockets = [listen(options.host, getattr(options, name), move=options.move) for name in made]
 
     def announce() -> None:
         urls = {name: url_of(options.host, bound) for name, bound in zip(made, sockets, strict=True)}

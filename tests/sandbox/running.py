@@ -79,11 +79,17 @@ def stand_ins(seed: str | None = None, known_emails: Sequence[str] = ()) -> dict
     return made
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind a listening socket; port 0 takes a free one."""
+def listen(host: str, port: int, *, move: bool = False) -> socket.socket:
+    """Bind a listening socket; port 0 takes a free one, and with `move` so does a taken one."""
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind((host, port))
+    try:
+        made.bind((host, port))
+    except OSError:
+        if not move:
+            made.close()
+            raise
+        made.bind((host, 0))
     return made
 
 
