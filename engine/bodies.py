@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from engine.expressions import ABSENT, Path, Steps, Template
+from engine.errors import MappingError
+from engine.expressions import ABSENT, Path, Steps, Template, cut_text
+from engine.fields import Field, FieldCatalog
 from engine.manifest import Resource
 
 Body = dict[str, Any]
+
+
+class TooLongError(MappingError):
+    """A text is longer than its field at the provider takes."""
+
+    code = "VALIDATION_ERROR"
+
+
+def limited_fields(fields: FieldCatalog) -> list[tuple[Path, Field]]:
+    """Return the fields whose texts may not be longer than so many characters."""
+    return [(path_of(text), each) for text, each in fields.items() if each.at_most and not each.read_only]
+
+
+def fitted(body: Body, limited: Sequence[tuple[Path, Field]]) -> tuple[Body, Sequence[str]]:
+    """Return a body whose texts are as long as their fields take, and the fields that were cut for it.
+
+    Raises TooLongError for a text that may not be cut.
+    """
+    cut: list[str] = []
+    for path, field in limited:
+        value = path.find(body)
+        if field.at_most is None or not isinstance(value, str) or len(value) <= field.at_most:
+            continue
+        if field.too_long == "reject":
+            message = f"`{field.path}` takes at most {field.at_most} characters, and has {len(value)}"
+            raise TooLongError(message, field.path)
+        if not cut:
+            body = deepcopy(body)  # a part of it may be the platform's own record
+        path.put(body, cut_text(value, field.at_most))
+        cut.append(field.path)
+    return body, cut
 
 
 def new_body(body: Mapping[str, Any], new: Mapping[str, Template], scope: Mapping[str, Any]) -> Body:

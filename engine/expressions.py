@@ -258,9 +258,13 @@ def _text(value: Any) -> str:
 
 
 def _truncate_to(value: Any, length: int) -> str:
-    text = _text(value)
     if length < 1:
         raise ExpressionError("a length of at least 1 was expected")
+    return cut_text(_text(value), length)
+
+
+def cut_text(text: str, length: int) -> str:
+    """Return the beginning of a text, of at most so many characters."""
     if len(text) <= length:
         return text
     while length > 1 and unicodedata.combining(text[length]):

@@ -13,10 +13,21 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from engine.client import ProviderClient, ReadRecord, Write, WriteGroup, WriteResult
-from engine.errors import HubError, MappingError, RateLimitedError, StaleCursorError, StoppedError
+from engine.batching import job_spec
+from engine.bodies import fitted, limited_fields
+from engine.client import Books, ProviderClient, ReadRecord, Write, WriteGroup, WriteResult
+from engine.errors import (
+    ExpressionError,
+    HubError,
+    MappingError,
+    RateLimitedError,
+    RecordRejectedError,
+    StaleCursorError,
+    StoppedError,
+)
+from engine.expressions import Path
 from engine.fields import FieldCatalog
-from engine.manifest import Connector
+from engine.manifest import Connector, Resource
 from engine.mapping import Mapping as FieldMapping
 from engine.mapping import MappingScope
 from engine.ports import (
@@ -36,6 +47,7 @@ from engine.ports import (
 from engine.reconcile import fingerprint, local_id_for, moment, plain, resolve
 
 T = TypeVar("T")
+Call = tuple[PendingWrite, WriteGroup]  # as announced, and as sent
 
 MAX_ATTEMPTS = 5  # of one announced write, over runs, before it is left to its failure
 LOOK_BACK = timedelta(hours=25)  # for records made by calls whose answers were lost
@@ -61,6 +73,7 @@ class Tally:
     api_calls: int = 0
     seconds: float = 0.0
     failures: list[RecordFailure] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)  # how many values were cut to their field's length
 
     def add_failure(self, failure: RecordFailure) -> None:
         self.failed += 1
@@ -95,6 +108,7 @@ class Sync:
         self.fields = fields
         self.stop = stop
         self.on_progress = on_progress
+        self._limited = limited_fields(connector.resources[mapping.resource].fields)
         self._fruitless = 0  # chunks of calls in a row of which nothing got through
 
     # ---- pull -------------------------------------------------------------------------------------------
@@ -271,7 +285,7 @@ class Sync:
         echoes: dict[str, Mapping[str, Any]] = {}
         for record in records:
             try:
-                body = self.mapping.push(record, scope)
+                body, _ = self._body(record, scope)
                 echoes[str(record["id"])] = self.mapping.pull(body, self._scope({}))
             except HubError:
                 continue  # it can't be pushed as it is, so nothing there is its echo
@@ -346,9 +360,9 @@ class Sync:
     async def _repeat_unanswered(self, tally: Tally, report: Callable[[], None]) -> frozenset[str]:
         """Repeat the calls announced by earlier runs; returns the local ids of those still open."""
         announced = await self._adopt_made(await self.state.announced(*self._here))
-        for pending in batched(announced, CHUNK):
-            self._check_stop()
-            groups = [
+        calls = [
+            (
+                write,
                 WriteGroup(
                     resource=self.mapping.resource,
                     key=write.key,
@@ -356,10 +370,14 @@ class Sync:
                         Write(item.local_id, item.remote_id, dict(item.body), write.key, item.adopted)
                         for item in write.items
                     ),
-                )
-                for write in pending
-            ]
-            await self._send(tally, pending, groups, repeating=True)
+                    job=write.job,
+                ),
+            )
+            for write in announced
+        ]
+        for chunk in self._chunks(calls):
+            self._check_stop()
+            await self._send(tally, chunk, repeating=True)
             report()
         still = await self.state.announced(*self._here) if announced else ()
         return frozenset(item.local_id for write in still for item in write.items)
@@ -376,21 +394,15 @@ class Sync:
         doubtful = [
             write
             for write in announced
-            if write.items[0].remote_id is None and (write.attempt > 1 or not keyed)
+            if write.items[0].remote_id is None and write.job is None and (write.attempt > 1 or not keyed)
         ]
-        if not doubtful or resource.reference is None or (resource.list is None and resource.changes is None):
+        items = [item for write in doubtful for item in write.items]
+        if items and resource.find is not None:
+            made = await self._found_by_content(resource, items)
+        elif items and resource.reference is not None and (resource.list or resource.changes):
+            made = await self._found_by_reference(resource.name, resource.reference, items)
+        else:
             return announced
-        wanted = {
-            str(resource.reference.find(item.body)): item.local_id
-            for write in doubtful
-            for item in write.items
-        }
-        made: dict[str, str] = {}
-        async for batch in self.client.pages(resource.name, since=self.clock.now() - LOOK_BACK):
-            for row in batch.records:
-                reference = resource.reference.find(row.record)
-                if isinstance(reference, str) and reference in wanted and not row.deleted:
-                    made.setdefault(wanted[reference], row.id)
         adopted: list[PendingWrite] = []
         replaced: list[str] = []
         for write in doubtful:
@@ -413,6 +425,38 @@ class Sync:
             await self.state.announce(adopted, instead_of=replaced)
         return [write for write in announced if write.key not in replaced] + adopted
 
+    async def _found_by_reference(
+        self, resource: str, reference: Path, items: Sequence[PendingItem]
+    ) -> dict[str, str]:
+        """Return the remote ids of items that were made lately, by local id."""
+        wanted = {str(reference.find(item.body)): item.local_id for item in items}
+        made: dict[str, str] = {}
+        async for batch in self.client.pages(resource, since=self.clock.now() - LOOK_BACK):
+            for row in batch.records:
+                value = reference.find(row.record)
+                if isinstance(value, str) and value in wanted and not row.deleted:
+                    made.setdefault(wanted[value], row.id)
+        return made
+
+    async def _found_by_content(self, resource: Resource, items: Sequence[PendingItem]) -> dict[str, str]:
+        """Return the remote ids of items that are there, by local id, where it is beyond doubt."""
+        made: dict[str, str] = {}
+        for item in items:
+            try:
+                rows = await self.client.find(resource.name, item.body)
+            except (RecordRejectedError, ExpressionError):
+                continue
+            ids = [row.id for row in rows if not row.deleted and row.id not in made.values()]
+            if resource.reference is not None and (ours := resource.reference.find(item.body)):
+                ids = [
+                    row.id for row in rows if row.id in ids and resource.reference.find(row.record) == ours
+                ]
+            linked = await self._linked(resource.name, ids)
+            ids = [each for each in ids if linked.get(each, item.local_id) == item.local_id]
+            if len(ids) == 1:
+                made[item.local_id] = ids[0]
+        return made
+
     async def _push_page(
         self,
         tally: Tally,
@@ -431,13 +475,15 @@ class Sync:
         writes: list[Write] = []
         items: dict[str, PendingItem] = {}
         failures: list[RecordFailure] = []
+        fine: list[str] = []  # there is nothing to write, so whatever failed earlier is over
         for record in records:
             local_id = str(record["id"])
             try:
                 if not mapping.wants(record, scope):
                     tally.skipped += 1
+                    fine.append(local_id)
                     continue
-                body = mapping.push(record, scope)
+                body, cut = self._body(record, scope)
             except HubError as error:
                 failures.append(self._failure("push", local_id, error, getattr(error, "field", None)))
                 continue
@@ -445,21 +491,25 @@ class Sync:
             if link and link.fingerprint == print_:
                 tally.unchanged += 1
                 continue
+            for name in cut:
+                tally.cut[name] = tally.cut.get(name, 0) + 1
             remote_id, key = link.remote_id if link else None, self._write_key(local_id, print_, link)
             agreed = {**self._agreed(record, {}), "key": key}
             items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
             writes.append(Write(local_id, remote_id, body, key))
         for failure in failures:
             tally.add_failure(failure)
-        groups = self.client.plan(mapping.resource, writes)
-        for chunk in batched(groups, CHUNK):
+        calls = [
+            (
+                PendingWrite(group.key, *self._here, tuple(items[write.local_id] for write in group.writes)),
+                group,
+            )
+            for group in self.client.plan(mapping.resource, writes)
+        ]
+        for chunk in self._chunks(calls):
             self._check_stop()
-            pending = [
-                PendingWrite(group.key, *self._here, tuple(items[write.local_id] for write in group.writes))
-                for group in chunk
-            ]
-            await self.state.announce(pending)
-            await self._send(tally, pending, chunk)
+            await self.state.announce([write for write, _ in chunk])
+            await self._send(tally, chunk)
             report()
         await self.state.commit(
             Commit(
@@ -469,17 +519,22 @@ class Sync:
         )
         report()
 
-    async def _send(
-        self,
-        tally: Tally,
-        pending: Sequence[PendingWrite],
-        groups: Sequence[WriteGroup],
-        *,
-        repeating: bool = False,
-    ) -> None:
+    def _chunks(self, calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
+        """Cut calls into those made together. Jobs go by themselves and last: they may take hours, and what
+        became of the others is saved before.
+        """
+        resource = self.connector.resources[self.mapping.resource]
+        jobs = [call for call in calls if job_spec(resource, call[1]) is not None]
+        others = [call for call in calls if job_spec(resource, call[1]) is None] if jobs else calls
+        yield from batched(others, CHUNK)
+        yield from batched(jobs, CHUNK)
+
+    async def _send(self, tally: Tally, calls: Sequence[Call], *, repeating: bool = False) -> None:
         """Make the announced calls and save what became of each record."""
+        pending = [write for write, _ in calls]
+        books = self._books(pending)
         async with asyncio.TaskGroup() as tasks:
-            sent = [tasks.create_task(self._attempt(group)) for group in groups]
+            sent = [tasks.create_task(self._attempt(group, books)) for _, group in calls]
         links: list[Link] = []
         done: list[str] = []
         failed: list[RecordFailure] = []
@@ -527,7 +582,7 @@ class Sync:
                 # A provider may replay a stored failure for its key, so the next try takes a new one.
                 attempt = write.attempt + 1
                 key = fingerprint([write.key, attempt])
-                again.append(replace(write, key=key, items=tuple(retry), attempt=attempt))
+                again.append(replace(write, key=key, items=tuple(retry), attempt=attempt, job=None))
                 replaced.append(write.key)
             else:
                 finished.append(write.key)
@@ -558,9 +613,21 @@ class Sync:
             raise error
         await self.client.check()
 
-    async def _attempt(self, group: WriteGroup) -> list[WriteResult] | HubError:
+    def _books(self, pending: Sequence[PendingWrite]) -> Books:
+        announced = {write.key: write for write in pending}
+
+        async def submitted(group: WriteGroup, job: str) -> None:
+            await self.state.announce([replace(announced[group.key], job=job)])
+
+        return Books(self._linked, submitted, self.stop)
+
+    async def _linked(self, resource: str, remote_ids: Sequence[str]) -> dict[str, str]:
+        links = await self.state.links_by_remote(resource, remote_ids) if remote_ids else {}
+        return {remote_id: link.local_id for remote_id, link in links.items()}
+
+    async def _attempt(self, group: WriteGroup, books: Books) -> list[WriteResult] | HubError:
         try:
-            return await self.client.send(group)
+            return await self.client.send(group, books)
         except HubError as error:
             return error
 
@@ -596,6 +663,10 @@ class Sync:
     def _check_stop(self) -> None:
         if self.stop():
             raise StoppedError("the sync was asked to stop; what was done so far is kept")
+
+    def _body(self, record: Record, scope: MappingScope) -> tuple[dict[str, Any], Sequence[str]]:
+        """Return what is sent for a record, and the fields that were cut to their length for it."""
+        return fitted(self.mapping.push(record, scope), self._limited)
 
     def _key(self, direction: Direction, record_id: str) -> RecordKey:
         return (*self._here, direction, record_id)
@@ -635,7 +706,7 @@ class Sync:
         if self.mapping.direction == "pull":
             return None
         try:
-            return fingerprint(self.mapping.push(record, scope))
+            return fingerprint(self._body(record, scope)[0])
         except HubError:
             return None
 

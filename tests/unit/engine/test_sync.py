@@ -14,7 +14,7 @@ import pytest
 
 from engine.batching import split
 from engine.calls import Place
-from engine.client import ProviderClient, ReadBatch, ReadRecord, Write, WriteGroup, WriteResult
+from engine.client import Books, ProviderClient, ReadBatch, ReadRecord, Write, WriteGroup, WriteResult
 from engine.clock import SystemClock
 from engine.errors import (
     AuthenticationError,
@@ -40,6 +40,7 @@ from engine.mapping import compile_mapping
 from engine.memory import MemoryHost, MemorySyncState
 from engine.ports import Commit, Record
 from engine.sync import Sync, Tally
+from engine.writing import NO_BOOKS
 
 ENTITY = Entity(
     name="customer",
@@ -119,7 +120,7 @@ class Provider:
             more = number + 1 < len(pages)
             yield ReadBatch(pages[number], {"page": number + 1} if more else None)
 
-    async def send(self, group: WriteGroup) -> list[WriteResult]:
+    async def send(self, group: WriteGroup, books: Books = NO_BOOKS) -> list[WriteResult]:
         self.calls += 1
         self.sent.append(group)
         step = self.script.pop(0) if self.script else "ok"
@@ -401,7 +402,7 @@ async def test_what_was_made_is_linked_though_a_call_that_belongs_to_it_was_refu
         world.provider.script = ["done, then 500"]
     await world.push()
 
-    async def send(group: WriteGroup) -> list[WriteResult]:
+    async def send(group: WriteGroup, books: Books = NO_BOOKS) -> list[WriteResult]:
         (write,) = group.writes
         refused = RecordRejectedError("the default can't be set", status=400)
         return [WriteResult(write, "c1" if adopted else "c9", error=refused)]
@@ -417,7 +418,7 @@ async def test_a_replacement_whose_follow_up_failed_is_not_made_under_another_ke
     world = World("ada")
     await world.push()
 
-    async def send(group: WriteGroup) -> list[WriteResult]:
+    async def send(group: WriteGroup, books: Books = NO_BOOKS) -> list[WriteResult]:
         (write,) = group.writes
         return [WriteResult(write, "c9", error=UnavailableError("500", status=500), retryable=True)]
 
