@@ -164,7 +164,7 @@ async def refresh_tokens(context: WorkerContext) -> int:
         try:
             await context.credentials(venue_id, provider).current()
         except HubError as error:  # one integration's trouble, which the refresh has written down there
-            log.warning("token.refresh_failed", venue_id=str(venue_id), provider=provider, code=error.code)
+            log.warning("token.refresh_failed", venue_id=str(venue_id), provider=provider, error=error.code)
     return len(due)
 
 

@@ -159,7 +159,7 @@ async def _end(context: WorkerContext, attempt: Attempt) -> None:
                 return
             await context.clock.sleep(wait)
         else:
-            log.info("operation.ended", status=status.value, code=error.code if error else None)
+            log.info("operation.ended", status=status.value, error=error.code if error else None)
             return
 
 
@@ -189,6 +189,8 @@ def _error(attempt: Attempt) -> HubError | None:
     if attempt.task.cancelled():
         return StoppedError("the worker is shutting down")
     error = attempt.task.exception()
+    while isinstance(error, BaseExceptionGroup):  # of calls that went at once; the first says what happened
+        error = error.exceptions[0]
     if error is None or isinstance(error, HubError):
         return error
     # The text of a foreign exception may hold a record or a credential, so only its type and place are told.

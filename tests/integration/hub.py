@@ -192,7 +192,8 @@ class Hub:
         """Wait until a condition holds and return what it gave; raises TooLateError with the logs' ends."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
-            if time.monotonic() > deadline:
+            ended = any(process.poll() is not None for process in self.processes.values())
+            if ended or time.monotonic() > deadline:
                 tails = "\n".join(f"{path.name}:\n{log_tail(path)}" for path in sorted(self.logs.iterdir()))
                 raise TooLateError(f"waited {seconds:g} seconds for {what}\n{tails}")
             time.sleep(0.02)
@@ -201,7 +202,12 @@ class Hub:
     # -- the API, as a client sees it
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        claims = {"sub": "tester", "role": "venue_admin", "venueId": str(VENUE), "exp": int(time.time()) + 600}
+        claims = {
+            "sub": "tester",
+            "role": "venue_admin",
+            "venueId": str(VENUE),
+            "exp": int(time.time()) + 600,
+        }
         token = jwt.encode(claims, self.environment["JWT_SECRET"], algorithm="HS256")
         headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
         answer = httpx.request(method, self.url + path, headers=headers, timeout=60, **options)
@@ -385,9 +391,7 @@ def start_over(hub: Hub, *, events: int, customers: int) -> None:
     for provider in PROVIDERS:
         hub.control(provider, "POST", "reset")
         if "HUB_CONNECTORS_DIR" in hub.environment:
-            hub.control(
-                provider, "POST", "limits", {"requests_per_second": None, "per_endpoint": None}
-            )
+            hub.control(provider, "POST", "limits", {"requests_per_second": None, "per_endpoint": None})
     with redis.Redis.from_url(hub.redis_url) as client:
         client.flushdb()
     hub.start(*(names - hub.processes.keys()))

@@ -348,6 +348,19 @@ async def test_an_unforeseen_error_is_tried_again_and_its_text_kept_out(context:
     assert "ada" not in str(row.result)
 
 
+async def test_of_calls_that_failed_together_the_first_says_why(context: WorkerContext) -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async def run(context: object, run: Run) -> None:
+        async with asyncio.TaskGroup() as calls:
+            calls.create_task(fail(AuthenticationError("connect again")))
+            calls.create_task(fail(UnavailableError("down")))
+
+    row = await _work(context, await _enqueue(context), run)
+    assert (row.status, row.last_error) == ("failed", "connect again")
+
+
 async def test_a_disconnected_integration_stays_disconnected(context: WorkerContext) -> None:
     venue = uuid4()
     await _connected(context, venue)

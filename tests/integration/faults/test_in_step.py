@@ -96,7 +96,9 @@ def test_a_new_price_is_one_new_price_and_the_old_one_retires(synced: Hub) -> No
     synced.sync_all()
     prices = len(synced.objects("stripe", "price"))
     synced.database.execute(
-        "UPDATE platform.events SET price = $2, updated_at = now() WHERE id = $1", event_id(3), Decimal("21.5")
+        "UPDATE platform.events SET price = $2, updated_at = now() WHERE id = $1",
+        event_id(3),
+        Decimal("21.5"),
     )
     synced.sync_all()
     assert len(synced.objects("stripe", "price")) == prices + 1

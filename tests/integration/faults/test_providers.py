@@ -113,12 +113,16 @@ def test_a_run_that_ends_between_a_create_and_its_answer_makes_no_twins(
 ) -> None:
     """Longer than one run tries: the next one has to find out what was done."""
     for provider, fault in faults.items():
-        connected.break_provider(
-            provider, *({"match": match, "fault": fault} for match in CREATES[provider])
-        )
+        connected.break_provider(provider, *({"match": match, "fault": fault} for match in CREATES[provider]))
     syncs = connected.begin_all()
-    for provider, sync_id in syncs.items():
-        _told(connected, provider, sync_id)
+    for provider in syncs:
+        connected.until(
+            lambda provider=provider: connected.database.one(  # type: ignore[misc]  # bound now
+                "SELECT count(*) = 24 FROM record_failures WHERE integration_type = $1 AND entity = 'customer'",
+                provider,
+            ),
+            f"the failures at {provider}",
+        )
         connected.mend_provider(provider)
     _end_well(connected, syncs)
     _settled(connected)

@@ -49,6 +49,7 @@ def test_no_secret_is_written_down(talkative: Hub) -> None:
     logs = "".join(path.read_text(errors="replace") for path in hub.logs.iterdir())
     assert "operation.ended" in logs
     assert "request.answered" in logs
+    assert '"error":"CONNECTION_TEST_FAILED"' in logs  # what isn't secret can be read
     places = {
         "the logs": logs,
         "Redis": b"\n".join(kept).decode("latin-1"),
