@@ -490,6 +490,7 @@ class Sync:
             link, print_ = links.get(local_id), fingerprint(body)
             if link and link.fingerprint == print_:
                 tally.unchanged += 1
+                fine.append(local_id)
                 continue
             for name in cut:
                 tally.cut[name] = tally.cut.get(name, 0) + 1
@@ -514,6 +515,7 @@ class Sync:
         await self.state.commit(
             Commit(
                 failures=failures,
+                settled=[self._key("push", local_id) for local_id in fine],
                 position=(*self._here, "push", position) if position is not None else None,
             )
         )

@@ -250,6 +250,21 @@ async def test_a_rejected_record_is_that_records_failure() -> None:
     assert world.state.failures == {}
 
 
+@pytest.mark.parametrize(
+    "now", [{"email": "bob@example.com"}, {"email": "bob@", "phone": "not to be sent"}], ids=str
+)
+async def test_a_failure_is_over_when_there_is_nothing_left_to_write(now: Mapping[str, Any]) -> None:
+    world = World("ada", "bob", only_when="phone != 'not to be sent'")
+    await world.push()
+    world.put("ada", phone="1")
+    world.put("bob", email="bob@")
+    world.provider.script = ["reject second"]
+    assert counts(await world.push()) == (0, 1, 0, 1)
+    world.put("bob", **now)
+    assert counts(await world.push())[3] == 0
+    assert world.state.failures == {}
+
+
 @pytest.mark.parametrize("lost", ["done, then lost", "down"])
 async def test_an_unanswered_call_is_repeated_word_for_word(lost: str) -> None:
     """Even when the record has changed meanwhile: a new body under a new key would make a twin."""
