@@ -18,6 +18,7 @@ from engine.manifest import Action, ErrorRule, ErrorRules
 LONGEST_MESSAGE = 500  # characters of a provider's own words
 EARLIEST_MOMENT = 1_000_000_000  # larger numbers are Unix time, smaller ones seconds to wait
 EARLIEST_MILLISECONDS = 100_000_000_000
+LONGEST_WAIT = 86_400.0  # seconds; whoever is told to wait longer asks again
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def read_number(value: str | None) -> float | None:
 
 def read_wait(value: str | None, now: datetime) -> float | None:
     """Read how long to wait, in seconds: a number of them, an HTTP date, or Unix time (s or ms); never
-    negative.
+    negative, nor longer than a day.
     """
     if not value or not value.strip():
         return None
@@ -121,10 +122,11 @@ def read_wait(value: str | None, now: datetime) -> float | None:
         except ValueError:
             return None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return max(0.0, (moment - now).total_seconds())
+        return min(max(0.0, (moment - now).total_seconds()), LONGEST_WAIT)
     if number >= EARLIEST_MILLISECONDS:
         number /= 1000
-    return max(0.0, number - now.timestamp() if number >= EARLIEST_MOMENT else number)
+    wait = number - now.timestamp() if number >= EARLIEST_MOMENT else number
+    return min(max(0.0, wait), LONGEST_WAIT)
 
 
 def _fits(

@@ -1,6 +1,7 @@
 """What a verdict says in words, and verdicts on single records inside a batch."""
 
 import httpx
+import pytest
 
 from engine.error_rules import LONGEST_MESSAGE, Verdict, judge, judge_item
 from engine.expressions import Expression
@@ -69,3 +70,9 @@ def test_a_rule_with_status_and_code_fits_an_item_by_its_code() -> None:
 
 def test_a_rule_with_only_a_status_never_fits_an_item() -> None:
     assert item_verdict({"errors": [{"code": "BAD"}]}).action == "reject"
+
+
+@pytest.mark.parametrize("told", ["999999999", "99999999999", "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_nobody_is_made_to_wait_longer_than_a_day(told: str) -> None:
+    verdict = judge(RULES, 429, httpx.Headers({"Retry-After": told}), None, writing=False, now=START)
+    assert verdict.wait == 86400
