@@ -499,6 +499,7 @@ class PendingWrite(Base):
     items: Mapped[list[Any]] = mapped_column(JSON())
     attempt: Mapped[int] = mapped_column(server_default=text("1"))
     created_at: Mapped[Now]
+    job: Mapped[Name | None] = mapped_column(doc="What the provider calls it while it works on it.")
 
     __table_args__ = (
         UniqueConstraint(

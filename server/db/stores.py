@@ -88,6 +88,7 @@ class PostgresSyncState:
                 resource,
                 tuple(PendingItem(**item) for item in exact_json.loads(row.items)),
                 row.attempt,
+                row.job,
             )
             for row in rows
         ]
@@ -167,6 +168,7 @@ def _write_columns(writes: Sequence[PendingWrite]) -> dict[str, list[Any]]:
         "resources": [write.resource for write in writes],
         "items": [exact_json.dumps([_item_to_json(item) for item in write.items]) for write in writes],
         "attempts": [write.attempt for write in writes],
+        "jobs": [write.job for write in writes],
     }
 
 
@@ -296,23 +298,26 @@ _LINK = text(
 
 _ANNOUNCE = text(
     """
-    INSERT INTO pending_writes (venue_id, integration_type, entity, resource, call_key, items, attempt)
+    INSERT INTO pending_writes (
+        venue_id, integration_type, entity, resource, call_key, items, attempt, job
+    )
     SELECT CAST(:venue AS uuid), CAST(:provider AS text),
-        new.entity, new.resource, new.key, new.items::json, new.attempt
+        new.entity, new.resource, new.key, new.items::json, new.attempt, new.job
     FROM unnest(
         CAST(:keys AS text[]), CAST(:entities AS text[]), CAST(:resources AS text[]),
-        CAST(:items AS text[]), CAST(:attempts AS integer[])
-    ) WITH ORDINALITY AS new (key, entity, resource, items, attempt, number)
+        CAST(:items AS text[]), CAST(:attempts AS integer[]), CAST(:jobs AS text[])
+    ) WITH ORDINALITY AS new (key, entity, resource, items, attempt, job, number)
     ORDER BY new.number
     ON CONFLICT ON CONSTRAINT uq_pending_writes_call DO UPDATE SET
         items = excluded.items,
-        attempt = excluded.attempt
+        attempt = excluded.attempt,
+        job = excluded.job
     """
 )
 
 _ANNOUNCED = text(
     """
-    SELECT call_key, items::text AS items, attempt
+    SELECT call_key, items::text AS items, attempt, job
     FROM pending_writes
     WHERE venue_id = :venue AND integration_type = :provider AND entity = :entity AND resource = :resource
     ORDER BY id

@@ -194,6 +194,14 @@ async def test_announcing_again_changes_the_write_and_keeps_its_place(state: Syn
     assert await state.announced("customer", "customer") == [write("k1", "l1", attempt=2), write("k2", "l2")]
 
 
+async def test_the_job_a_write_was_handed_in_as_is_kept(state: SyncState) -> None:
+    await state.announce([write("k1", "l1"), write("k2", "l2")])
+    await state.announce([write("k1", "l1", job="batch-7")])
+    assert [each.job for each in await state.announced("customer", "customer")] == ["batch-7", None]
+    await state.announce([write("k3", "l1", attempt=2)], instead_of=["k1"])
+    assert [each.job for each in await state.announced("customer", "customer")] == [None, None]
+
+
 async def test_a_write_takes_the_place_of_another(state: SyncState) -> None:
     await state.announce([write("k1", "l1"), write("k2", "l2")])
     await state.announce([write("k3", "l1", attempt=2)], instead_of=["k1"])
