@@ -25,6 +25,7 @@ from engine.manifest import (
     COMMON_NAMES,
     CREATE_NAMES,
     GET_NAMES,
+    LOOKUP_NAMES,
     REVOKE_NAMES,
     THEN_NAMES,
     WRITE_NAMES,
@@ -311,6 +312,7 @@ NAMES: Mapping[str, frozenset[str]] = {
     "`create`, calls that write many, and `new`": CREATE_NAMES,
     "`update`, `delete`, `retire`": WRITE_NAMES,
     "a call of `then`": THEN_NAMES,
+    "a lookup of `after_connecting` with `Authorization`": LOOKUP_NAMES,
     "`revoke`": REVOKE_NAMES,
 }
 
@@ -327,7 +329,8 @@ def names_section() -> str:
     lines += [f"| {where} | {_words(sorted(names))} |" for where, names in NAMES.items()]
     lines += [
         "",
-        "`credentials` holds those that are not secret. A call with `for_each` also sees its name.",
+        "`credentials` holds those that are not secret. A call with `for_each` also sees its name, and a read",
+        "those of its places that are written `name …`.",
         "",
     ]
     return "\n".join(["", *lines])
@@ -471,11 +474,17 @@ PLANTED: Mapping[str, _Planted] = {
     ),
     "body-on-get": _manifest("since: query updated_after", "since: body updated_after"),
     "unused-id": _manifest("get: GET /customers/{id}", "get: GET /customers"),
+    "unused-name": _manifest("since: query updated_after", "since: name updated_after"),
     "unknown-placeholder": _manifest("get: GET /customers/{id}", "get: GET /customers/{ide}"),
     "unknown-credential": _manifest(
         "  type: oauth2", "  type: bearer\n  credentials: {apiKey: {title: API key}}\n  token: apikey"
     ),
     "unknown-connection-value": _manifest("account: merchant_id", "account: merchnt_id"),
+    "unknown-method": _manifest("  - call:", "  - for: [oauth]\n    call:"),
+    "kept-secret": _manifest(
+        "  keep: {merchant_id",
+        '  credentials: {shop: {title: Shop}}\n  keep: {shop: "{{ shop }}", merchant_id',
+    ),
     "unknown-environment": _manifest("sandbox: 5 per", "sandbax: 5 per"),
     "duplicate-name": _manifest(
         "  type: oauth2",
@@ -588,20 +597,28 @@ def connector_page(document: Document) -> str:
 def _auth_lines(data: Mapping[str, Any]) -> list[str]:
     lines = ["## Connecting", ""]
     for method in data["auth"] if isinstance(data["auth"], list) else [data["auth"]]:
-        lines += [f"Requests are signed with `{method['type']}`.", ""]
+        named = f"`{method['name']}`: requests" if "name" in method else "Requests"
+        lines += [f"{named} are signed with `{method['type']}`.", ""]
         if method["type"] == "oauth2":
             prefix = data["connector"].upper()
             lines += [
                 f"The app registered with the provider is `{prefix}_CLIENT_ID` and `{prefix}_CLIENT_SECRET`.",
                 "",
             ]
-            lines += ["Asked for at the consent page: " + _words(method.get("scopes", ())) + ".", ""]
+            scopes = _words(method["scopes"]) if method.get("scopes") else "everything the app may do"
+            lines += [f"Asked for at the consent page: {scopes}.", ""]
         if method.get("credentials"):
             lines += ["| Credential | What it is | Form |", "|---|---|---|"]
             for name, each in method["credentials"].items():
                 pattern = f"`{each['pattern']}`" if "pattern" in each else ""
                 lines.append("| " + " | ".join(map(_cell, (f"`{name}`", each["title"], pattern))) + " |")
             lines.append("")
+    if data.get("connection"):
+        lines += ["| Value of the connection | What it is | Form |", "|---|---|---|"]
+        for name, each in data["connection"].items():
+            pattern = f"`{each['pattern']}`" if "pattern" in each else ""
+            lines.append("| " + " | ".join(map(_cell, (f"`{name}`", each["title"], pattern))) + " |")
+        lines += ["", "A venue may give these when it connects; those it leaves out are found.", ""]
     check = data["check"] if isinstance(data["check"], str) else data["check"]["call"]
     lines += [f"Credentials are proved with `{check}`.", ""]
     for lookup in data.get("after_connecting", ()):
