@@ -32,6 +32,7 @@ class Write:
     key: str
     adopted: bool = False  # made by a call of ours whose answer was lost: what goes with making it is due
     version: Any = None  # the provider's, of the state it was compared with
+    only_existing: bool = False  # where it is gone it isn't made again
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from decimal import Decimal
 from functools import lru_cache
@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import MappingError
 from engine.expressions import ABSENT, Path, Steps, Template, cut_text
 from engine.fields import Field, FieldCatalog
-from engine.manifest import Resource
+from engine.manifest import ListPart, Resource
 
 Body = dict[str, Any]
 
@@ -47,14 +47,24 @@ def fitted(body: Body, limited: Sequence[tuple[Path, Field]]) -> tuple[Body, Seq
     return body, cut
 
 
-def new_body(body: Mapping[str, Any], new: Mapping[str, Template], scope: Mapping[str, Any]) -> Body:
+def new_body(
+    resource: Resource, body: Mapping[str, Any], new: Mapping[str, Template], scope: Mapping[str, Any]
+) -> Body:
     """Return the body of a new record: nulls left out, and `new` values where the mapping gives none."""
     made: Body = without_nulls(body)
+    _fill(made, new, scope)
+    for part in resource.lists.values():
+        items = part.path.find(made)
+        for number, item in enumerate(items if isinstance(items, list) else ()):
+            _fill(item, part.new, {**scope, "number": str(number)})
+    return made
+
+
+def _fill(body: Body, new: Mapping[str, Template], scope: Mapping[str, Any]) -> None:
     for text, template in new.items():
         path = path_of(text)
-        if path.find(made) is ABSENT:
-            path.put(made, template.render(scope))
-    return made
+        if path.find(body) is ABSENT:
+            path.put(body, template.render(scope))
 
 
 def without_nulls(value: Any) -> Any:
@@ -101,14 +111,27 @@ def merge(current: Any, change: Any) -> Any:
 
 
 def final_body(
-    resource: Resource, body: Mapping[str, Any], current: Mapping[str, Any] | None
+    resource: Resource,
+    body: Mapping[str, Any],
+    current: Mapping[str, Any] | None,
+    scope: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-    """Return what to send in an update, given what is there (None: not read)."""
+    """Return what to send in an update, given what is there (None: not read).
+
+    `scope` is what the templates of a list's new items see.
+    """
     if current is None or resource.updates == "versioned":
         return body
     final: Body
     if resource.updates == "whole":
-        final = without_nulls(merge(current, body))
+        there = _sendable(resource, current)
+        final = merge(there, body)
+        for part in resource.lists.values():
+            ours, theirs = part.path.find(body), part.path.find(there)
+            if isinstance(ours, list):
+                known = theirs if isinstance(theirs, list) else []
+                part.path.put(final, list(_laid_over(part, known, ours, scope)))
+        final = without_nulls(final)
         return final
     version = version_of(resource, current)
     if resource.version is None or version is None:
@@ -116,6 +139,34 @@ def final_body(
     final = merge({}, body)
     resource.version.put(final, version)
     return final
+
+
+def _laid_over(
+    part: ListPart, theirs: Sequence[Any], ours: Sequence[Any], scope: Mapping[str, Any]
+) -> Iterator[Any]:
+    """Yield their items in their order, ours laid over them, and then the new ones."""
+    left = {str(part.pair_by.find(item)): item for item in ours}
+    for item in theirs:
+        name = part.pair_by.find(item)
+        if name is ABSENT or name is None:
+            yield item
+        elif str(name) in left:
+            yield merge(item, left.pop(str(name)))
+    for number, item in enumerate(left.values(), len(theirs)):
+        made: Body = without_nulls(item)
+        _fill(made, part.new, {**scope, "number": str(number)})
+        yield made
+
+
+def _sendable(resource: Resource, record: Mapping[str, Any]) -> Body:
+    """Return a record that was read as it may be sent back: without nulls and what the provider fills in."""
+    unwanted = [path.steps for path in resource.leave_out]
+    for part in resource.lists.values():
+        items = part.path.find(record)
+        places = range(len(items) if isinstance(items, list) else 0)
+        unwanted += [(*part.path.steps, place, *path.steps) for place in places for path in part.leave_out]
+    sent: Body = without_nulls(without(record, unwanted))
+    return sent
 
 
 def version_of(resource: Resource, record: Mapping[str, Any] | None) -> Any:
@@ -127,27 +178,27 @@ def version_of(resource: Resource, record: Mapping[str, Any] | None) -> Any:
 def holds(resource: Resource, current: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
     """Say whether writing `body` over what is there would change nothing.
 
-    Numbers are equal when they mean the same, whatever their digits; null is as good as not there. A provider
-    that changes only what is sent takes a list as the whole list.
+    Numbers are equal when they mean the same, whatever their digits; null is as good as not there. A list is
+    the whole list, and where an update sends the whole record, what is left out of it is cleared.
     """
-    return _holds(current, body, whole_lists=resource.updates != "whole")
+    if resource.updates == "whole":
+        there = _sendable(resource, current)
+        return _holds(there, body) and _holds(body, there)
+    return _holds(current, body)
 
 
-def _holds(there: Any, wanted: Any, *, whole_lists: bool) -> bool:
+def _holds(there: Any, wanted: Any) -> bool:
     if wanted is None:
         return there is None
     if isinstance(wanted, Mapping):
         if there is not None and not isinstance(there, Mapping):
             return False
         inner = there or {}
-        return all(_holds(inner.get(name), each, whole_lists=whole_lists) for name, each in wanted.items())
+        return all(_holds(inner.get(name), each) for name, each in wanted.items())
     if isinstance(wanted, list):
-        if not isinstance(there, list) or len(wanted) > len(there):
+        if not isinstance(there, list) or len(wanted) != len(there):
             return False
-        laid_over = not whole_lists and all(isinstance(each, Mapping) for each in wanted)
-        if len(wanted) < len(there) and not laid_over:
-            return False
-        return all(_holds(old, new, whole_lists=whole_lists) for old, new in zip(there, wanted, strict=False))
+        return all(map(_holds, there, wanted))
     return bool(_number(wanted) == _number(there))
 
 

@@ -184,6 +184,18 @@ class ProviderClient:
         """
         return await self._writer.send(self._resource(group.resource), group, books)
 
+    async def archive(self, resource: str, record_id: str, key: str) -> None:
+        """Put a record out of use as the manifest says. One that is gone already is done.
+
+        `key` makes a repetition harmless; for the same record it changes when it came back in between. Raises
+        RecordRejectedError when the provider refuses this record.
+        """
+        await self._writer.archive(self._resource(resource), record_id, key)
+
+    async def delete(self, resource: str, record_id: str) -> None:
+        """Delete a record. One that is gone already is done. Raises RecordRejectedError for a refusal."""
+        await self._writer.delete(self._resource(resource), record_id)
+
     async def find(self, resource: str, record: Mapping[str, Any]) -> list[ReadRecord]:
         """Return what the manifest's search finds for a record's content; the resource has a `find`."""
         found = self._resource(resource)

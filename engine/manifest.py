@@ -31,9 +31,11 @@ GET_NAMES = COMMON_NAMES | {"id"}
 CREATE_NAMES = COMMON_NAMES | {"key", "record"}
 WRITE_NAMES = CREATE_NAMES | {"id"}
 UPDATE_NAMES = WRITE_NAMES | {"version"}
+GONE_NAMES = GET_NAMES | {"record", "version"}  # of calls that put a record away, as it is there
 THEN_NAMES = WRITE_NAMES | {"result"}
 PART_NAMES = THEN_NAMES | {"value"}
 ITEM_NAMES = UPDATE_NAMES | {"number"}  # each record of a call for several
+LIST_NAMES = WRITE_NAMES | {"number"}  # each new item of a list within a record
 POLL_NAMES = COMMON_NAMES | {"job"}
 LOOKUP_NAMES = COMMON_NAMES | {"access_token"}  # of a lookup that signs itself
 REVOKE_NAMES = frozenset({"client_id", "client_secret", "access_token", "refresh_token", "connection"})
@@ -280,6 +282,16 @@ class ArchiveSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ListPart:
+    """A list within a record whose items have ids of their own: they are paired one by one, not by place."""
+
+    path: Path
+    pair_by: Path  # within an item: what we write there, the same in ours and in theirs
+    new: Mapping[str, Template] = field(default_factory=dict)  # what a new item needs besides mapped fields
+    leave_out: tuple[Path, ...] = ()  # within an item
+
+
+@dataclass(frozen=True, slots=True)
 class FailureList:
     """Records that failed, in a list of their own in the answer."""
 
@@ -374,6 +386,8 @@ class Resource:
     find: ReadSpec | None = None  # reads by content what might be this record already; sees `record`
     write_job: WriteJob | None = None
     parts: Mapping[str, CallSpec] = field(default_factory=dict)  # fields written by a call of their own
+    lists: Mapping[str, ListPart] = field(default_factory=dict)  # by path
+    leave_out: tuple[Path, ...] = ()  # what was read and isn't sent back, where an update sends all
     # whole: the provider replaces, so read, merge and send all; versioned: read, compare, send the mapped
     # fields with the version that was read
     updates: Literal["sparse", "whole", "versioned"] = "sparse"
@@ -844,7 +858,7 @@ def _resource(name: str, part: _Part) -> Resource:
         get_many=read("get_many", COMMON_NAMES | {"ids"}),
         create=write("create", CREATE_NAMES),
         update=write("update", UPDATE_NAMES),
-        delete=write("delete"),
+        delete=write("delete", GONE_NAMES),
         archive=_archive(part / "archive") if part.get("archive") is not None else None,
         retire=write("retire"),
         create_many=write_many("create_many"),
@@ -853,6 +867,8 @@ def _resource(name: str, part: _Part) -> Resource:
         find=read("find", CREATE_NAMES),
         write_job=_write_job(part / "write_job") if part.get("write_job") is not None else None,
         parts={path: _call(each, PART_NAMES) for path, each in (part / "parts").items()},
+        lists={path: _list_part(path, each) for path, each in (part / "lists").items()},
+        leave_out=_paths(part / "leave_out"),
         updates=part.get("updates", "sparse"),
         immutable=frozenset(part.get("immutable", ())),
         one_write_at_a_time=part.get("one_write_at_a_time", False),
@@ -938,7 +954,7 @@ def _write(part: _Part, names: frozenset[str]) -> WriteSpec:
 def _archive(part: _Part) -> ArchiveSpec:
     values = part / "set"
     if not values.value:
-        return ArchiveSpec(_call(part, GET_NAMES))
+        return ArchiveSpec(_call(part, GONE_NAMES))
     for path, each in values.items():
         each.attempt(partial(Path.parse, path), "bad-path", key=True)
     return ArchiveSpec(values=dict(values.value))
@@ -968,6 +984,28 @@ def _write_many(part: _Part) -> WriteManySpec:
         weight=part.expression("weight"),
         idempotency_key=_idempotency_key(part / "idempotency_key", records),
     )
+
+
+def _list_part(path: str, part: _Part) -> ListPart:
+    part.attempt(partial(Path.parse, path), "bad-path", key=True)
+    return ListPart(
+        path=_path_or_anywhere(path),
+        pair_by=part.pointer("pair_by") or ANYWHERE,
+        new=_new(part / "new", LIST_NAMES),
+        leave_out=_paths(part / "leave_out"),
+    )
+
+
+def _path_or_anywhere(text: str) -> Path:
+    try:
+        return Path.parse(text)
+    except ExpressionError:
+        return ANYWHERE  # said where it is written
+
+
+def _paths(part: _Part) -> tuple[Path, ...]:
+    found = (each.compiled(Path.parse, "bad-path") for each in part.each())
+    return tuple(path for path in found if path is not None)
 
 
 def _failures(part: _Part) -> FailureList | None:
@@ -1006,11 +1044,11 @@ def _write_job(part: _Part) -> WriteJob:
     )
 
 
-def _new(part: _Part) -> dict[str, Template]:
+def _new(part: _Part, names: frozenset[str] = CREATE_NAMES) -> dict[str, Template]:
     made: dict[str, Template] = {}
     for path, each in part.items():
         each.attempt(partial(Path.parse, path), "bad-path", key=True)
-        compiled = each.as_template(CREATE_NAMES)
+        compiled = each.as_template(names)
         if compiled is not None:
             made[path] = compiled
     return made

@@ -5,7 +5,8 @@ literals, and every computed value is a call, so a plain copy costs what hand-wr
 template doesn't mention is never sent. *Absent* stays absent, *null* stays null.
 
 A field's rule is a path (copied both ways) or `{path, push, pull, link, optional}`; a field may have several.
-With `push` and no `pull` the rule only pushes, and the other way round.
+With `push` and no `pull` the rule only pushes, and the other way round. With `each` the value is a list whose
+items are mapped one by one, by rules whose paths start in the item; such a rule only pushes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import abc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -25,11 +26,12 @@ from engine.ports import Record
 
 ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins"]
 MappingDirection = Literal["push", "pull", "bidirectional"]
-
 GoneRule = Literal["keep", "archive", "delete"]  # what becomes of theirs
 UnlinkRule = Literal["keep", "unlink"]  # what becomes of the link
+
 # What braces may name, in `push` and `pull`, and in the conditions of a mapping.
 RULE_NAMES = ("value", "record", "venue", "links")
+ITEM_NAMES = ("value", "item", "record", "venue")
 CONDITION_NAMES = ("record", "venue")
 
 # Fields of these types come from the platform as JSON values; numbers of others may be Decimal.
@@ -53,12 +55,14 @@ class MappingScope:
 
     `links` maps (resource, local id) to a remote id on push, (resource, remote id) to a local id on pull; it
     needs to hold only what the mapping's `link_rules` ask for. `now` is RFC 3339; expressions don't see it,
-    for a body that changes with time would be sent again and again.
+    for a body that changes with time would be sent again and again. `whole` is the record that the item of a
+    list belongs to, while that item is mapped.
     """
 
     venue: Record
     links: abc.Mapping[tuple[str, str], str] = field(default_factory=dict)
     now: str = ""
+    whole: abc.Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,14 @@ class LinkRule:
     """`local_field` holds a local id, `path` the remote id linked to it at `resource`."""
 
     local_field: str
+    path: Path
+    resource: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListRule:
+    """The items of the list at `path` are records of `resource` there: their ids are worth keeping."""
+
     path: Path
     resource: str
 
@@ -86,7 +98,8 @@ class Mapping:
     """One entity paired with one resource.
 
     `match_on` is the local field that pairs records from before the first sync, `match_path` its remote path.
-    `pulled_fields` are the local fields a pull may set, `pushed_paths` the remote paths a push may.
+    `pulled_fields` are the local fields a pull may set, `pushed_paths` the remote paths a push may; a path
+    within the items of a list is written with `[0]`.
 
     `push(record, scope)` returns the remote body of a local record: plain JSON, nested, mapped fields only.
     `pull(remote, scope)` returns the local fields a remote record gives, by name. Both are the compiled
@@ -100,9 +113,15 @@ class Mapping:
     match_on: str | None = None
     match_path: Path | None = None
     when_both_changed: ConflictRule = "platform_wins"
+    when_ours_is_gone: GoneRule = "keep"
+    when_no_longer_wanted: GoneRule = "keep"
+    when_theirs_is_gone: UnlinkRule = "unlink"
+    at_most_gone: float = 0.1  # of the links, in one run without approval
+    deleted: Expression | None = None  # the entity's: which of our records count as deleted
     only_when: Expression | None = None
     only_pull_when: Expression | None = None
     link_rules: tuple[LinkRule, ...] = ()
+    list_rules: tuple[ListRule, ...] = ()
     pulled_fields: tuple[str, ...] = ()
     pushed_paths: tuple[str, ...] = ()
     push: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
@@ -113,13 +132,17 @@ class Mapping:
         return self.direction != "pull"
 
     @property
-    when_ours_is_gone: GoneRule = "keep"
-    when_no_longer_wanted: GoneRule = "keep"
-    when_theirs_is_gone: UnlinkRule = "unlink"
-    at_most_gone: float = 0.1  # of the links, in one run without approval
-    deleted: Expression | None = None  # the entity's: which of our records count as deleted
     def pulls(self) -> bool:
         return self.direction != "push"
+
+    @property
+    def removes(self) -> bool:
+        """Whether a push may put records of theirs out of use, or delete them."""
+        return self.pushes and (self.when_ours_is_gone, self.when_no_longer_wanted) != ("keep", "keep")
+
+    def is_deleted(self, record: Record, scope: MappingScope) -> bool:
+        """Say whether a local record counts as deleted: `deleted` of its entity holds."""
+        return self.deleted is not None and _holds(self.deleted, "deleted", record, scope)
 
     def wants(self, record: Record, scope: MappingScope) -> bool:
         """Say whether a local record is to be pushed: `only_when` holds, or there is none."""
@@ -135,15 +158,6 @@ def _holds(condition: Expression | None, name: str, record: Any, scope: MappingS
         return True
     try:
         return bool(condition.evaluate(record, {"record": record, "venue": scope.venue}))
-    @property
-    def removes(self) -> bool:
-        """Whether a push may put records of theirs out of use, or delete them."""
-        return self.pushes and (self.when_ours_is_gone, self.when_no_longer_wanted) != ("keep", "keep")
-
-    def is_deleted(self, record: Record, scope: MappingScope) -> bool:
-        """Say whether a local record counts as deleted: `deleted` of its entity holds."""
-        return self.deleted is not None and _holds(self.deleted, "deleted", record, scope)
-
     except ExpressionError as error:
         raise MappingError(f"`{name}`: {error.message}") from error
 
@@ -164,6 +178,8 @@ class _Rule:
     pull: Expression | None = None
     link: str | None = None
     optional: bool = False
+    each: tuple[_Rule, ...] = ()  # how the items of a list are mapped
+    each_is: str | None = None  # the resource they are records of
 
 
 class _Reader:
@@ -200,7 +216,7 @@ class _Reader:
         return made
 
     def rule(self, name: str, written: Any, at: Steps, direction: str) -> _Rule | None:
-        options = {"path": written} if isinstance(written, str) else written
+        options: dict[str, Any] = {"path": written} if isinstance(written, str) else written
         path_at = at if isinstance(written, str) else (*at, "path")
         path = self.attempt(lambda: Path.parse(options["path"]), "bad-path", path_at)
         push, pull = (
@@ -209,7 +225,10 @@ class _Reader:
         )
         one_way = "push" in options or "pull" in options
         rule_pushes = direction != "pull" and ("push" in options or not one_way)
-        rule_pulls = direction != "push" and ("pull" in options or not one_way)
+        rule_pulls = direction != "push" and ("pull" in options or not one_way) and "each" not in options
+        items = [
+            self.item_rule(item, each, (*at, "each", item)) for item, each in options.get("each", {}).items()
+        ]
         if path is None:
             return None
         if isinstance(path.steps[0], int):
@@ -225,7 +244,16 @@ class _Reader:
             pull,
             options.get("link"),
             bool(options.get("optional")),
+            tuple(each for each in items if each is not None),
+            options.get("each_is"),
         )
+
+    def item_rule(self, name: str, written: Any, at: Steps) -> _Rule | None:
+        options = {"path": written} if isinstance(written, str) else written
+        path_at = at if isinstance(written, str) else (*at, "path")
+        path = self.attempt(lambda: Path.parse(options["path"]), "bad-path", path_at)
+        push = self.expression(options.get("push"), (*at, "push"), ITEM_NAMES)
+        return _Rule(name, path_at, path, pushes=True, pulls=False, push=push) if path is not None else None
 
 
 def compile_mapping(
@@ -242,6 +270,8 @@ def compile_mapping(
     pushed = [rule for rule in rules if rule.pushes]
     pulled = [rule for rule in rules if rule.pulls]
     tree = _body_tree(pushed, reader.faults)
+    for rule in pushed:
+        _body_tree(rule.each, reader.faults)
     for rule in pulled:
         if rule.field == "id":
             reader.faults.append(
@@ -253,6 +283,10 @@ def compile_mapping(
         reader.faults.append(
             Fault("unknown-field", ("match_on",), f"`{match_on}` isn't one of this mapping's fields")
         )
+    for rule in pushed:
+        if rule.each_is and rule.path.text not in resource.lists:
+            message = f"`{resource.name}` has no `lists` that pairs the items of `{rule.path.text}`"
+            reader.faults.append(Fault("no-effect", rule.at, message))
     if reader.faults:
         return None, tuple(reader.faults)
     linked = {(rule.field, rule.link): rule for rule in rules if rule.link and (rule.pushes or rule.pulls)}
@@ -264,15 +298,28 @@ def compile_mapping(
         match_on=match_on,
         match_path=match_path,
         when_both_changed=written.get("when_both_changed", "platform_wins"),
+        when_ours_is_gone=written.get("when_ours_is_gone", "keep"),
+        when_no_longer_wanted=written.get("when_no_longer_wanted", "keep"),
+        when_theirs_is_gone=written.get("when_theirs_is_gone", "unlink"),
+        at_most_gone=parse_share(written.get("at_most_gone", "10 percent")),
+        deleted=entity.deleted,
         only_when=only_when,
         only_pull_when=only_pull_when,
         link_rules=link_rules,
+        list_rules=tuple(ListRule(rule.path, rule.each_is) for rule in pushed if rule.each_is),
         pulled_fields=tuple(dict.fromkeys(rule.field for rule in pulled)),
-        pushed_paths=tuple(rule.path.text for rule in pushed),
+        pushed_paths=tuple(_pushed_paths(pushed)),
         push=_push_function(tree, resource.fields, entity.fields, link_rules),
         pull=_pull_function(pulled, entity.fields, link_rules),
     )
     return mapping, ()
+
+
+def _pushed_paths(rules: abc.Iterable[_Rule]) -> abc.Iterator[str]:
+    for rule in rules:
+        yield from (f"{rule.path.text}[0].{each.path.text}" for each in rule.each)
+        if not rule.each:
+            yield rule.path.text
 
 
 # ---- pushing -----------------------------------------------------------------------------------------
@@ -294,11 +341,6 @@ def _body_tree(rules: abc.Iterable[_Rule], faults: list[Fault]) -> _Tree:
             if isinstance(node, dict) and last not in node and not _mixes(node, last):
                 node[last] = rule
                 continue
-        when_ours_is_gone=written.get("when_ours_is_gone", "keep"),
-        when_no_longer_wanted=written.get("when_no_longer_wanted", "keep"),
-        when_theirs_is_gone=written.get("when_theirs_is_gone", "unlink"),
-        at_most_gone=parse_share(written.get("at_most_gone", "10 percent")),
-        deleted=entity.deleted,
         message = f"`{rule.path.text}` is already written by another rule of this mapping"
         faults.append(Fault("written-twice", rule.at, message))
     return root
@@ -375,7 +417,7 @@ def _write_children(
         name = child.field
         declared = remote.get(child.path.text)
         required = declared is not None and declared.required
-        if child.push is None and child.link is None:
+        if child.push is None and child.link is None and not child.each:
             known = local.get(name)
             exact = known is not None and known.type in _JSON_TYPES
             value = f"record[{name!r}]" if exact else f"checked(record[{name!r}], {name!r})"
@@ -383,19 +425,50 @@ def _write_children(
                 source.add(1, f"if record.get({name!r}) in (None, ''): raise missing({name!r})")
             source.add(1, f"if {name!r} in record: {store(value)}")
         else:
-            kept = source.keep(_push_compute(child, links))
+            kept = source.keep(_push_compute(child, links, remote))
             source.add(1, f"v = {kept}(record, scope)")
             if required:
                 source.add(1, f"if v is ABSENT or v in (None, ''): raise missing({name!r})")
             source.add(1, f"if v is not ABSENT: {store('v')}")
 
 
-def _push_compute(rule: _Rule, links: tuple[LinkRule, ...]) -> Compute:
+def _push_compute(rule: _Rule, links: tuple[LinkRule, ...], remote: FieldCatalog) -> Compute:
     name = rule.field
+
+    def source(record: Any) -> Any:
+        return record.get(name, ABSENT)
+
+    if rule.each:
+        # The list stays as it is until its items are mapped: only then is it what is sent.
+        made = _evaluate(rule, rule.push, source, links, _listed) if rule.push else None
+        return _list_compute(rule, made or (lambda record, scope: source(record)), remote)
     if rule.link is not None:
-        return _link_compute(rule, lambda record: record.get(name, ABSENT))
+        return _link_compute(rule, source)
     assert rule.push is not None
-    return _evaluate(rule, rule.push, lambda record: record.get(name, ABSENT), links, _checked)
+    return _evaluate(rule, rule.push, source, links, _checked)
+
+
+def _list_compute(rule: _Rule, items_of: Compute, remote: FieldCatalog) -> Compute:
+    """Map the items of a list, each with the whole record in sight; faults name the item, from 0."""
+    name, start = rule.field, f"{rule.path.text}[0]."
+    declared = {text.removeprefix(start): each for text, each in remote.items() if text.startswith(start)}
+    push = _push_function(_body_tree(rule.each, []), FieldCatalog(declared), FieldCatalog({}), ())
+
+    def compute(record: Any, scope: MappingScope) -> Any:
+        items = items_of(record, scope)
+        if items is ABSENT or items is None:
+            return items
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise MappingError(f"`{name}` isn't a list of objects", name)
+        inner, made = replace(scope, whole=record), []
+        for number, item in enumerate(items):
+            try:
+                made.append(push(item, inner))
+            except MappingError as error:
+                raise MappingError(f"`{name}[{number}]`: {error.message}", name) from error
+        return made
+
+    return compute
 
 
 # ---- pulling -----------------------------------------------------------------------------------------
@@ -506,10 +579,11 @@ def _evaluate(
             value = UNDEFINED
         own = str(record.get("id"))
         linked = {each: scope.links.get((each, own)) for each in resources}
+        names = {"value": value, "record": record, "venue": scope.venue, "links": linked}
+        if scope.whole is not None:
+            names |= {"item": record, "record": scope.whole}
         try:
-            result = expression.evaluate(
-                record, {"value": value, "record": record, "venue": scope.venue, "links": linked}
-            )
+            result = expression.evaluate(record, names)
         except ExpressionError as error:
             if value is UNDEFINED and needs_value:
                 return ABSENT  # absent stays absent, unless the expression makes something of it

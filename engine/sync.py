@@ -558,7 +558,7 @@ class Sync:
                 item = items[result.write.local_id]
                 through = through or result.error is None or not result.retryable
                 if result.error is None:
-                    links.append(self._pushed_link(item, result))
+                    links.extend(self._pushed_links(item, result))
                     done.append(item.local_id)
                     new = item.remote_id is None or item.adopted
                     tally.created += new
@@ -573,7 +573,7 @@ class Sync:
                     down = result.error
                 made = result.remote_id not in (None, item.remote_id)  # also instead of what can't be changed
                 if (made or item.adopted) and not result.retryable:
-                    links.append(self._pushed_link(item, result))  # it is there; what goes with it failed
+                    links.extend(self._pushed_links(item, result))  # it is there; what goes with it failed
                 elif not result.answered or made:
                     unanswered = True  # it may be there: only the same call under the same key is safe
                 elif result.retryable and write.attempt < MAX_ATTEMPTS:
@@ -632,6 +632,28 @@ class Sync:
             return await self.client.send(group, books)
         except HubError as error:
             return error
+
+    def _pushed_links(self, item: PendingItem, result: WriteResult) -> list[Link]:
+        """Return the link of a record, and of those items of its lists that are records of their own."""
+        links = [self._pushed_link(item, result)]
+        lists = self.connector.resources[self.mapping.resource].lists
+        for rule in self.mapping.list_rules:
+            pair_by, ids = lists[rule.path.text].pair_by, self.connector.resources[rule.resource].id
+            sent, there = rule.path.find(item.body), rule.path.find(result.record)
+            ours = {pair_by.find(each) for each in sent} if isinstance(sent, list) else set()
+            for each in there if isinstance(there, list) else ():
+                local_id, remote_id = pair_by.find(each), ids.find(each)
+                if local_id in ours and isinstance(remote_id, str):
+                    links.append(
+                        Link(
+                            self.mapping.entity,
+                            rule.resource,
+                            str(local_id),
+                            remote_id,
+                            last_direction="push",
+                        )
+                    )
+        return links
 
     def _pushed_link(self, item: PendingItem, result: WriteResult) -> Link:
         theirs: Mapping[str, Any] = {}

@@ -128,12 +128,13 @@ def _mapping(
 
 
 def _links(fields: abc.Mapping[str, Any], at: Steps) -> Iterator[tuple[Steps, str]]:
-    """Yield every `link` of a mapping's rules, with its place."""
+    """Yield every resource that a mapping's rules name, with its place."""
     for name, rules in fields.items():
         several = isinstance(rules, list)
         for index, rule in enumerate(rules if several else [rules]):
-            if isinstance(rule, dict) and isinstance(rule.get("link"), str):
-                yield (*at, name, *((index,) if several else ()), "link"), rule["link"]
+            for key in ("link", "each_is"):
+                if isinstance(rule, dict) and isinstance(rule.get(key), str):
+                    yield (*at, name, *((index,) if several else ()), key), rule[key]
 
 
 def _unknown(

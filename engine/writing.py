@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -147,6 +147,54 @@ class Writer:
         async with await self.caller.turn("writes"):
             return await sender.send(group)
 
+    async def archive(self, resource: Resource, record_id: str, key: str) -> None:
+        """Put a record out of use, as the manifest says; see `ProviderClient.archive`."""
+        spec = resource.archive
+        if spec is None:
+            raise ManifestError(f"`{resource.name}` has no `archive`")
+        if spec.call is not None:
+            await self._put_away(resource, spec.call, record_id)
+            return
+        body: dict[str, Any] = {}
+        for text, value in spec.values.items():
+            path_of(text).put(body, value)
+        write = Write(record_id, record_id, body, key, only_existing=True)
+        (result,) = await self.send(resource, WriteGroup(resource.name, key, (write,)))
+        if result.error is not None and not _is_gone(result.error):
+            raise result.error
+
+    async def delete(self, resource: Resource, record_id: str) -> None:
+        """Delete a record; see `ProviderClient.delete`."""
+        if resource.delete is None:
+            raise ManifestError(f"`{resource.name}` has no `delete`")
+        await self._put_away(resource, resource.delete.call, record_id)
+
+    async def _put_away(self, resource: Resource, call: CallSpec, record_id: str) -> None:
+        one = resource.one_write_at_a_time
+        async with await self.caller.turn("writes") if one else nullcontext():
+            await self._put_away_now(resource, call, record_id)
+
+    async def _put_away_now(self, resource: Resource, call: CallSpec, record_id: str) -> None:
+        account = await self.caller.account()
+        scope = {**account.scope, "id": record_id, "now": write_rfc3339(self.clock.now())}
+        for left in reversed(range(RELOADS)):
+            if resource.get is not None or resource.get_many is not None:
+                current = await self.reader.get(resource, record_id)
+                if current is None:
+                    return
+                scope |= {"record": current, "version": version_of(resource, current)}
+            try:
+                await self.caller.call(call_label(call), fill_call(call, scope), whole, writing=True)
+            except RefusedError as refused:
+                if _is_gone(refused):
+                    return
+                if refused.action != "reload_and_retry" or not left:
+                    raise
+            except ExpressionError as error:
+                raise RecordRejectedError(error.message) from error
+            else:
+                return
+
 
 @dataclass(slots=True)
 class _Claims:
@@ -237,7 +285,7 @@ class _Sender:
         if spec is None:
             return await self._create_in_batch(write, key)
         scope = await self._scope(write)
-        body = new_body(without(write.body, parts_of(self._resource)), spec.new, scope)
+        body = new_body(self._resource, without(write.body, parts_of(self._resource)), spec.new, scope)
         try:
             async with self._claims.making():
                 record = await self._write(spec, body, scope, key, None)
@@ -310,7 +358,7 @@ class _Sender:
             raise ManifestError(f"`{resource.name}` has no call to update a record")
         scope = {**await self._scope(write), "id": remote_id}
         for left in reversed(range(RELOADS)):
-            final = final_body(resource, body, current)
+            final = final_body(resource, body, current, scope)
             content: Any = final
             if current is not None:
                 if holds(resource, current, final):
@@ -340,7 +388,7 @@ class _Sender:
         self, write: Write, key: str, allowed: bool, why: RefusedError | None = None
     ) -> WriteResult:
         """The linked record is gone: make it again, once."""
-        if not allowed:
+        if not allowed or write.only_existing:
             raise why or RecordRejectedError("the record is gone at the provider", status=404)
         new = replace(write, remote_id=None)
         created = await self._create(new, derived_key(key, f"instead of {write.remote_id}"))
@@ -447,8 +495,8 @@ class _Sender:
         left_out = parts_of(self._resource)
         for write in writes:
             try:
-                body = new_body(without(write.body, left_out), new, await self._scope(write))
-                items.append((write, body))
+                scope = await self._scope(write)
+                items.append((write, new_body(self._resource, without(write.body, left_out), new, scope)))
             except ExpressionError as error:
                 results[write.local_id] = _failed(write, error)
         return items
@@ -464,7 +512,8 @@ class _Sender:
             if there is None:
                 gone.append(write)
                 continue
-            final = final_body(resource, body, there)
+            scope = {**await self._scope(write), "id": _id(write)}
+            final = final_body(resource, body, there, scope)
             if holds(resource, there, final):
                 results[write.local_id] = await self._parts(_done(resource, write, there, write.remote_id))
             else:
@@ -473,12 +522,23 @@ class _Sender:
         return kept
 
     async def _made_again(self, gone: Sequence[Write], key: str) -> Results:
+        results = {
+            write.local_id: _failed(
+                write, RecordRejectedError("the record is gone at the provider", status=404)
+            )
+            for write in gone
+            if write.only_existing
+        }
+        gone = [write for write in gone if not write.only_existing]
         if not gone:
-            return {}
+            return results
         new = tuple(replace(write, remote_id=None) for write in gone)
         key = derived_key(key, "instead of " + " ".join(_id(write) for write in gone))
         made = await self._ordinary(WriteGroup(self._resource.name, key, new))
-        return {old.local_id: replace(result, write=old) for old, result in zip(gone, made, strict=True)}
+        results.update(
+            (old.local_id, replace(result, write=old)) for old, result in zip(gone, made, strict=True)
+        )
+        return results
 
     async def _batch(
         self, batch: _Batch, items: Sequence[Item], key: str, reloads: int = 0, tries: int = 1
@@ -871,6 +931,12 @@ def _failed(write: Write, error: ProviderError | ExpressionError) -> WriteResult
         )
         return WriteResult(write, write.remote_id, error=error, retryable=True, answered=answered)
     raise error
+
+
+def _is_gone(error: ProviderError) -> bool:
+    """Say whether a write failed because the record isn't there any more."""
+    recreate = isinstance(error, RefusedError) and error.action == "recreate"
+    return isinstance(error, RecordRejectedError) and (recreate or error.status in (404, 410))
 
 
 def _id(write: Write) -> str:
