@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import orjson
 import structlog
@@ -99,7 +100,6 @@ def _dumps(value: Any, **_: Any) -> str:
 _BUCKETS = (1, 5, 15, 30, 60, 300, 900, 3600)  # seconds a sync may take
 
 _CONNECTIONS = text("SELECT integration_type, status::text, count(*) FROM integration_configs GROUP BY 1, 2")
-_HEALTH = text("SELECT integration_type, venue_id::text, health_status::text FROM integration_configs")
 _SYNCS = text(
     "SELECT integration_type, status, count(*), coalesce(sum(api_calls_made), 0),"  # noqa: S608 - see below
     " coalesce(sum(duration_ms), 0) / 1000.0, "
@@ -111,20 +111,19 @@ _QUEUE = text("SELECT priority::text, count(*) FROM sync_queue WHERE status = 'p
 _HEALTH_VALUES = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
 
 
-async def metrics(session: AsyncSession) -> bytes:
-    """Return every metric in Prometheus' text format."""
-    rows = {
+async def metrics(session: AsyncSession, health: Sequence[tuple[str, UUID, str]]) -> bytes:
+    """Return every metric in Prometheus' text format; `health` is each integration's provider, venue and status."""
+    rows: dict[str, Sequence[Any]] = {
         name: (await session.execute(query)).all()
         for name, query in (
             ("connections", _CONNECTIONS),
-            ("health", _HEALTH),
             ("syncs", _SYNCS),
             ("webhooks", _WEBHOOKS),
             ("queue", _QUEUE),
         )
     }
     registry = CollectorRegistry()
-    registry.register(_Measured(list(_families(rows))))
+    registry.register(_Measured(list(_families({**rows, "health": health}))))
     return generate_latest(registry)
 
 
@@ -153,7 +152,7 @@ def _families(rows: Mapping[str, Sequence[Any]]) -> Iterator[Metric]:
     )
     for provider, venue_id, status in rows["health"]:
         if status in _HEALTH_VALUES:
-            health.add_metric([provider, venue_id], _HEALTH_VALUES[status])
+            health.add_metric([provider, str(venue_id)], _HEALTH_VALUES[status])
     yield health
 
     syncs = CounterMetricFamily(

@@ -135,7 +135,7 @@ async def readiness(context: Shared) -> Response[schemas.Readiness]:
 async def metrics(context: Shared) -> Response[Any]:
     async with context.sessions() as session:
         return Response(
-            await telemetry.metrics(session),
+            await telemetry.metrics(session, await health.statuses(session)),
             media_type="text/plain; version=0.0.4",  # the character set is added to it
         )
 

@@ -1,13 +1,13 @@
 """How integrations are doing, measured from what their syncs did; and whether this service can work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,21 +18,22 @@ from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus
 # Rows of one run are its mappings. The last success may be older than a day; counts are of 24 hours.
 _MEASURE = text("""
 WITH runs AS (
-    SELECT integration_type,
+    SELECT venue_id, integration_type,
            bool_or(status IN ('failed', 'dead_letter')) AS failed,
            extract(epoch FROM max(completed_at) - min(started_at)) * 1000 AS took,
            max(completed_at) AS completed_at,
            coalesce(sum(api_calls_made), 0) AS calls,
            min(started_at) > now() - interval '24 hours' AS recent
     FROM sync_logs
-    WHERE venue_id = :venue_id AND started_at > now() - interval '30 days'
-    GROUP BY integration_type, coalesce(sync_id, id)
+    WHERE (CAST(:venue_id AS uuid) IS NULL OR venue_id = :venue_id)
+        AND started_at > now() - interval '30 days'
+    GROUP BY venue_id, integration_type, coalesce(sync_id, id)
 ), waiting AS (
-    SELECT integration_type, count(*) AS depth FROM sync_queue
-    WHERE venue_id = :venue_id AND status IN ('pending', 'recovering')
-    GROUP BY integration_type
+    SELECT venue_id, integration_type, count(*) AS depth FROM sync_queue
+    WHERE (CAST(:venue_id AS uuid) IS NULL OR venue_id = :venue_id) AND status IN ('pending', 'recovering')
+    GROUP BY venue_id, integration_type
 )
-SELECT integration_type,
+SELECT venue_id, integration_type,
        count(*) FILTER (WHERE recent) AS syncs,
        count(*) FILTER (WHERE recent AND NOT failed) AS successes,
        avg(took) FILTER (WHERE recent) AS took,
@@ -40,8 +41,8 @@ SELECT integration_type,
        max(completed_at) FILTER (WHERE failed) AS last_failure_at,
        coalesce(sum(calls) FILTER (WHERE recent), 0) AS calls,
        coalesce(max(depth), 0) AS depth
-FROM runs FULL JOIN waiting USING (integration_type)
-GROUP BY integration_type
+FROM runs FULL JOIN waiting USING (venue_id, integration_type)
+GROUP BY venue_id, integration_type
 """)
 
 
@@ -64,11 +65,29 @@ async def measure(session: AsyncSession, venue_id: UUID) -> Mapping[str, Health]
 
     The status is that of the syncs alone: `judge` adds what is known of the integration.
     """
+    return {provider: health for (_, provider), health in (await _measure(session, venue_id)).items()}
+
+
+async def statuses(session: AsyncSession) -> Sequence[tuple[str, UUID, HealthStatus]]:
+    """Return every integration's provider, venue and health."""
+    measured = await _measure(session, None)
+    integrations = (await session.scalars(select(IntegrationConfig))).all()
+    return [
+        (
+            each.integration_type,
+            each.venue_id,
+            judge(each, measured.get((each.venue_id, each.integration_type))),
+        )
+        for each in integrations
+    ]
+
+
+async def _measure(session: AsyncSession, venue_id: UUID | None) -> Mapping[tuple[UUID, str], Health]:
     rows = await session.execute(_MEASURE, {"venue_id": venue_id})
-    found: dict[str, Health] = {}
+    found: dict[tuple[UUID, str], Health] = {}
     for row in rows:
         rate = 100 * row.successes / row.syncs if row.syncs else None
-        found[row.integration_type] = Health(
+        found[row.venue_id, row.integration_type] = Health(
             _by_rate(rate),
             None if rate is None else round(rate, 2),
             None if row.took is None else round(row.took),

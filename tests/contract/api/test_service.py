@@ -128,6 +128,7 @@ async def test_metrics_count_what_happened(hub: Hub) -> None:
         'integration_api_calls_total{provider="stripe"} 6.0',
         'integration_queue_depth{priority="NORMAL"} 1.0',
         'integration_queue_depth{priority="CRITICAL"} 0.0',
+        f'integration_health_status{{provider="stripe",venue_id="{OURS}"}} 1.0',
     ):
         assert line in text.splitlines()
     for family in ("integration_webhook", "integration_health_status"):
