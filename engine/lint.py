@@ -23,9 +23,12 @@ from engine.manifest import (
     CREATE_NAMES,
     GET_NAMES,
     LOOKUP_NAMES,
+    PART_NAMES,
     PLACEHOLDER,
+    POLL_NAMES,
     REVOKE_NAMES,
     THEN_NAMES,
+    UPDATE_NAMES,
     WRITE_NAMES,
     Connector,
     Entity,
@@ -387,9 +390,15 @@ class _Manifest:
             yield from self.read((*path, key), fields)
         for key in WRITES:
             names = CREATE_NAMES if key == "create" else WRITE_NAMES
+            if key == "update" and resource.get("updates") not in (None, "sparse"):
+                names = UPDATE_NAMES
             yield from self.write((*path, key), names, fields)
         for key in BATCHES:
             yield from self.batch((*path, key), fields)
+        yield from self.versions(path, resource)
+        yield from self.find((*path, "find"))
+        yield from self.parts((*path, "parts"), fields)
+        yield from self.job((*path, "write_job"))
 
     def needed_operations(self, path: Steps, resource: Mapping[str, Any]) -> Iterator[Diagnostic]:
         def missing(key: str, needs: str, *operations: str) -> Iterator[Diagnostic]:
@@ -400,6 +409,9 @@ class _Manifest:
 
         if resource.get("updates") == "whole":
             yield from missing("updates", "reads a record before it replaces it", "get", "get_many")
+        if resource.get("updates") == "versioned":
+            yield from missing("updates", "reads a record before it changes it", "get", "get_many")
+        yield from missing("find", "leads to an update of what is found", "update")
         yield from missing(
             "immutable", "makes a new record for a new value", "create", "create_many", "write_many"
         )
@@ -497,6 +509,92 @@ class _Manifest:
         yield from self.no_body_on_get(path, ("records",))
         yield from self.idempotency_key(path)
 
+        if "item" in batch and not self.mentions(path, "record", "item"):
+            message = "`item` never uses `record`, so every record would be sent alike"
+            yield self.report("unused-name", message, (*path, "item"), "for example `{{ record }}`", key=True)
+        if "item" in batch and batch.get("pair_by") != "id":
+            yield from self.paired_by((*path, "item"), (*path, "pair_by"))
+            yield from self.paired_by((*path, "item"), (*path, "failures", "pair_by"))
+
+    def paired_by(self, path: Steps, place: Steps) -> Iterator[Diagnostic]:
+        """What is sent must have something where its result is paired by."""
+        sent, written = self.at(path), self.at(place)
+        if not isinstance(sent, dict) or not isinstance(written, str):
+            return
+        for step in _plain_steps(written):
+            if isinstance(sent, str):
+                return  # A template: what it holds cannot be told.
+            if not isinstance(sent, dict) or step not in sent:
+                message = f"`{path[-1]}` has nothing at `{written}`, which its result is paired by"
+                advice = did_you_mean(str(step), sent) if isinstance(sent, dict) else ()
+                yield self.report("missing-key", message, path, *advice, f"add `{written}`", key=True)
+                return
+            sent = sent[step]
+
+    def versions(self, path: Steps, resource: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        """The version a record has must be known where it is sent, and sent where it is wanted."""
+        versioned = resource.get("updates") == "versioned"
+        if versioned and self.lacks(path, "version"):
+            message = "`updates: versioned` needs `version`, which says where a record's version is"
+            yield self.report("missing-key", message, (*path, "updates"), "for example `version: version`")
+        for key, keys in (("update", _CALL_KEYS), ("update_many", ("item", "body_of_each"))):
+            named = self.mentions((*path, key), "version", *keys)
+            if versioned and key in resource and not named:
+                message = f"`{key}` never sends `version`, so it would change whatever is there"
+                yield self.report(
+                    "unused-name", message, (*path, key), "for example `{{ version }}`", key=True
+                )
+            if named and resource.get("updates") in (None, "sparse"):
+                message = "`version` is known only where a record is read before it is changed"
+                yield self.report("missing-key", message, (*path, key), "add `updates: versioned`", key=True)
+
+    def find(self, path: Steps) -> Iterator[Diagnostic]:
+        if self.at(path) is None:
+            return
+        in_call = list(self.call(path, CREATE_NAMES, {}))
+        yield from in_call
+        if not in_call and not self.mentions(path, "record"):
+            message = "`find` never uses `record`, so it would always find the same"
+            advice = "for example `GET /customers?email={record.email}`"
+            yield self.report("unused-name", message, self.text_of(path), advice)
+
+    def parts(self, path: Steps, fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        for name in self.group(path):
+            part: Steps = (*path, name)
+            if name not in fields:
+                yield _unknown_field(self.document, part, str(path[-2]), name, fields, path[:-1], key=True)
+            in_call = list(self.call(part, PART_NAMES, fields))
+            yield from in_call
+            if not in_call and self.at(part) is not None and not self.mentions(part, "value"):
+                message = f"the call never uses `value`, so `{name}` would not be written"
+                yield self.report("unused-name", message, self.text_of(part), "for example `{{ value }}`")
+
+    def job(self, path: Steps) -> Iterator[Diagnostic]:
+        job = self.group(path)
+        if not job:
+            return
+        submit, poll, results = ((*path, key) for key in ("submit", "poll", "results"))
+        yield from self.call(submit, COMMON_NAMES, {})
+        yield from self.no_body_on_get(submit, ("operations",))
+        in_poll = list(self.call(poll, POLL_NAMES, {}))
+        yield from in_poll
+        if "call" in self.group(poll) and not in_poll and not self.mentions(poll, "job"):
+            message = "`poll` never uses `job`, so it cannot tell which job is meant"
+            yield self.report("unused-id", message, (*poll, "call"), "for example `GET /batches/{job}`")
+        if self.lacks(path, "create") and self.lacks(path, "update"):
+            message = "`write_job` says neither what creates a record nor what updates one"
+            yield self.report("missing-key", message, path, "add `create` or `update`", key=True)
+        for key in ("create", "update"):
+            if key in job:
+                yield from self.paired_by((*path, key), (*results, "pair_by"))
+        if job.get("at_least", 100) > job.get("at_most", 1000):
+            message = "no job is ever large enough: `at_least` is more than `at_most`"
+            yield self.report("no-effect", message, (*path, "at_least"))
+        for key, needs in (("format", "url"), ("body_is", "body")):
+            if key in self.group(results) and self.lacks(results, needs):
+                message = f"`{key}` has no effect without `{needs}`"
+                yield self.report("no-effect", message, (*results, key), f"add `{needs}`", key=True)
+
     def idempotency_key(self, path: Steps) -> Iterator[Diagnostic]:
         written = self.at((*path, "idempotency_key"))
         if isinstance(written, dict) and "send" not in written and "by_key" not in self.group(path):
@@ -513,6 +611,7 @@ class _Manifest:
     def call(self, path: Steps, names: Collection[str], fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if self.at(path) is None:
             return
+        names = {*names, *self.group((*path, "with"))}
         yield from self.placeholders(self.text_of(path), names, fields)
         text = self.at(self.text_of(path))
         if isinstance(text, str) and text.startswith("GET ") and "body" in self.group(path):
@@ -552,10 +651,11 @@ class _Manifest:
             word = (found.start() + found.group().index(name), name)
             yield self.report("unknown-placeholder", message, path, *advice, word=word)
 
-    def mentions(self, path: Steps, name: str) -> bool:
-        """Whether a call uses a name, in its text or in a template."""
+    def mentions(self, path: Steps, name: str, *keys: str) -> bool:
+        """Whether a call uses a name, in its text or in a template; with `keys`, in these only."""
         written = self.at(path)
-        parts = [written] if isinstance(written, str) else [self.group(path).get(key) for key in _CALL_KEYS]
+        looked_at = [self.group(path).get(key) for key in keys or _CALL_KEYS]
+        parts = [written] if isinstance(written, str) else looked_at
         return any(re.search(rf"\{{[^{{}}]*\b{name}\b", text) for part in parts for text in _texts(part))
 
     def no_body_on_get(self, path: Steps, place: tuple[str, ...]) -> Iterator[Diagnostic]:
@@ -573,7 +673,7 @@ def _pointed(document: Document, found: Diagnostic, path: Steps, offset: int, wo
     return replace(found, line=line, column=column, length=len(word) if length == 1 else length)
 
 
-_CALL_KEYS = ("call", "query", "headers", "body")
+_CALL_KEYS = ("call", "query", "headers", "with", "body")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -658,6 +758,11 @@ def _field_options(document: Document, path: Steps, field: Mapping[str, Any]) ->
             f"`at_most` has no effect on {kind}, which has no length",
         ),
         (
+            "too_long" in field and "at_most" not in field,
+            "too_long",
+            "`too_long` has no effect without `at_most`",
+        ),
+        (
             "one_of" in field and kind not in ("text", "any"),
             "one_of",
             f"`one_of` lists texts, and the field is {kind}",
@@ -675,11 +780,18 @@ def _field_options(document: Document, path: Steps, field: Mapping[str, Any]) ->
 
 
 def _unknown_field(
-    document: Document, path: Steps, owner: str, field: str, known: Iterable[str], declared: Steps
+    document: Document,
+    path: Steps,
+    owner: str,
+    field: str,
+    known: Iterable[str],
+    declared: Steps,
+    *,
+    key: bool = False,
 ) -> Diagnostic:
     line = document.place((*declared, "fields"), key=True)[0]
     advice = (*did_you_mean(field, known), f"fields are declared on line {line}")
-    return document.diagnostic("unknown-field", f"`{owner}` has no field `{field}`", path, *advice)
+    return document.diagnostic("unknown-field", f"`{owner}` has no field `{field}`", path, *advice, key=key)
 
 
 # ---- platforms ---------------------------------------------------------------------------------------
