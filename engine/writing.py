@@ -670,8 +670,10 @@ class _Sender:
         request = spec.records.put(request, records)
         if spec.idempotency_key is None or spec.idempotency_key.send == spec.records:
             return request  # the keys are those of the map
+        # What a template makes may hold the time, and a key stands for one content only.
+        by_content = batch.kind == "update" or spec.item is not None
         return _with_key(
-            request, spec.idempotency_key, key if batch.kind == "create" else content_key(key, bodies)
+            request, spec.idempotency_key, content_key(key, bodies) if by_content else key
         )
 
     # --------------------------------------------------------------------------------------- jobs
