@@ -329,8 +329,8 @@ def names_section() -> str:
     lines += [f"| {where} | {_words(sorted(names))} |" for where, names in NAMES.items()]
     lines += [
         "",
-        "`credentials` holds those that are not secret. A call with `for_each` also sees its name, and a read",
-        "those of its places that are written `name …`.",
+        "`credentials` holds those that are not secret. A call with `for_each` also sees its name, and a",
+        "read those of its places that are written `name …`.",
         "",
     ]
     return "\n".join(["", *lines])

@@ -9,6 +9,7 @@ import yaml
 
 from engine.auth import TYPES, Authenticator
 from engine.errors import HubError
+from engine.filling import kept_of_credentials
 from engine.ports import Credentials, Secret
 from tests.fakes import connector_of
 
@@ -47,6 +48,8 @@ resources:
     signature = authenticator.sign(credentials)
     assert dict(signature.headers) == case["headers"]
     assert dict(signature.query) == case.get("query", {})
+    kept = kept_of_credentials(authenticator.method, credentials.values)
+    assert kept == case.get("kept", {})
     assert not any(secret in repr(signature) for secret in case["credentials"].values())
 
 

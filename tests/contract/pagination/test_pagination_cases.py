@@ -1,5 +1,6 @@
 """Every pagination type answers for its cases: given this page, what is the next request?"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_next_request(document: dict[str, Any], case: dict[str, Any]) -> None:
     options = dict(document["pagination"])
     pagination = build(TypeSpec(options.pop("type"), options), document.get("server", "https://api.example"))
     asked = Request.parse(case["request"])
-    asked = Request(asked.method, asked.url, asked.query, body=case.get("body"))
+    asked = replace(asked, body=case.get("body"), names=case.get("names", {}))
     rows = next((value for value in case["page"].values() if isinstance(value, list)), [])
     page = Page(asked, case["page"], case.get("headers", {}), records=rows)
     if "error" in case:
@@ -40,9 +41,10 @@ def test_next_request(document: dict[str, Any], case: dict[str, Any]) -> None:
         return
     following = pagination.next_request(asked, page)
     assert written(following) == case["next"]
-    if "next_body" in case:
-        assert following is not None
-        assert following.body == case["next_body"]
+    for part in ("body", "names"):
+        if f"next_{part}" in case:
+            assert following is not None
+            assert getattr(following, part) == case[f"next_{part}"]
 
 
 def test_every_type_has_cases() -> None:

@@ -10,7 +10,15 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from engine.auth import Authenticator, Grant, authorization_url, exchange_code, refresh, revoke
+from engine.auth import (
+    Authenticator,
+    Grant,
+    authorization_url,
+    exchange_code,
+    kept_of_callback,
+    refresh,
+    revoke,
+)
 from engine.errors import (
     AuthenticationError,
     HubError,
@@ -232,6 +240,52 @@ async def test_expiry_as_unix_time() -> None:
     assert grant.expires_at == datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("lifetime", [0, 3600])
+async def test_a_token_that_never_ends(lifetime: int) -> None:
+    connector = oauth_connector(PLAIN + "  expires: never\n")
+    answer = {"access_token": "at", "expires_in": lifetime}
+    assert (await exchanged(FakeProvider([reply(answer)]), connector)).expires_at is None
+
+
+async def test_when_the_refresh_token_ends() -> None:
+    connector = oauth_connector(PLAIN + "  refresh_token_expires: {in: refresh_ends_in}\n")
+    grant = await exchanged(FakeProvider([reply({**GRANTED, "refresh_ends_in": 8640000})]), connector)
+    assert grant.expires_at == datetime(2026, 3, 1, 13, 0, tzinfo=UTC)
+    assert grant.refresh_expires_at == datetime(2026, 6, 9, 12, 0, tzinfo=UTC)  # a hundred days later
+    assert (await exchanged(FakeProvider([reply(GRANTED)]))).refresh_expires_at is None
+
+
+DECLARED = (
+    PLAIN
+    + """
+  credentials: {shop: {title: Shop, secret: false}}
+  keep: {merchant: merchant.id, shop: "{{ shop }}"}
+  keep_from_callback: {company: companyId}
+connection:
+  merchant: {title: Merchant, pattern: "^m[0-9]+$"}
+  company: {title: Company, pattern: "^[0-9]+$"}
+"""
+)
+
+
+async def test_values_of_the_answer_are_kept_as_declared() -> None:
+    connector = oauth_connector(DECLARED)
+    right = FakeProvider([reply({**GRANTED, "merchant": {"id": "m7"}})])
+    assert (await exchanged(right, connector)).connection == {"merchant": "m7"}
+    assert connector.auth[0].keep.keys() == {"shop"}  # what was typed in is kept at once
+    with pytest.raises(UnexpectedResponseError, match="`merchant`"):
+        await exchanged(FakeProvider([reply({**GRANTED, "merchant": {"id": "m7.evil"}})]), connector)
+
+
+def test_values_of_the_redirect_are_kept_as_declared() -> None:
+    connector = oauth_connector(DECLARED)
+    method = connector.auth[0]
+    assert kept_of_callback(connector, method, {"companyId": "91", "x": "y"}) == {"company": "91"}
+    for parameters in ({}, {"companyId": ""}, {"companyId": "91/../x"}):
+        with pytest.raises(UnexpectedResponseError, match="compan"):
+            kept_of_callback(connector, method, parameters)
+
+
 async def test_an_answer_without_a_token_type_is_a_bearer_token() -> None:
     grant = await exchanged(FakeProvider([reply({"access_token": "at-9"})]))
     assert grant.access_token.reveal() == "at-9"
@@ -252,6 +306,24 @@ async def test_refresh_takes_a_rotated_refresh_token() -> None:
     grant = await refreshed(FakeProvider([reply(GRANTED)]))
     assert grant.refresh_token is not None
     assert grant.refresh_token.reveal() == "rt-1"
+
+
+async def test_a_refresh_token_that_keeps_is_asked_with_once_more() -> None:
+    connector = oauth_connector(PLAIN + "  refresh_token: keeps\n")
+    provider = FakeProvider([reply({}, 503), reply(GRANTED)])
+    assert (await refreshed(provider, connector)).access_token.reveal() == "at-1"
+    down = FakeProvider([reply({}, 503), reply({}, 503), reply(GRANTED)])
+    with pytest.raises(UnavailableError):
+        await refreshed(down, connector)
+    assert len(down.requests) == 2
+
+
+async def test_a_refresh_token_that_rotates_is_asked_with_once() -> None:
+    for options in (PLAIN, PLAIN + "  refresh_token: rotates\n"):
+        provider = FakeProvider([reply({}, 503), reply(GRANTED)])
+        with pytest.raises(UnavailableError):
+            await refreshed(provider, oauth_connector(options))
+        assert len(provider.requests) == 1
 
 
 Case = tuple[Callable[[], httpx.Response | Exception], type[HubError], str | None]
@@ -369,6 +441,23 @@ async def test_revoke_as_the_manifest_writes_it() -> None:
     assert str(request.url) == "https://api.juniper.example/oauth2/revoke"
     assert request.headers["Authorization"] == "Client hush:1"
     assert json.loads(request.content) == {"client_id": "app-1", "access_token": "at-1"}
+
+
+async def test_revoke_elsewhere_with_the_client_in_the_header() -> None:
+    options = """
+  authorize_url: /oauth2/authorize
+  token_url: /oauth2/token
+  revoke:
+    call: POST https://login.juniper.example/revoke
+    client: header
+    body: {token: "{{ refresh_token }}"}
+"""
+    provider = FakeProvider([reply({})])
+    assert await revoked(provider, oauth_connector(options)) is True
+    (request,) = provider.requests
+    assert str(request.url) == "https://login.juniper.example/revoke"
+    assert base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")) == b"app-1:hush:1"
+    assert json.loads(request.content) == {"token": "rt-1"}
 
 
 async def test_a_token_that_is_dead_already_counts_as_revoked() -> None:

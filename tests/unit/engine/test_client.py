@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs
@@ -25,6 +25,7 @@ from engine.errors import (
     UnavailableError,
     UnexpectedResponseError,
 )
+from engine.memory import StaticCredentials
 from engine.ports import Credentials, Secret
 from tests.fakes import START, FakeClock, FakeProvider, Reply, client_of, reply
 
@@ -153,6 +154,113 @@ async def test_learn_refuses_an_answer_that_lacks_the_value() -> None:
     manifest = HEAD + "\nafter_connecting:\n  - {call: GET /me, keep: {account: id}}\n" + CUSTOMERS
     with pytest.raises(UnexpectedResponseError):
         await client_of(manifest, FakeProvider([reply({})])).learn()
+
+
+SOMEWHERE = """
+manifest: 1
+connector: juniper
+title: Juniper
+docs: https://developer.juniper.example
+server: {production: "https://{{ connection.region }}.juniper.example/v3"}
+headers: {Juniper-Account: "{{ connection.account }}"}
+query: {minor: "75"}
+connection:
+  region: {title: Region, pattern: "^[a-z]{2}[0-9]$"}
+  account: {title: Account}
+  label: {title: Label, optional: true}
+auth:
+  - name: key
+    type: api_key
+    credentials: {apiKey: {title: Key}}
+    token: apiKey
+    send: query key
+    keep: {region: "{{ apiKey | after_last('-') }}"}
+  - {name: oauth, type: oauth2, authorize_url: /authorize, token_url: /token}
+check: GET /ping
+after_connecting:
+  - for: [oauth]
+    call: GET https://login.juniper.example/me?a=b
+    headers: {authorization: "Own {{ access_token }}"}
+    keep: {region: region}
+  - call: GET https://accounts.juniper.example/mine
+    keep: {account: id}
+  - {call: "GET /accounts/{connection.account}", keep: {label: label}}
+resources:
+  customer:
+    id: id
+    fields: {id: id}
+    list:
+      call: GET /customers
+      records: customers
+      pagination: {type: next_link, read: next}
+"""
+TOKEN = Credentials({"access_token": Secret("at-12345")}, method="oauth")
+
+
+async def test_lookups_find_out_where_the_account_is() -> None:
+    answers = [reply({"region": "eu2"}), reply({"id": 7}), reply({}), reply({"label": "Main"})]
+    provider = FakeProvider(answers)
+    client = client_of(SOMEWHERE, provider, source=StaticCredentials(TOKEN))
+    assert await client.learn(check=True) == {"region": "eu2", "account": 7, "label": "Main"}
+    assert [f"{each.method} {each.url}" for each in provider.requests] == [
+        "GET https://login.juniper.example/me?a=b",
+        "GET https://accounts.juniper.example/mine",
+        "GET https://eu2.juniper.example/v3/ping?minor=75",  # as soon as it is known where
+        "GET https://eu2.juniper.example/v3/accounts/7?minor=75",
+    ]
+    signed = [each.headers["Authorization"] for each in provider.requests]
+    assert signed == ["Own at-12345", *["Bearer at-12345"] * 3]
+    account = [each.headers.get("Juniper-Account") for each in provider.requests]
+    assert account == [None, None, "7", "7"]  # the manifest's headers go to its own server alone
+
+
+async def test_what_is_known_is_not_looked_up() -> None:
+    provider = FakeProvider([reply({"label": None})])
+    credentials = replace(TOKEN, connection={"region": "eu2", "account": "a1"})
+    client = client_of(SOMEWHERE, provider, source=StaticCredentials(credentials))
+    assert await client.learn() == {}  # a label is optional
+    assert provider.calls == ["GET /v3/accounts/a1?minor=75"]
+
+
+async def test_a_lookup_is_for_its_own_way_to_sign() -> None:
+    provider = FakeProvider([reply({"id": 7}), reply({"label": "x"})])
+    key = Credentials({"apiKey": Secret("k-eu2")}, {"region": "eu2"}, method="key")
+    await client_of(SOMEWHERE, provider, source=StaticCredentials(key)).learn()
+    assert provider.calls == ["GET /mine?key=k-eu2", "GET /v3/accounts/7?minor=75&key=k-eu2"]
+
+
+@pytest.mark.parametrize("region", ["evil.example/", "eu2.evil", "EU2", "", 5])
+async def test_a_value_that_is_not_as_declared_gets_no_credentials(region: Any) -> None:
+    provider = FakeProvider([reply({"region": region})])
+    client = client_of(SOMEWHERE, provider, source=StaticCredentials(TOKEN))
+    with pytest.raises((UnexpectedResponseError, ManifestError)):
+        await client.learn()
+    known = StaticCredentials(replace(TOKEN, connection={"region": region, "account": "a1"}))
+    with pytest.raises(ManifestError, match="region"):
+        await client_of(SOMEWHERE, provider, source=known).check()
+    assert [each.url.host for each in provider.requests] == ["login.juniper.example"]
+
+
+async def test_a_server_that_is_not_known_is_said() -> None:
+    client = client_of(SOMEWHERE, FakeProvider([]), source=StaticCredentials(TOKEN))
+    with pytest.raises(ManifestError, match=r"connection\.region"):
+        await client.check()
+
+
+async def test_values_no_pattern_guards_stay_within_the_host() -> None:
+    manifest = SOMEWHERE.replace(', pattern: "^[a-z]{2}[0-9]$"', "")
+    for region in ("evil.example/x?", "a@b", "x:1", "a#"):
+        source = StaticCredentials(replace(TOKEN, connection={"region": region, "account": "a1"}))
+        with pytest.raises(ManifestError):
+            await client_of(manifest, FakeProvider([]), source=source).check()
+
+
+async def test_the_query_of_every_call_is_not_repeated_by_a_link() -> None:
+    link = "https://eu2.juniper.example/v3/customers?page=2&minor=75"
+    provider = FakeProvider([reply({"customers": [{"id": 1}], "next": link}), reply({})])
+    source = StaticCredentials(replace(TOKEN, connection={"region": "eu2", "account": "a1"}))
+    await read_all(client_of(SOMEWHERE, provider, source=source))
+    assert provider.calls == ["GET /v3/customers?minor=75", "GET /v3/customers?page=2&minor=75"]
 
 
 async def test_any_one_call() -> None:
@@ -298,6 +406,122 @@ async def test_without_the_feed_everything_is_read(since: datetime | None) -> No
     (batch,) = await read_all(client_of(FEED, provider), "product", since=since)
     assert provider.calls == ["GET /v3/products"]
     assert batch.records[0].deleted is True
+
+
+ASKED = (
+    HEAD
+    + """
+resources:
+  customer:
+    id: Id
+    changed_at: At
+    fields: {Name: text}
+    list:
+      call: GET /query
+      query:
+        ask: >-
+          select * from Customer{{ ' where At >= ' ~ (since | quoted) if since is defined else '' }}
+          startposition {{ start }} maxresults {{ size }}
+      records: answer.Customer
+      since: name since
+      lookback: 5 minutes
+      pagination: {type: offset, first: 1, send: name start}
+      page_size: {send: name size, at_most: 2}
+    changes:
+      call: GET /cdc
+      records: changed
+      deleted: status == 'Deleted'
+      since: query changedSince
+      reaches_back: 29 days
+      full_at: 3
+    get_many:
+      call: GET /query
+      query: {ask: "select * from Customer where Id in ({{ wanted | quoted_list }})"}
+      ids: name wanted
+      at_most: 2
+      records: answer.Customer
+"""
+)
+
+
+def asked(provider: FakeProvider) -> list[str]:
+    return [each.url.params["ask"] for each in provider.requests if "ask" in each.url.params]
+
+
+def rows_of(*ids: str) -> list[dict[str, Any]]:
+    return [{"Id": each, "At": "2026-02-28T00:00:00-08:00"} for each in ids]
+
+
+async def test_a_query_is_written_anew_for_every_page() -> None:
+    answers = [
+        reply({"answer": {"Customer": rows_of("1", "2")}}),
+        reply({"answer": {"Customer": rows_of("3")}}),
+    ]
+    provider = FakeProvider([*answers, reply({"answer": {}})])
+    batches = await read_all(client_of(ASKED, provider))
+    assert ids(batches) == [["1", "2"], ["3"], []]
+    assert asked(provider) == [
+        f"select * from Customer startposition {start} maxresults 2" for start in (1, 3, 4)
+    ]
+    assert batches[0].records[0].changed_at == "2026-02-28T08:00:00Z"
+
+
+async def test_a_query_goes_on_from_where_it_stopped() -> None:
+    manifest = ASKED[: ASKED.index("    changes:")] + ASKED[ASKED.index("    get_many:") :]
+    pages = {1: rows_of("1", "2"), 3: rows_of("3")}
+
+    def answer(request: httpx.Request) -> Reply:
+        start = int(request.url.params["ask"].split("startposition ")[1].split()[0])
+        return reply({"answer": {"Customer": pages.get(start, [])}})
+
+    provider = FakeProvider(answer)
+    since = datetime(2026, 2, 1, 10, 0, tzinfo=UTC)
+    first = await read_all(client_of(manifest, provider), since=since)
+    resume = json.loads(json.dumps(first[0].resume))
+    again = FakeProvider(answer)
+    rest = await read_all(client_of(manifest, again), since=since, resume=resume)
+    assert ids([first[0], *rest]) == [["1", "2"], ["3"], []]
+    assert asked(again)[1] == (
+        "select * from Customer where At >= '2026-02-01T09:55:00Z' startposition 4 maxresults 2"
+    )
+
+
+async def test_records_by_id_are_asked_for_in_a_query() -> None:
+    provider = FakeProvider([reply({"answer": {"Customer": rows_of("1", "2")}}), reply({"answer": {}})])
+    found = await client_of(ASKED, provider).get_many("customer", ["1", "2", "3"])
+    assert list(found) == ["1", "2"]
+    assert asked(provider) == [
+        "select * from Customer where Id in ('1', '2')",
+        "select * from Customer where Id in ('3')",
+    ]
+
+
+async def test_a_feed_that_was_cut_goes_on_with_the_list_since_the_same_moment() -> None:
+    cut = [*rows_of("1", "2"), {"Id": "9", "status": "Deleted"}]
+    answers = [
+        reply({"changed": cut}),
+        reply({"answer": {"Customer": rows_of("1", "3")}}),
+        reply({"answer": {}}),
+    ]
+    provider = FakeProvider(answers)
+    since = START - timedelta(days=1)
+    batches = await read_all(client_of(ASKED, provider), since=since)
+    assert ids(batches) == [["1", "2", "9"], ["1", "3"], []]
+    assert [each.deleted for each in batches[0].records] == [False, False, True]
+    assert asked(provider)[0] == (
+        "select * from Customer where At >= '2026-02-28T11:55:00Z' startposition 1 maxresults 2"
+    )
+    again = FakeProvider([reply({"answer": {"Customer": rows_of("3")}}), reply({"answer": {}})])
+    await read_all(client_of(ASKED, again), since=since, resume=json.loads(json.dumps(batches[0].resume)))
+    assert asked(again)[1].startswith(
+        "select * from Customer where At >= '2026-02-28T11:55:00Z' startposition 2 "
+    )
+
+
+async def test_a_feed_that_was_not_cut_is_all() -> None:
+    provider = FakeProvider([reply({"changed": rows_of("1", "2")})])
+    assert ids(await read_all(client_of(ASKED, provider), since=START - timedelta(days=1))) == [["1", "2"]]
+    assert asked(provider) == []
 
 
 async def test_rows_of_other_resources_are_left_out() -> None:
