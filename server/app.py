@@ -17,6 +17,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import Components, License, SecurityScheme, Tag
 from litestar.serialization import decode_json, encode_json
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from sqlalchemy.exc import SQLAlchemyError
 
 from server import telemetry
 from server.api import health, integrations, oauth, syncs
@@ -26,7 +27,7 @@ from server.api.errors import answer_error, request_id, send_request_id
 from server.api.guards import PUBLIC, Caller, allow_named_roles, authentication
 from server.api.reference import ReferencePlugin
 from server.catalog import store_templates
-from server.context import open_context
+from server.context import Context, open_context
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 HANDLERS = (*integrations.HANDLERS, *oauth.HANDLERS, *syncs.HANDLERS, *health.HANDLERS)
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
 SHUTDOWN_SECONDS = 20
+DATABASE_SECONDS = 3.0  # to wait for the database at the start, before serving without it
+RETRY_SECONDS = 1.0
 MOST_BODY_BYTES = 1024 * 1024
 
 
@@ -44,15 +47,33 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with open_context(settings, application_name="integration-hub api") as context:
-            async with context.sessions.begin() as session:
-                await store_templates(session, context.catalog)
             app.state.context = context
             app.state.stopping = asyncio.Event()
-            yield
+            storing = asyncio.create_task(_store_templates(context))
+            try:
+                await asyncio.wait({storing}, timeout=DATABASE_SECONDS)
+                if storing.done():
+                    storing.result()
+                yield
+            finally:
+                storing.cancel()
+                await asyncio.gather(storing, return_exceptions=True)
 
     return _application(
         lifespan=[lifespan], middleware=[DefineMiddleware(Observation), authentication(settings)]
     )
+
+
+async def _store_templates(context: Context) -> None:
+    """Store the packs' templates as soon as the database takes them; `/ready` says what is wrong."""
+    while True:
+        try:
+            async with context.sessions.begin() as session:
+                await store_templates(session, context.catalog)
+            return
+        except (SQLAlchemyError, OSError) as error:
+            await log.awarning("templates.not_stored", error=type(error).__name__)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def serve(settings: Settings) -> None:

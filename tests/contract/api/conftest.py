@@ -132,7 +132,7 @@ async def running(settings: Settings, sandbox: Sandbox) -> AsyncIterator[Hub]:
     await _make_platform(settings.database_url)
     app = create_app(settings)
     async with (
-        _living(app),
+        living(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, app)), base_url="http://hub.test") as http,
     ):
         yield Hub(app, http, app.state.context, sandbox)
@@ -149,7 +149,7 @@ async def hub(running: Hub) -> AsyncIterator[Hub]:
 
 
 @asynccontextmanager
-async def _living(app: Litestar) -> AsyncIterator[None]:
+async def living(app: Litestar) -> AsyncIterator[None]:
     """Start and stop an app in one task, as its server would; fixtures run each half in another."""
     started, stop = asyncio.Event(), asyncio.Event()
 

@@ -1,16 +1,22 @@
 """Health, readiness, metrics, error answers and the API's own description."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
+import httpx
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import text
 
-from server.app import openapi_document
-from tests.contract.api.conftest import API, NOWHERE, OURS, Hub, bearer
+import server.app
+from server.app import create_app, openapi_document
+from server.db import migrate
+from server.settings import Settings
+from tests.contract.api.conftest import API, NOWHERE, OURS, Hub, bearer, living
 
 
 async def log(
@@ -111,13 +117,32 @@ async def test_readiness_wants_the_newest_revision(hub: Hub) -> None:
     assert list(answer.json()["problems"]) == ["migrations"]
 
 
+async def test_it_starts_before_its_database_is_ready_and_says_so(
+    settings: Settings, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.app, "DATABASE_SECONDS", 0.2)
+    monkeypatch.setattr(server.app, "RETRY_SECONDS", 0.05)
+    app = create_app(replace(settings, database_url=empty_database_url))
+    async with (
+        living(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, app)), base_url="http://hub.test") as http,
+    ):
+        answer = await http.get("/ready")
+        assert (answer.status_code, list(answer.json()["problems"])) == (503, ["migrations"])
+        await asyncio.to_thread(migrate.upgrade, empty_database_url)
+        assert (await http.get("/ready")).status_code == 200
+        async with asyncio.timeout(20), app.state.context.sessions() as session:
+            while not await session.scalar(text("SELECT count(*) FROM field_mapping_templates")):
+                await session.rollback()
+
+
 async def test_metrics_count_what_happened(hub: Hub) -> None:
     await hub.connect_by_key(config={"syncEnabled": True})
     await log(hub, "completed", 3)
     answer = await hub.http.get("/metrics", headers=bearer("admin", None))
     # Prometheus refuses a header in which a parameter is there twice.
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    text = answer.text
+    told = answer.text
     for line in (
         'integration_connections_total{provider="stripe",status="connected"} 1.0',
         'integration_sync_total{provider="stripe",status="completed"} 3.0',
@@ -130,9 +155,9 @@ async def test_metrics_count_what_happened(hub: Hub) -> None:
         'integration_queue_depth{priority="CRITICAL"} 0.0',
         f'integration_health_status{{provider="stripe",venue_id="{OURS}"}} 1.0',
     ):
-        assert line in text.splitlines()
+        assert line in told.splitlines()
     for family in ("integration_webhook", "integration_health_status"):
-        assert f"# HELP {family}" in text
+        assert f"# HELP {family}" in told
 
 
 # --- errors
