@@ -23,7 +23,7 @@ MOST_OF_ONE = 64 * 2**20
 MOST_MEMBERS = 10_000
 
 _GZIP = b"\x1f\x8b"
-_PLAIN_NAME = re.compile(r"(\./)?([A-Za-z0-9_-][A-Za-z0-9_.-]*/)*([A-Za-z0-9_-][A-Za-z0-9_.-]*)?")
+_PLAIN_NAME = re.compile(r"\.|(\./)?([A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 def read_documents(data: bytes, packed: Literal["json", "tar_gz_json"]) -> Iterator[Any]:
