@@ -3,6 +3,7 @@
 import asyncio
 import random
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ COLUMNS = {
     "venues": "id name type currency country timezone created_at updated_at",
     "events": "id venue_id name description status starts_at price currency capacity url "
     "created_at updated_at",
-    "ticket_types": "id event_id name price quantity updated_at",
+    "ticket_types": "id event_id name price quantity available position updated_at",
     "customers": "id venue_id first_name last_name email phone city postal_code country accepts_marketing "
     "created_at updated_at",
     "orders": "id venue_id customer_id number email status total currency placed_at source "
@@ -149,6 +150,7 @@ def generate() -> Tables:
         sold = _add_events(tables, venue, chance)
         buyers = _add_customers(tables, venue, chance)
         _add_orders(tables, venue, chance, sold, buyers)
+    _count_what_is_left(tables)
     return tables
 
 
@@ -195,9 +197,9 @@ def _add_events(tables: Tables, venue: Venue, chance: random.Random) -> list[_Ti
         )
         if price is None:
             continue
-        for name, factor in (("Standard", 1), ("Front row", 2)):
+        for position, (name, factor) in enumerate((("Standard", 1), ("Front row", 2))):
             kind = demo_id("ticket type", venue.key, number, name)
-            tables.ticket_types.append((kind, event_id, name, price * factor, 100, made))
+            tables.ticket_types.append((kind, event_id, name, price * factor, 0, 0, position, made))
             amount = int((price * factor).scaleb(_DECIMALS[currency]))
             sold.append(_TicketType(kind, amount, currency))
     return sold
@@ -310,6 +312,17 @@ def _add_orders(
             tables.tickets.append(
                 (demo_id("ticket", order_id, seat), order_id, kind.id, kind.price, kind.currency, placed)
             )
+
+
+def _count_what_is_left(tables: Tables) -> None:
+    """Give each ticket type room for what was sold of it: a hundred, or what was sold and a few more."""
+    counting = {order[0] for order in tables.orders if order[5] in ("paid", "pending")}
+    sold = Counter(ticket[2] for ticket in tables.tickets if ticket[1] in counting)
+    over = {event[0] for event in tables.events if event[4] == "sold_out"}
+    for place, (kind, event, name, price, _, _, position, made) in enumerate(tables.ticket_types):
+        quantity = sold[kind] if event in over else max(100, sold[kind] + 5)
+        left = quantity - sold[kind]
+        tables.ticket_types[place] = (kind, event, name, price, quantity, left, position, made)
 
 
 def _spread(weights: dict[str, int], count: int) -> Iterator[str]:

@@ -34,10 +34,41 @@ CREATE TABLE platform.ticket_types (
     event_id uuid NOT NULL REFERENCES platform.events,
     name text NOT NULL,
     price numeric CHECK (price >= 0),
-    quantity integer NOT NULL,
+    quantity integer NOT NULL CHECK (quantity >= 0),
+    available integer CHECK (available BETWEEN 0 AND quantity),  -- not sold yet; null: nobody counts
+    position integer NOT NULL DEFAULT 0,  -- among the event's
     updated_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX ticket_types_event ON platform.ticket_types (event_id);
+
+-- An event has changed when what it sells has; how many are left is no change of the event.
+CREATE FUNCTION platform.touch_event() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        UPDATE platform.events SET updated_at = now() WHERE id = OLD.event_id;
+    ELSE
+        UPDATE platform.events SET updated_at = NEW.updated_at
+        WHERE id = NEW.event_id AND updated_at < NEW.updated_at;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER ticket_types_touch_event
+    AFTER INSERT OR DELETE OR UPDATE OF name, price, position ON platform.ticket_types
+    FOR EACH ROW EXECUTE FUNCTION platform.touch_event();
+
+-- Events as the hub sees them: writable, and with their ticket types in a column.
+CREATE VIEW platform.events_with_ticket_types AS
+SELECT
+    events.*,
+    (
+        SELECT json_agg(
+            json_build_object('id', id, 'name', name, 'price', price, 'available', available)
+            ORDER BY position, id
+        )
+        FROM platform.ticket_types
+        WHERE event_id = events.id
+    ) AS ticket_types
+FROM platform.events;
 
 CREATE TABLE platform.customers (
     id uuid PRIMARY KEY,
