@@ -1,4 +1,4 @@
-"""Processes that are killed. Moments are counted in calls the providers have had, so that each is in mid-work."""
+"""Processes that are killed, at moments counted in calls to the providers, so that each is in mid-work."""
 
 import random
 
