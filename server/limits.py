@@ -31,7 +31,7 @@ Arguments = list[str | int | float]  # of a script
 
 log = structlog.get_logger(__name__)
 
-RESERVED_BURST = 0.5  # of what may go at once beyond one call: for the critical lane
+RESERVED_BURST = 0.2  # of what may go at once beyond one call: for the critical lane
 RESERVED_SLOTS = 10  # one slot in so many is for the critical lane; with fewer it only goes first
 LEASE_SECONDS = 6.0  # a slot stays so long with a process that doesn't answer
 TURN_SECONDS = 2.0  # so long a place in a queue is kept after it was due

@@ -58,12 +58,12 @@ async def test_a_hold_is_everybodys(redis: Redis, key: str) -> None:
 async def test_part_of_what_may_go_at_once_is_for_the_critical_lane(redis: Redis, key: str) -> None:
     limits = SharedLimits(redis)
     ordinary, critical = limits.lane(critical=False), limits.lane(critical=True)
-    for _ in range(3):  # of five at once, two are kept
-        await at_once(ordinary.acquire(key, rate=0.01, burst=5))
-    waiting = asyncio.create_task(ordinary.acquire(key, rate=0.01, burst=5))
+    for _ in range(9):  # of eleven at once, two are kept
+        await at_once(ordinary.acquire(key, rate=0.01, burst=11))
+    waiting = asyncio.create_task(ordinary.acquire(key, rate=0.01, burst=11))
     await until(lambda: stands(redis, "budget", key))
     for _ in range(2):
-        await at_once(critical.acquire(key, rate=0.01, burst=5))
+        await at_once(critical.acquire(key, rate=0.01, burst=11))
     assert not waiting.done()
     await cancelled(waiting)
 
@@ -227,7 +227,7 @@ async def stands(redis: Redis, kind: str, key: str) -> bool:
 async def lease_end(redis: Redis, slots: str) -> float:
     """Return when the one lease there is ends, in microseconds."""
     [ticket] = await redis.zrange(slots, 0, -1)
-    score = await redis.zscore(slots, ticket)
+    score = await redis.zscore(slots, str(ticket))
     assert score is not None
     return float(score)
 
