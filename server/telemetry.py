@@ -112,7 +112,7 @@ _HEALTH_VALUES = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
 
 
 async def metrics(session: AsyncSession, health: Sequence[tuple[str, UUID, str]]) -> bytes:
-    """Return all metrics as Prometheus reads them; `health` is (provider, venue, status) of each integration."""
+    """Return every metric in Prometheus' text; `health` is provider, venue and status of each integration."""
     rows: dict[str, Sequence[Any]] = {
         name: (await session.execute(query)).all()
         for name, query in (
