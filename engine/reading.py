@@ -48,10 +48,14 @@ class ReadRecord(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class ReadBatch:
-    """The records of one page. `resume` is JSON that continues after them; None on the last page."""
+    """The records of one page. `resume` is JSON that continues after them; None on the last page.
+
+    `complete` says that the pages from the first to the last list all there is, not only what changed.
+    """
 
     records: list[ReadRecord]
     resume: dict[str, Any] | None
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class _Walk:
     signature: Signature
     scope: Mapping[str, Any]
     starts: Sequence[Request]
+    complete: bool
 
     def cut(self, page: Page) -> bool:
         """Whether a feed that has no pages left something out."""
@@ -122,7 +127,7 @@ class Reader:
                     await _turns(TURNS_TO_SEND)
                 rows, resume_here = page.records, _resume(walk.feed, number, request)
                 del page, task  # so that its memory is there for the next page's
-                yield ReadBatch(rows_of.read(rows), resume_here)
+                yield ReadBatch(rows_of.read(rows), resume_here, walk.complete)
                 del rows
         finally:
             if pending is not None:
@@ -172,9 +177,14 @@ class Reader:
         if spec is None:
             if resource.get is None:
                 raise ManifestError(f"`{resource.name}` has no call to get a record by its id")
-            async with asyncio.TaskGroup() as tasks:
-                found = {each: tasks.create_task(self.get(resource, each)) for each in wanted}
-            return {each: row for each, task in found.items() if (row := task.result()) is not None}
+            got = await asyncio.gather(*(self.get(resource, each) for each in wanted), return_exceptions=True)
+            found: dict[str, Row] = {}
+            for each, row in zip(wanted, got, strict=True):
+                if isinstance(row, BaseException):
+                    raise row
+                if row is not None:
+                    found[each] = row
+            return found
         rows = RowReader(resource, spec, self._connector.times)
         account = await self._caller.account()
         records: dict[str, Row] = {}
@@ -211,6 +221,7 @@ class Reader:
             signature=account.signature,
             scope=scope,
             starts=[self._start(spec, pagination, scope, each, since) for each in _for_each(spec, scope)],
+            complete=feed == "list" and resume is None and (since is None or spec.since is None),
         )
 
     def _choose_feed(self, resource: Resource, since: datetime | None) -> str:

@@ -8,7 +8,7 @@ repeated word for word under the same idempotency keys. What happens to one reco
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from engine.errors import (
 )
 from engine.expressions import Path
 from engine.fields import FieldCatalog
+from engine.gone import Gone, Parted, Seen, is_parted, told_gone
 from engine.manifest import Connector, Resource
 from engine.mapping import Mapping as FieldMapping
 from engine.mapping import MappingScope
@@ -70,6 +71,10 @@ class Tally:
     skipped: int = 0
     failed: int = 0
     conflicts: int = 0
+    archived: int = 0
+    deleted: int = 0  # at the provider: by us on a push, by somebody else on a pull
+    held: int = 0  # records that would have been archived, deleted or unlinked, had they not been too many
+    note: str = ""  # what a person has to know, such as why records are held
     api_calls: int = 0
     seconds: float = 0.0
     failures: list[RecordFailure] = field(default_factory=list)
@@ -82,7 +87,11 @@ class Tally:
 
 
 class Sync:
-    """Runs one mapping of one venue. `stop` is asked between pages; `on_progress` is told after each."""
+    """Runs one mapping of one venue. `stop` is asked between pages; `on_progress` is told after each.
+
+    A `complete` run also looks for what is gone without a word: it compares every link with the platform, and
+    reads all of the provider's records. `approved` says that a person wants all the gone to go, however many.
+    """
 
     def __init__(
         self,
@@ -97,6 +106,8 @@ class Sync:
         fields: FieldCatalog,
         stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Tally], None] = lambda tally: None,
+        complete: bool = False,
+        approved: bool = False,
     ) -> None:
         self.connector = connector
         self.mapping = mapping
@@ -108,6 +119,8 @@ class Sync:
         self.fields = fields
         self.stop = stop
         self.on_progress = on_progress
+        self.complete = complete
+        self.approved = approved
         self._limited = limited_fields(connector.resources[mapping.resource].fields)
         self._fruitless = 0  # chunks of calls in a row of which nothing got through
 
@@ -120,14 +133,21 @@ class Sync:
         """
         tally = self._tally("pull")
         position = dict(await self.state.position(*self._here, "pull") or {})
+        if self.complete and self.mapping.pushes:  # else a lost link would change nothing on either side
+            position = {}
         try:
-            await self._walk(tally, position)
+            seen = await self._walk(tally, position)
         except StaleCursorError:
             position.pop("walk", None)  # the cursor died; the watermark is still good
-            await self._walk(tally, position)
+            seen = await self._walk(tally, position)
+        gone = self._gone()
+        if seen is not None:
+            await gone.compare_theirs(seen)
+        await self._settle(gone.settle_theirs, tally)
         return tally
 
-    async def _walk(self, tally: Tally, position: dict[str, Any]) -> None:
+    async def _walk(self, tally: Tally, position: dict[str, Any]) -> Seen | None:
+        """Pull page by page; returns the ids that were read when those are all the provider has."""
         walk: dict[str, Any] = {
             "started": self.clock.now().isoformat(),
             "resume": None,
@@ -136,6 +156,7 @@ class Sync:
         }
         feeds = self.connector.resources[self.mapping.resource].changes is not None
         since = moment(position.get("since"))
+        seen, complete = Seen(), False
         newest: dict[
             str, str | None
         ] = {}  # what was seen at the edge of the last page: feeds repeat a record
@@ -143,6 +164,9 @@ class Sync:
         seconds, api_calls = tally.seconds, tally.api_calls
         async for batch in self.client.pages(self.mapping.resource, since=since, resume=walk["resume"]):
             rows = _without_gone(batch.records, walk["gone"]) if feeds else batch.records
+            complete = batch.complete
+            if complete:
+                seen.add(row.id for row in batch.records)
             walked: Mapping[str, Any] = {"since": walk["started"]}
             if batch.resume is not None:
                 walked = {**position, "walk": {**walk, "resume": batch.resume}}
@@ -153,15 +177,17 @@ class Sync:
             if batch.resume is not None:
                 self._check_stop()
         tally.api_calls = api_calls + self.client.calls - calls
+        return seen if complete else None
 
     async def _pull_page(self, tally: Tally, rows: Sequence[ReadRecord], position: Mapping[str, Any]) -> None:
         mapping, resource = self.mapping, self.mapping.resource
         tally.read += len(rows)
         known = await self.state.links_by_remote(resource, [row.id for row in rows])
         rows = [row for row in rows if not _is_older(row, known.get(row.id), tally)]
-        unlinked = [known[row.id] for row in rows if row.deleted and row.id in known]
-        tally.skipped += sum(row.deleted for row in rows)
-        rows = [row for row in rows if not row.deleted]
+        links, unlinked = told_gone(rows, known)
+        kept = [row for row in rows if not (row.deleted or is_parted(known.get(row.id)))]
+        tally.skipped += len(rows) - len(kept)
+        rows = kept
 
         scope = self._scope(await self._local_ids_of_links(rows))
         theirs: dict[str, dict[str, Any]] = {}
@@ -176,11 +202,10 @@ class Sync:
                 failures.append(self._failure("pull", row.id, error, getattr(error, "field", None)))
         rows = [row for row in rows if row.id in theirs]
 
-        links: list[Link] = []
         changed: list[ReadRecord] = []
         for row in rows:
             link = known.get(row.id)
-            if link and link.agreed.get("theirs") == plain(theirs[row.id]):
+            if link and link.state == "linked" and link.agreed.get("theirs") == plain(theirs[row.id]):
                 tally.unchanged += 1
                 if row.changed_at and row.changed_at != link.remote_version:
                     links.append(replace(link, remote_version=row.changed_at))
@@ -197,6 +222,7 @@ class Sync:
         }
         ours = await self.host.fetch(mapping.entity, list(local_ids.values())) if changed else {}
 
+        gone = self._gone()
         changes: list[HostChange] = []
         merged: dict[str, tuple[Link, Record, bool]] = {}
         echoes = await self._echoes([ours[matched[row.id]] for row in changed if matched.get(row.id) in ours])
@@ -205,6 +231,11 @@ class Sync:
             our, link = ours.get(local_id), known.get(row.id)
             taken: Mapping[str, Any] = their
             ours_win = False
+            leaves = link is not None and gone.leaves(link, our)
+            if leaves or (our is not None and mapping.is_deleted(our, scope)):
+                tally.skipped += 1  # what was deleted here doesn't come back with a change of theirs
+                links += [replace(link, state="leaving")] if link is not None and leaves else []
+                continue
             if our is None:
                 changes.append(HostChange(local_id, their, create=True))
             else:
@@ -355,6 +386,13 @@ class Sync:
         async for page in self.host.changed(self.mapping.entity, since):
             self._check_stop()
             await self._push_page(tally, page.records, page.position, report, waiting)
+        gone = self._gone()
+        if self.complete:
+            await gone.compare_ours()
+        try:
+            await self._settle(gone.settle_ours, tally)
+        finally:
+            report()
         return tally
 
     async def _repeat_unanswered(self, tally: Tally, report: Callable[[], None]) -> frozenset[str]:
@@ -476,21 +514,31 @@ class Sync:
         items: dict[str, PendingItem] = {}
         failures: list[RecordFailure] = []
         fine: list[str] = []  # there is nothing to write, so whatever failed earlier is over
+        moved: list[Link] = []
+        gone = self._gone()
         for record in records:
             local_id = str(record["id"])
+            link = links.get(local_id)
             try:
-                if not mapping.wants(record, scope):
+                if mapping.is_deleted(record, scope) or not mapping.wants(record, scope):
                     tally.skipped += 1
                     fine.append(local_id)
+                    if link and gone.leaves(link, record):
+                        moved.append(replace(link, state="leaving"))
+                    continue
+                if link and link.state == "broken":
+                    tally.skipped += 1  # theirs was deleted; it isn't for a push to make it again
                     continue
                 body, cut = self._body(record, scope)
             except HubError as error:
                 failures.append(self._failure("push", local_id, error, getattr(error, "field", None)))
                 continue
-            link, print_ = links.get(local_id), fingerprint(body)
+            print_ = fingerprint(body)
             if link and link.fingerprint == print_:
                 tally.unchanged += 1
                 fine.append(local_id)
+                if link.state != "linked":
+                    moved.append(replace(link, state="linked"))
                 continue
             for name in cut:
                 tally.cut[name] = tally.cut.get(name, 0) + 1
@@ -514,6 +562,7 @@ class Sync:
             report()
         await self.state.commit(
             Commit(
+                links=moved,
                 failures=failures,
                 settled=[self._key("push", local_id) for local_id in fine],
                 position=(*self._here, "push", position) if position is not None else None,
@@ -674,6 +723,32 @@ class Sync:
 
     # ---- both -------------------------------------------------------------------------------------------
 
+    def _gone(self) -> Gone:
+        return Gone(
+            self.mapping,
+            self.connector.resources[self.mapping.resource],
+            self.client,
+            self.host,
+            self.state,
+            self._scope({}),
+            self.approved,
+            self._check_stop,
+        )
+
+    async def _settle(self, settle: Callable[[Parted], Awaitable[None]], tally: Tally) -> None:
+        """Deal with the gone, and count what became of them whether or not it comes to its end."""
+        parted, calls = Parted(), self.client.calls
+        try:
+            await settle(parted)
+        finally:
+            tally.archived += parted.archived
+            tally.deleted += parted.deleted
+            tally.held += parted.held
+            tally.note = parted.note(self.mapping.at_most_gone) or tally.note
+            for failure in parted.failures:
+                tally.add_failure(failure)
+            tally.api_calls += self.client.calls - calls
+
     @property
     def _here(self) -> tuple[str, str]:
         return self.mapping.entity, self.mapping.resource
@@ -745,7 +820,11 @@ class Sync:
         found: dict[tuple[str, str], str] = {}
         for resource, ids in wanted.items():
             links = await self.state.links_by_local(resource, list(ids)) if ids else {}
-            found.update(((resource, local_id), link.remote_id) for local_id, link in links.items())
+            found.update(
+                ((resource, local_id), link.remote_id)
+                for local_id, link in links.items()
+                if link.state != "broken"
+            )
         return found
 
     async def _local_ids_of_links(self, rows: Iterable[ReadRecord]) -> dict[tuple[str, str], str]:
