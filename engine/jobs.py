@@ -102,6 +102,7 @@ class Jobs:
         started, pause = self._clock.monotonic(), job.every.total_seconds()
         if new:
             await self._nap(pause, stopped)
+            pause = min(pause * 2, job.up_to.total_seconds())
         while True:
             answer = await self._look(job, scope)
             try:
