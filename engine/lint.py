@@ -881,7 +881,8 @@ class _MappingCheck:
             yield from self.one_way(rule, at)
             yield from self.names_within((*at, "push"), rule.get("push"), ours=True)
             yield from self.names_within((*at, "pull"), rule.get("pull"), ours=False)
-            sent |= {rule["path"]} if pushes else set()
+            yield from self.items(rule, at)
+            sent |= {rule["path"], *_paths_of_items(rule)} if pushes else set()
         yield from self.required(sent)
 
     @property
@@ -924,9 +925,9 @@ class _MappingCheck:
 
     def ways(self, rule: Mapping[str, Any]) -> tuple[bool, bool]:
         """Return whether a rule pushes, and whether it pulls: a line for one way makes it one-way."""
-        one_way = "push" in rule or "pull" in rule
+        one_way = "push" in rule or "pull" in rule or "each" in rule
         return (
-            self.pushes and ("push" in rule or not one_way),
+            self.pushes and ("push" in rule or "each" in rule or not one_way),
             self.pulls and ("pull" in rule or not one_way),
         )
 
@@ -949,7 +950,7 @@ class _MappingCheck:
     def remote(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
         """Their field must exist, and take what is sent."""
         path, resource = rule["path"], self.resource
-        if resource is None or not _is_path(path):
+        if resource is None or not _is_path(path) or "each" in rule:
             return
         place = (*at, "path") if isinstance(self.document.value(at), dict) else at
         field = _declared(resource.fields, path)
@@ -962,6 +963,22 @@ class _MappingCheck:
             if self.pulls:
                 advice = ('give the rule a `pull` and no `push`, such as `pull: "{{ value }}"`', *advice)
             yield self.document.diagnostic("read-only", message, place, *advice)
+
+    def items(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
+        """What is said of the items of a list: their fields must exist, and what braces name."""
+        for key in ("pull", "link", "optional"):
+            if "each" in rule and key in rule:
+                message = f"`{key}` has no effect beside `each`, which pushes the items of a list"
+                yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
+        if "each_is" in rule and "each" not in rule:
+            message = "`each_is` has no effect without `each`"
+            yield self.document.diagnostic("no-effect", message, (*at, "each_is"), key=True)
+        for name, written in rule.get("each", {}).items():
+            place = (*at, "each", name)
+            item = {"path": written} if isinstance(written, str) else written
+            path = {"path": f"{rule['path']}[0].{item['path']}", "push": "{{ value }}"}
+            yield from self.remote(path, place)
+            yield from self.names_within((*place, "push"), item.get("push"), ours=True)
 
     def ours(self, name: str, entity: Entity) -> tuple[str, ...]:
         declared = f"fields are declared in {self.platform.file}:{entity.line}"
@@ -1034,6 +1051,11 @@ class _MappingCheck:
         if "when_both_changed" in self.mapping and self.mapping["direction"] != "bidirectional":
             message = "`when_both_changed` has no effect in a mapping that goes one way"
             yield self.document.diagnostic("no-effect", message, (*self.path, "when_both_changed"), key=True)
+
+
+def _paths_of_items(rule: Mapping[str, Any]) -> Iterator[str]:
+    for written in rule.get("each", {}).values():
+        yield f"{rule['path']}[0].{written if isinstance(written, str) else written['path']}"
 
 
 def _made_up(rule: Mapping[str, Any]) -> bool:

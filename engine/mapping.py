@@ -224,7 +224,7 @@ class _Reader:
             for way in ("push", "pull")
         )
         one_way = "push" in options or "pull" in options
-        rule_pushes = direction != "pull" and ("push" in options or not one_way)
+        rule_pushes = direction != "pull" and ("push" in options or "each" in options or not one_way)
         rule_pulls = direction != "push" and ("pull" in options or not one_way) and "each" not in options
         items = [
             self.item_rule(item, each, (*at, "each", item)) for item, each in options.get("each", {}).items()

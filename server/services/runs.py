@@ -1,16 +1,16 @@
 """What an operation does when a worker holds it, and what is written down when it ends.
 
-A run goes through the steps its mapping template names: first every pull, then every push, in the template's
-order. Each step saves its own progress page by page, so a run may be cut off anywhere and begun again.
+A run goes through the steps its mapping template names: first the pulls, then the pushes, several at a time
+where they have nothing to do with each other. Each step saves its own progress page by page, so a run may be cut off anywhere and begun again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from sqlalchemy import Interval, Table, Update, bindparam, delete, func, insert, select, update
@@ -28,6 +28,7 @@ from server.db.models import (
     IntegrationStatus,
     OperationStatus,
     OperationType,
+    Priority,
     SyncLog,
 )
 from server.db.stores import Lease, PostgresSyncState
@@ -39,6 +40,7 @@ from server.errors import (
 )
 from server.host import SqlHost
 from server.services.operations import Claim
+from server.services.steps import Step, StepKey, work_steps
 
 if TYPE_CHECKING:
     from server.worker.context import WorkerContext
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 # What the API's `syncType` means in entities of the platform; `full` is all of them.
 SYNC_TYPES: Mapping[str, frozenset[str] | None] = {
     "full": None,
-    "products": frozenset({"event"}),
+    "products": frozenset({"event", "ticket_type"}),
     "customers": frozenset({"customer"}),
     "transactions": frozenset({"order"}),
 }
@@ -73,20 +75,6 @@ LOG_STATUSES: Mapping[OperationStatus, str] = {
 _COUNTS = ("read", "created", "updated", "unchanged", "skipped", "failed", "conflicts", "api_calls")
 
 
-class Step(NamedTuple):
-    """One direction of one mapping."""
-
-    direction: Direction
-    mapping: FieldMapping
-
-    @property
-    def key(self) -> StepKey:
-        return (self.mapping.entity, self.mapping.resource, self.direction)
-
-
-StepKey = tuple[str, str, Direction]
-
-
 @dataclass(slots=True)
 class StepReport:
     """What one step did so far, over all attempts of its operation."""
@@ -98,6 +86,7 @@ class StepReport:
     duration_ms: int = 0
     done: bool = False
     failures: list[RecordFailure] = field(default_factory=list)
+    error: HubError | None = None  # what stopped it
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -116,7 +105,7 @@ class Run:
 
     claim: Claim
     steps: dict[StepKey, StepReport] = field(default_factory=dict)
-    current: StepKey | None = None
+    running: set[StepKey] = field(default_factory=set)
     stopping: bool = False
     news: bool = False  # something changed since the progress was last saved
 
@@ -130,7 +119,7 @@ class Run:
         """Return it as JSON, for `sync_queue.progress`."""
         return {
             "mappings": [step.to_json() for step in self.steps.values()],
-            "current": list(self.current) if self.current else None,
+            "current": next((list(key) for key in self.steps if key in self.running), None),
         }
 
     def result(self) -> dict[str, Any]:
@@ -193,17 +182,17 @@ async def _sync(context: WorkerContext, run: Run) -> None:
         plan_steps(syncs.mappings, syncs.config.get("syncDirection", "bidirectional"), SYNC_TYPES[kind])
     )
     run.plan(steps)
-    for step in steps:
-        run.current, run.news = step.key, True
+
+    async def work(step: Step) -> None:
         if step.direction == "pull":
             await syncs.pull(step)
-        else:
-            again = await _retryable(context, run.claim, step)
-            await syncs.push(step)
-            for start in range(0, len(again), RETRIED_AT_ONCE):
-                await syncs.push(step, again[start : start + RETRIED_AT_ONCE])
-        run.steps[step.key].done = True
-    run.current, run.news = None, True
+            return
+        again = await _retryable(context, run.claim, step)
+        await syncs.push(step)
+        for start in range(0, len(again), RETRIED_AT_ONCE):
+            await syncs.push(step, again[start : start + RETRIED_AT_ONCE])
+
+    await _work(run, steps, work)
 
 
 async def _push_record(context: WorkerContext, run: Run) -> None:
@@ -213,11 +202,28 @@ async def _push_record(context: WorkerContext, run: Run) -> None:
     syncs = await _Syncs.open(context, run)
     steps = list(plan_steps(syncs.mappings, "push", frozenset({claim.entity_type})))
     run.plan(steps)
-    for step in steps:
-        run.current, run.news = step.key, True
-        await syncs.push(step, [claim.entity_id])
-        run.steps[step.key].done = True
-    run.current, run.news = None, True
+    ids = [claim.entity_id]
+    await _work(run, steps, lambda step: syncs.push(step, ids))
+
+
+async def _work(run: Run, steps: Sequence[Step], work: Callable[[Step], Awaitable[None]]) -> None:
+    """Work all steps, telling the run; raises the gravest of their errors when they have all ended."""
+
+    async def watched(step: Step) -> None:
+        run.running.add(step.key)
+        run.news = True
+        try:
+            await work(step)
+            run.steps[step.key].done = True
+        finally:
+            run.running.discard(step.key)
+            run.news = True
+
+    errors = await work_steps(steps, watched)
+    for key, error in errors.items():
+        run.steps[key].error = error
+    for error in errors.values():
+        raise error
 
 
 RUNNERS: Mapping[OperationType, Runner] = {
@@ -229,7 +235,7 @@ RUNNERS: Mapping[OperationType, Runner] = {
 
 @dataclass(frozen=True, slots=True)
 class _Syncs:
-    """Builds the engine's `Sync` for each step of one run, over one client and one host."""
+    """Builds the engine's `Sync` for each step of one run. Each has a client, so that calls are its own."""
 
     run: Run
     config: Mapping[str, Any]
@@ -242,13 +248,8 @@ class _Syncs:
         connector = catalog.connector(claim.provider)
         async with context.sessions() as session:
             integration = await _integration(session, claim)
-        client = ProviderClient(
-            connector,
-            context.credentials(claim.venue_id, claim.provider),
-            http=context.http,
-            limiter=context.limiter,
-            clock=context.clock,
-        )
+        credentials = context.credentials(claim.venue_id, claim.provider)
+        limiter = context.limits.lane(critical=claim.priority is Priority.CRITICAL)
         host = SqlHost(context.platform, catalog.platform, str(claim.venue_id))
         state = PostgresSyncState(
             context.engine,
@@ -259,6 +260,14 @@ class _Syncs:
         venue = await host.venue()
 
         def build(step: Step, on_progress: Callable[[Tally], None]) -> Sync:
+            client = ProviderClient(
+                connector,
+                credentials,
+                http=context.http,
+                limiter=limiter,
+                clock=context.clock,
+                budget=f"venue {claim.venue_id}",
+            )
             return Sync(
                 connector,
                 step.mapping,
@@ -425,8 +434,9 @@ def _log_values(
 ) -> dict[str, Any]:
     claim, counts = run.claim, step.counts
     errors = [asdict(failure) for failure in step.failures]
-    if error is not None and not step.done:
-        errors.insert(0, {"code": error.code, "message": error.message})
+    stopped_by = step.error or error
+    if stopped_by is not None and not step.done:
+        errors.insert(0, {"code": stopped_by.code, "message": stopped_by.message})
     return {
         "venue_id": claim.venue_id,
         "integration_type": claim.provider,

@@ -1,6 +1,7 @@
 """Every template over hand-written samples, both ways: values worked out by hand, and a snapshot of the rest.
 
-A sample names a resource under `push` (`record` is ours) or `pull` (`record` is theirs). `links` are
+A sample names a resource under `push` (`record` is ours) or `pull` (`record` is theirs), and the entity where
+several go to one resource; without one it is the first mapping's. `links` are
 `resource id: other id`. `expect` holds the values that matter, by path, worked out by hand: `absent` for what
 must not be there, `skipped` when the record must not be synced at all, `error` naming the field that fails.
 Numbers with a fraction are exact, as the platform gives them.
@@ -65,12 +66,17 @@ def rendered(mapping: Mapping, way: str, record: dict[str, Any], scope: MappingS
         return f"error in {error.field}: {error.message}"
 
 
+def mapping_of(template: MappingTemplate, sample: dict[str, Any], way: str) -> Mapping:
+    found = [each for each in template.mappings if each.resource == sample[way]]
+    return next(each for each in found if each.entity == sample.get("entity", found[0].entity))
+
+
 @pytest.mark.parametrize(("connector", "name", "venue", "sample"), samples())
 def test_a_template_over_a_sample(
     connector: str, name: str, venue: dict[str, Any], sample: dict[str, Any], snapshot: SnapshotAssertion
 ) -> None:
     way = "push" if "push" in sample else "pull"
-    (mapping,) = (each for each in template_of(connector, name).mappings if each.resource == sample[way])
+    mapping = mapping_of(template_of(connector, name), sample, way)
     links = {}
     for key, other in sample.get("links", {}).items():
         resource, record_id = key.split(" ")
@@ -97,15 +103,16 @@ def test_a_template_over_a_sample(
 )
 def test_every_mapping_of_every_template_has_samples_both_ways(path: FilePath) -> None:
     """A bidirectional mapping needs a sample each way, another one its own way."""
+    template = template_of(path.parent.name, path.stem)
     covered = {
-        (way, sample[way])
+        (way, mapping_of(template, sample, way).entity, sample[way])
         for sample in read_document(HERE / path.parent.name / f"{path.stem}.samples.yaml").data["samples"]
         for way in ("push", "pull")
         if way in sample
     }
     needed = {
-        (way, mapping.resource)
-        for mapping in template_of(path.parent.name, path.stem).mappings
+        (way, mapping.entity, mapping.resource)
+        for mapping in template.mappings
         for way, goes in (("push", mapping.pushes), ("pull", mapping.pulls))
         if goes
     }
