@@ -157,11 +157,13 @@ def preview(
     from engine.mapping import MappingScope
     from engine.templates import load_template
 
-    record = _read_json(sample.read(), "SAMPLE")
-    venue_record = _read_json(venue, "--venue")
+    record = _read_record(sample.read(), "SAMPLE")
+    venue_record = _read_record(venue, "--venue")
     with _authors_errors():
-        name = read_document(template).data.get("connector")
-        connector = load_connector(_connector_path(str(name)))
+        data = read_document(template).data
+        if not isinstance(data, dict) or not isinstance(data.get("connector"), str):
+            raise click.UsageError(f"{template} names no connector; `hub lint {template}` says what it lacks")
+        connector = load_connector(_connector_path(data["connector"]))
         loaded = load_template(template, connector, load_platform(CONNECTORS / PLATFORM))
     shown = []
     failed = False
@@ -318,7 +320,7 @@ def push(
             for lines in _chunks(file, PUSH_AT_ONCE):
                 writes = []
                 for number, line in lines:
-                    body = _read_json(line, f"line {number}")
+                    body = _read_record(line, f"line {number}")
                     found = spec.id.find(body)
                     remote_id = str(found) if found else None
                     key = fingerprint([connector, resource, body])
@@ -388,6 +390,13 @@ def _read_json(text: str, what: str) -> Any:
         raise click.UsageError(
             f"{what} isn't JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
+
+
+def _read_record(text: str, what: str) -> dict[str, Any]:
+    record = _read_json(text, what)
+    if not isinstance(record, dict):
+        raise click.UsageError(f"{what} isn't a record: it takes a JSON object")
+    return record
 
 
 def _with_client(
