@@ -424,12 +424,12 @@ class _Sender:
         return done
 
     async def _parts(self, done: WriteResult, *, new: bool = False) -> WriteResult:
-        """Write the fields that have a call of their own. A new record has nothing yet that could be
-        cleared.
+        """Write the fields that have a call of their own, where there is a value; a new record has nothing
+        yet that an empty one could clear.
         """
         for text, call in self._resource.parts.items():
             value = path_of(text).find(done.write.body)
-            if done.error is not None or value is ABSENT or (new and value in (None, "", [], {})):
+            if done.error is not None or value in (ABSENT, None) or (new and value in ("", [], {})):
                 continue
             scope = {**await self._scope(done.write), "id": done.remote_id, "result": done.record}
             done = await self._follow_up(done, (call,), {**scope, "value": value})
@@ -672,9 +672,7 @@ class _Sender:
             return request  # the keys are those of the map
         # What a template makes may hold the time, and a key stands for one content only.
         by_content = batch.kind == "update" or spec.item is not None
-        return _with_key(
-            request, spec.idempotency_key, content_key(key, bodies) if by_content else key
-        )
+        return _with_key(request, spec.idempotency_key, content_key(key, bodies) if by_content else key)
 
     # --------------------------------------------------------------------------------------- jobs
 

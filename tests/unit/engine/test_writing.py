@@ -427,8 +427,10 @@ async def test_a_new_record_has_nothing_to_clear_and_what_is_not_mapped_stays() 
     provider = parts_provider()
     client = client_of(PARTS, provider)
     await sent(client, "member", write("a", name="Ada", tags=None))
-    await sent(client, "member", write("b", "m1", name="Bob"))
-    assert provider.calls == ["POST /members", "PATCH /members/m1"]
+    await sent(client, "member", write("b", name="Bob", tags=[]))
+    await sent(client, "member", write("c", "m1", name="Cyd", tags=None))
+    await sent(client, "member", write("d", "m1", name="Dan"))
+    assert provider.calls == ["POST /members", "POST /members", "PATCH /members/m1", "PATCH /members/m1"]
 
 
 async def test_parts_of_a_batch_are_written_one_by_one() -> None:
