@@ -1,0 +1,201 @@
+"""A push through a real client: texts that don't fit, records found by content, jobs over several runs."""
+
+import json
+from typing import Any
+
+import httpx
+
+from engine.fields import Field, FieldCatalog
+from engine.manifest import Entity
+from engine.mapping import compile_mapping
+from engine.memory import MemoryHost, MemorySyncState
+from engine.ports import PendingItem, PendingWrite
+from engine.sync import Sync, Tally
+from tests.fakes import FakeClock, FakeProvider, Reply, client_of, connector_of, reply
+
+MANIFEST = """
+manifest: 1
+connector: juniper
+title: Juniper
+docs: https://developer.juniper.example
+server: {production: https://api.juniper.example}
+auth:
+  type: bearer
+  credentials: {apiKey: {title: Key}}
+  token: apiKey
+check: GET /me
+retries: {attempts: 1}
+errors:
+  code: code
+  rules: [{status: 5xx, then: retry}]
+resources:
+  member:
+    id: id
+    fields:
+      name: {type: text, at_most: 5}
+      note: {type: text, at_most: 4, too_long: cut}
+    list: {call: GET /members, records: rows}
+    find: {call: "GET /find?name={record.name}", records: rows}
+    create: POST /members
+    update: PATCH /members/{id}
+    write_job:
+      submit: {call: POST /jobs, operations: body, job: id}
+      create: {n: "{{ number }}", member: "{{ record }}"}
+      poll: {call: "GET /jobs/{job}", done: done}
+      results: {records: rows, pair_by: n, status: status, body: member}
+      at_least: 3
+"""
+FIELDS = FieldCatalog({name: Field(name) for name in ("name", "note")})
+ENTITY = Entity(
+    name="guest",
+    table="t.guests",
+    query=None,
+    key="id",
+    venue="venue_id",
+    changed_at="updated_at",
+    fields=FIELDS,
+)
+
+
+class World:
+    """A provider that keeps members, a platform, and what is remembered of both."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, list[dict[str, Any]]] = {}
+        self.lose_answers = False
+        self.provider = FakeProvider(self.answer)
+        self.host = MemoryHost({"id": "v1", "name": "Venue", "currency": "EUR"})
+        self.state = MemorySyncState()
+        self.connector = connector_of(MANIFEST)
+
+    def make(self, body: dict[str, Any]) -> dict[str, Any]:
+        made = {"id": f"m{len(self.members) + 1}", **body}
+        self.members[made["id"]] = made
+        return made
+
+    def answer(self, request: httpx.Request) -> Reply:
+        path = request.url.path
+        if path == "/me":
+            return reply({})
+        if path == "/find":
+            wanted = request.url.params["name"]
+            return reply({"rows": [each for each in self.members.values() if each["name"] == wanted]})
+        if path == "/jobs":
+            name = f"job{len(self.jobs) + 1}"
+            self.jobs[name] = json.loads(request.content)
+            return reply({"id": name})
+        if path.startswith("/jobs/"):
+            operations = self.jobs.get(path.removeprefix("/jobs/"))
+            if operations is None:
+                return reply({}, 404)
+            rows = [
+                {"n": each["n"], "status": 200, "member": self.make(each["member"])} for each in operations
+            ]
+            return reply({"done": True, "rows": rows})
+        if path == "/members":
+            made = self.make(json.loads(request.content))
+            return httpx.ReadTimeout("no answer") if self.lose_answers else reply(made)
+        member = self.members[path.removeprefix("/members/")]
+        member.update(json.loads(request.content))
+        return reply(member)
+
+    def put(self, *names: str, note: str | None = None) -> None:
+        for name in names:
+            self.host.put("guest", {"id": name, "name": name, "note": note})
+
+    async def push(self) -> Tally:
+        written = {"entity": "guest", "resource": "member", "direction": "push"}
+        mapping, faults = compile_mapping(
+            {**written, "fields": {"name": "name", "note": "note"}},
+            self.connector.resources["member"],
+            ENTITY,
+        )
+        assert mapping is not None, faults
+        clock = FakeClock()
+        return await Sync(
+            self.connector,
+            mapping,
+            client_of(self.connector, self.provider, clock=clock),
+            self.host,
+            self.state,
+            venue=self.host.venue_record,
+            clock=clock,
+            fields=FIELDS,
+        ).push()
+
+    def held(self) -> list[str]:
+        return sorted(each["name"] for each in self.members.values())
+
+
+async def test_a_text_too_long_is_its_records_failure_and_names_field_and_limit() -> None:
+    world = World()
+    world.put("Ada", "Alexandra")
+    tally = await world.push()
+    assert (tally.created, tally.failed, world.held()) == (1, 1, ["Ada"])
+    (failure,) = tally.failures
+    assert (failure.record_id, failure.field, failure.code) == ("Alexandra", "name", "VALIDATION_ERROR")
+    assert failure.message == "`name` takes at most 5 characters, and has 9"
+    assert not failure.retryable
+
+
+async def test_a_text_that_may_be_cut_is_cut_counted_and_not_sent_again() -> None:
+    world = World()
+    world.put("Ada", note="a long note")
+    tally = await world.push()
+    assert (tally.created, tally.failed, tally.cut) == (1, 0, {"note": 1})
+    assert world.members["m1"]["note"] == "a lo"
+    calls = len(world.provider.calls)
+    world.put("Ada", note="a long and changed note")  # what is sent is the same
+    again = await world.push()
+    assert (again.unchanged, again.cut, len(world.provider.calls)) == (1, {}, calls)
+
+
+async def test_a_member_made_by_a_call_without_an_answer_is_found_by_its_content() -> None:
+    world = World()
+    world.put("Ada")
+    world.lose_answers = True
+    assert (await world.push()).failed == 1
+    assert world.held() == ["Ada"]
+    world.lose_answers = False
+    await world.push()
+    assert world.held() == ["Ada"]
+    assert world.state.links["member", "Ada"].remote_id == "m1"
+    assert world.state.pending == {}
+
+
+async def test_a_member_linked_to_another_guest_is_not_what_was_made() -> None:
+    world = World()
+    world.put("Ada")
+    await world.push()
+    world.host.put("guest", {"id": "other", "name": "Ada", "note": None})
+    world.lose_answers = True
+    await world.push()
+    del world.members["m2"]  # it wasn't made after all
+    world.lose_answers = False
+    await world.push()
+    assert {key[1]: link.remote_id for key, link in world.state.links.items()} == {"Ada": "m1", "other": "m2"}
+
+
+async def test_several_are_a_job_and_its_name_is_gone_with_its_links() -> None:
+    world = World()
+    world.put("Ada", "Bob", "Cyd")
+    tally = await world.push()
+    assert (tally.created, len(world.jobs), world.held()) == (3, 1, ["Ada", "Bob", "Cyd"])
+    assert world.state.pending == {}
+    assert {link.remote_id for link in world.state.links.values()} == {"m1", "m2", "m3"}
+
+
+async def test_a_job_the_provider_forgot_is_announced_anew_without_its_name() -> None:
+    world = World()
+    items = tuple(
+        PendingItem(name, None, {"name": name}, f"print of {name}", {}) for name in ("Ada", "Bob", "Cyd")
+    )
+    await world.state.announce([PendingWrite("key", "guest", "member", items, job="job9")])
+    first = await world.push()
+    assert (first.created, first.failed, world.jobs) == (0, 3, {})
+    (again,) = world.state.pending.values()
+    assert (again.job, again.attempt, again.key != "key") == (None, 2, True)
+    assert (await world.push()).created == 3
+    assert world.held() == ["Ada", "Bob", "Cyd"]
+    assert world.state.pending == {}
