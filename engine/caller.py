@@ -32,12 +32,12 @@ from engine.filling import plain_credentials, server_url
 from engine.manifest import Action, Connector
 from engine.pagination import Ceilings, absolute_url
 from engine.ports import Clock, Credentials, CredentialSource, RateLimiter
+from engine.rate_limits import LONGEST_WAIT
 from engine.transport import encode_body, encode_query, origin_of, with_query
 
 T = TypeVar("T")
 
 UNCOUNTED = 1000.0  # calls a second where only the answers say how many are left
-LONGEST_PAUSE = 120.0  # seconds a run waits for a provider; told to wait longer, it ends and comes back later
 HEADERS: Mapping[str, str] = {
     "Accept": "application/json",
     "Accept-Encoding": "gzip, deflate",
@@ -202,6 +202,12 @@ class Caller:
                 answer = await self._exchange(account, label, prepared, attempt)
                 if not is_failure(self._connector.errors, answer.status, answer.body):
                     return read(answer)
+            except (
+                RateLimitedError
+            ) as error:  # before it was sent: the limiter knows that it had to wait long
+                if not unclear:
+                    raise
+                raise UnavailableError(error.message) from None
             except (UnavailableError, UnexpectedResponseError):
                 if attempt >= attempts or not repeatable:
                     raise
@@ -241,7 +247,7 @@ class Caller:
         if wait is not None and verdict.action == "wait":
             await self._limiter.hold(f"{account.budget} {label}", wait)
             await self._limiter.hold(account.budget, wait)
-        if last or (wait or 0) > LONGEST_PAUSE:
+        if last or (wait or 0) > LONGEST_WAIT:
             if not unclear:
                 raise RateLimitedError(verdict.message, retry_after=wait, status=verdict.status)
             raise UnavailableError(

@@ -246,7 +246,10 @@ class RateLimiter(Protocol):
     """
 
     async def acquire(self, key: str, rate: float, burst: float) -> None:
-        """Wait until one call may be made under a budget of `rate` calls per second, `burst` at once."""
+        """Wait until one call may be made under a budget of `rate` calls per second, `burst` at once.
+
+        Raises RateLimitedError when that is longer than a run should wait.
+        """
 
     async def hold(self, key: str, seconds: float) -> None:
         """Let nobody call under this budget for a while: the provider said so."""

@@ -12,10 +12,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from engine.clock import SystemClock
+from engine.errors import RateLimitedError
 from engine.ports import Clock
 
+LONGEST_WAIT = 120.0  # seconds a run waits for a provider; told to wait longer, it ends and comes back later
 MAX_BUCKETS = 10_000  # budgets remembered; idle ones beyond this are forgotten
 SAME_WINDOW = 1.5  # seconds by which answers may differ about a window's end: they count in whole ones
+
+
+def check_wait(seconds: float) -> None:
+    """Raise RateLimitedError for a wait that is too long for a run."""
+    if seconds > LONGEST_WAIT:
+        raise RateLimitedError(f"the provider allows no call for {seconds:.0f} seconds", retry_after=seconds)
 
 
 @dataclass(slots=True)
@@ -92,6 +100,7 @@ class LocalRateLimiter:
         budget = self._budget(key, burst)
         async with budget.queue:
             while seconds := budget.bucket.wait(self._clock.monotonic(), rate, max(burst, 1.0)):
+                check_wait(seconds)
                 await self._clock.sleep(seconds)
 
     async def hold(self, key: str, seconds: float) -> None:

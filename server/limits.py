@@ -23,8 +23,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.clock import SystemClock
+from engine.errors import RateLimitedError
 from engine.ports import Clock, RateLimiter
-from engine.rate_limits import SAME_WINDOW, LocalRateLimiter
+from engine.rate_limits import SAME_WINDOW, LocalRateLimiter, check_wait
 
 T = TypeVar("T")
 Arguments = list[str | int | float]  # of a script
@@ -118,8 +119,9 @@ class _LaneLimiter:
         async with self._in_line(names[0]):
             try:
                 while wait := await limits.ask(partial(limits.take, keys=names, args=args)):
+                    check_wait(wait / 1e6)
                     await limits.clock.sleep(wait / 1e6)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, RateLimitedError):
                 for name in names[1:3]:
                     await limits.ask(partial(limits.redis.zrem, name, ticket))
                 raise

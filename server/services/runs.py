@@ -1,7 +1,8 @@
 """What an operation does when a worker holds it, and what is written down when it ends.
 
 A run goes through the steps its mapping template names: first the pulls, then the pushes, several at a time
-where they have nothing to do with each other. Each step saves its own progress page by page, so a run may be cut off anywhere and begun again.
+where they have nothing to do with each other. Each step saves its own progress page by page, so a run may be
+cut off anywhere and begun again.
 """
 
 from __future__ import annotations

@@ -12,17 +12,17 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from engine.clock import SystemClock
-from engine.ports import Clock, RateLimiter
-from engine.rate_limits import LocalRateLimiter
+from engine.ports import Clock
 from server import context
+from server.limits import SharedLimits
 from server.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext(context.Context):
-    """What every process shares, and the limits on calls that all operations of this one keep together."""
+    """What every process shares, and the limits on calls that all processes keep together."""
 
-    limiter: RateLimiter
+    limits: SharedLimits
     clock: Clock
 
     @property
@@ -41,7 +41,7 @@ async def open_worker_context(
         open_redis(settings.redis_url or "") as redis,
     ):
         values = {field.name: getattr(shared, field.name) for field in fields(shared)}
-        yield WorkerContext(**{**values, "redis": redis}, limiter=LocalRateLimiter(), clock=SystemClock())
+        yield WorkerContext(**{**values, "redis": redis}, limits=SharedLimits(redis), clock=SystemClock())
 
 
 def open_redis(url: str) -> Redis:

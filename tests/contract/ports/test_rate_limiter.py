@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.errors import RateLimitedError
 from engine.ports import RateLimiter
 from engine.rate_limits import LocalRateLimiter
 from server.limits import SharedLimits
@@ -85,6 +86,13 @@ async def test_a_hold_reaches_those_who_wait_already(limiter: RateLimiter, key: 
     await limiter.hold(key, 0.6)
     await waiting
     assert watch() >= 0.55
+
+
+async def test_nobody_waits_for_a_hold_of_hours(limiter: RateLimiter, key: str) -> None:
+    await limiter.hold(key, 3600)
+    with pytest.raises(RateLimitedError) as caught:
+        await limiter.acquire(key, rate=100, burst=10)
+    assert caught.value.retry_after == pytest.approx(3600, abs=30)
 
 
 async def test_no_more_go_than_the_provider_says_are_left(limiter: RateLimiter, key: str) -> None:
