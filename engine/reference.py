@@ -25,9 +25,13 @@ from engine.manifest import (
     COMMON_NAMES,
     CREATE_NAMES,
     GET_NAMES,
+    ITEM_NAMES,
     LOOKUP_NAMES,
+    PART_NAMES,
+    POLL_NAMES,
     REVOKE_NAMES,
     THEN_NAMES,
+    UPDATE_NAMES,
     WRITE_NAMES,
     load_connector,
     load_platform,
@@ -309,9 +313,13 @@ def schema_page(name: str, sources: list[Document], says: str) -> str:
 NAMES: Mapping[str, frozenset[str]] = {
     "any call": COMMON_NAMES,
     "`get`": GET_NAMES,
-    "`create`, calls that write many, and `new`": CREATE_NAMES,
+    "`create`, `find`, calls that write many, and `new`": CREATE_NAMES,
     "`update`, `delete`, `retire`": WRITE_NAMES,
+    "`update`, where `updates` is `whole` or `versioned`": UPDATE_NAMES,
+    "`item`, `body_of_each`, and the operations of a `write_job`": ITEM_NAMES,
+    "`poll` of a `write_job`": POLL_NAMES,
     "a call of `then`": THEN_NAMES,
+    "a call of `parts`": PART_NAMES,
     "a lookup of `after_connecting` with `Authorization`": LOOKUP_NAMES,
     "`revoke`": REVOKE_NAMES,
 }
@@ -329,8 +337,8 @@ def names_section() -> str:
     lines += [f"| {where} | {_words(sorted(names))} |" for where, names in NAMES.items()]
     lines += [
         "",
-        "`credentials` holds those that are not secret. A call with `for_each` also sees its name, and a",
-        "read those of its places that are written `name …`.",
+        "`credentials` holds those that are not secret. A call with `for_each` also sees its name, one with",
+        "`with` those it makes, and a read those of its places that are written `name …`.",
         "",
     ]
     return "\n".join(["", *lines])
