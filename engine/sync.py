@@ -80,6 +80,13 @@ class Tally:
     failures: list[RecordFailure] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)  # how many values were cut to their field's length
 
+    def add_cut(self, fields: Iterable[str]) -> None:
+        """Count values that were cut to their field's length, and say so."""
+        for name in fields:
+            self.cut[name] = self.cut.get(name, 0) + 1
+            told = (f"`{name}` was cut to its length in {number}" for name, number in self.cut.items())
+            self.note = f"{', '.join(told)} of the records sent"
+
     def add_failure(self, failure: RecordFailure) -> None:
         self.failed += 1
         if len(self.failures) < KEPT_FAILURES:
@@ -540,8 +547,7 @@ class Sync:
                 if link.state != "linked":
                     moved.append(replace(link, state="linked"))
                 continue
-            for name in cut:
-                tally.cut[name] = tally.cut.get(name, 0) + 1
+            tally.add_cut(cut)
             remote_id, key = link.remote_id if link else None, self._write_key(local_id, print_, link)
             agreed = {**self._agreed(record, {}), "key": key}
             items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)

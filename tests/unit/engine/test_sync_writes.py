@@ -144,6 +144,7 @@ async def test_a_text_that_may_be_cut_is_cut_counted_and_not_sent_again() -> Non
     world.put("Ada", note="a long note")
     tally = await world.push()
     assert (tally.created, tally.failed, tally.cut) == (1, 0, {"note": 1})
+    assert tally.note == "`note` was cut to its length in 1 of the records sent"
     assert world.members["m1"]["note"] == "a lo"
     calls = len(world.provider.calls)
     world.put("Ada", note="a long and changed note")  # what is sent is the same
