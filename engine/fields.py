@@ -21,6 +21,7 @@ class Field:
     one_of: tuple[str, ...] = ()
     at_most: int | None = None
     too_long: Literal["reject", "cut"] = "reject"  # what becomes of a longer text
+    clears: bool = True  # whether null empties it; else null isn't sent
     required: bool = False  # a new record can't do without it
     read_only: bool = False
     on_create_only: bool = False

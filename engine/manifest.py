@@ -890,6 +890,7 @@ def _fields(part: _Part) -> FieldCatalog:
             one_of=tuple(each.get("one_of", ())),
             at_most=each.get("at_most"),
             too_long=each.get("too_long", "reject"),
+            clears=each.get("clears", True),
             required=each.get("required", False),
             read_only=each.get("read_only", False),
             on_create_only=each.get("only_on") == "create",

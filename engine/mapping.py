@@ -417,19 +417,21 @@ def _write_children(
         name = child.field
         declared = remote.get(child.path.text)
         required = declared is not None and declared.required
+        clears = declared is None or declared.clears
         if child.push is None and child.link is None and not child.each:
             known = local.get(name)
             exact = known is not None and known.type in _JSON_TYPES
             value = f"record[{name!r}]" if exact else f"checked(record[{name!r}], {name!r})"
             if required:
                 source.add(1, f"if record.get({name!r}) in (None, ''): raise missing({name!r})")
-            source.add(1, f"if {name!r} in record: {store(value)}")
+            there = f"{name!r} in record" if clears else f"record.get({name!r}) is not None"
+            source.add(1, f"if {there}: {store(value)}")
         else:
             kept = source.keep(_push_compute(child, links, remote))
             source.add(1, f"v = {kept}(record, scope)")
             if required:
                 source.add(1, f"if v is ABSENT or v in (None, ''): raise missing({name!r})")
-            source.add(1, f"if v is not ABSENT: {store('v')}")
+            source.add(1, f"if v is not ABSENT{'' if clears else ' and v is not None'}: {store('v')}")
 
 
 def _push_compute(rule: _Rule, links: tuple[LinkRule, ...], remote: FieldCatalog) -> Compute:
