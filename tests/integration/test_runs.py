@@ -29,6 +29,7 @@ from server.services import operations
 from server.settings import read_settings
 from server.worker.context import WorkerContext, open_worker_context
 from server.worker.tasks import Worker, work
+from tests.sandbox.core import FaultRule
 from tests.sandbox.running import Sandbox, running_sandbox
 
 EVENTS = 4
@@ -130,7 +131,7 @@ async def _run(context: WorkerContext, venue: UUID, **given: Any) -> Operation:
 def _counts(operation: Operation, *names: str) -> dict[str, list[int]]:
     assert operation.result is not None
     return {
-        f"{step['direction']} {step['resource']}": [step[name] for name in names]
+        f"{step['direction']} {step['entity']} {step['resource']}": [step[name] for name in names]
         for step in operation.result["mappings"]
     }
 
@@ -145,16 +146,19 @@ async def test_a_sync_brings_the_provider_in_step_and_a_second_one_calls_nobody(
     first = await _run(context, venue)
     assert (first.status, first.last_error) == ("completed", None)
     assert _counts(first, "read", "created", "skipped", "failed") == {
-        "push product": [5, 4, 1, 0],
-        "push price": [5, 4, 1, 0],
+        "push event product": [5, 4, 1, 0],
+        "push event price": [5, 4, 1, 0],
+        "push ticket_type price": [0, 0, 0, 0],
     }
     assert _products(sandbox) == ["Night 0", "Night 1", "Night 2", "Night 3"]
     assert [price["unit_amount"] for price in sandbox.stripe.stored("price")] == [1250] * EVENTS
     async with context.sessions() as session:
         logs = list(await session.scalars(select(SyncLog).filter_by(sync_id=first.run_id)))
-    assert [(log.entity_type, log.status, log.success_count, log.skip_count) for log in logs] == [
-        ("event", "completed", 4, 1)
-    ] * 2
+    assert sorted((log.entity_type, log.status, log.success_count, log.skip_count) for log in logs) == [
+        ("event", "completed", 4, 1),
+        ("event", "completed", 4, 1),
+        ("ticket_type", "completed", 0, 0),
+    ]
     assert sum(log.api_calls_made or 0 for log in logs) == sandbox.stripe.counts.total
 
     made = sandbox.stripe.counts.total
@@ -178,7 +182,10 @@ async def test_one_record_is_pushed_by_an_operation_of_its_own(
         payload={},
     )
     assert operation.status == "completed"
-    assert _counts(operation, "read", "created") == {"push product": [1, 1], "push price": [1, 1]}
+    assert _counts(operation, "read", "created") == {
+        "push event product": [1, 1],
+        "push event price": [1, 1],
+    }
     assert _products(sandbox) == ["Night 2"]
 
 
@@ -203,7 +210,7 @@ async def test_a_record_that_failed_is_tried_again_by_the_next_sync(
             )
         )
     again = await _run(context, venue)
-    assert _counts(again, "updated", "created")["push product"] == [1, 0]
+    assert _counts(again, "updated", "created")["push event product"] == [1, 0]
     async with context.sessions() as session:
         assert (await session.scalars(select(RecordFailure))).all() == []
     assert len(_products(sandbox)) == EVENTS
@@ -233,6 +240,29 @@ async def test_a_provider_that_is_down_is_tried_again_later(
     assert (operation.status, operation.attempts) == ("pending", 1)
     assert operation.next_retry_at is not None
     assert _products(sandbox) == []
+
+
+async def test_a_step_that_fails_holds_up_no_other(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    sandbox.stripe.faults.plan([FaultRule("GET /v1/customers", "status:403")], 0)
+    operation = await _run(context, venue, entity_type="full", payload={"syncType": "full"})
+    assert operation.status == "failed"
+    assert operation.last_error is not None
+    assert "403" in operation.last_error
+    assert _products(sandbox) == ["Night 0", "Night 1", "Night 2", "Night 3"]
+    assert len(sandbox.stripe.stored("price")) == EVENTS
+    calls = sandbox.stripe.counts
+    assert calls.by_call["GET /v1/payment_intents"] == 0  # orders name customers, so they wait for them
+    assert calls.by_call["POST /v1/customers"] == 0
+    async with context.sessions() as session:
+        logs = list(await session.scalars(select(SyncLog).filter_by(sync_id=operation.run_id)))
+    assert {(log.entity_type, log.details["direction"], log.status) for log in logs if log.details} >= {
+        ("customer", "pull", "failed"),
+        ("order", "pull", "failed"),
+        ("customer", "push", "failed"),
+        ("event", "push", "completed"),
+    }
 
 
 @pytest.mark.parametrize(
