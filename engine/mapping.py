@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from engine.errors import ExpressionError, MappingError
 from engine.expressions import ABSENT, UNDEFINED, Expression, Path, Steps, has_braces
-from engine.fields import FieldCatalog
+from engine.fields import Field, FieldCatalog
 from engine.manifest import Entity, Resource, parse_share
 from engine.ports import Record
 
@@ -421,7 +421,8 @@ def _write_children(
         if child.push is None and child.link is None and not child.each:
             known = local.get(name)
             exact = known is not None and known.type in _JSON_TYPES
-            value = f"record[{name!r}]" if exact else f"checked(record[{name!r}], {name!r})"
+            check = source.keep(_check_of(declared)) if declared is not None else "checked"
+            value = f"record[{name!r}]" if exact else f"{check}(record[{name!r}], {name!r})"
             if required:
                 source.add(1, f"if record.get({name!r}) in (None, ''): raise missing({name!r})")
             there = f"{name!r} in record" if clears else f"record.get({name!r}) is not None"
@@ -447,7 +448,7 @@ def _push_compute(rule: _Rule, links: tuple[LinkRule, ...], remote: FieldCatalog
     if rule.link is not None:
         return _link_compute(rule, source)
     assert rule.push is not None
-    return _evaluate(rule, rule.push, source, links, _checked)
+    return _evaluate(rule, rule.push, source, links, _check_of(remote.get(rule.path.text)))
 
 
 def _list_compute(rule: _Rule, items_of: Compute, remote: FieldCatalog) -> Compute:
@@ -631,6 +632,16 @@ def _checked(value: Any, name: str) -> Any:
     if isinstance(value, Decimal):
         raise MappingError(f"`{name}` is an exact number: send it by `minor_units` or `string`", name)
     raise MappingError(f"`{name}` isn't a value that can be sent", name)
+
+
+def _check_of(declared: Field | None) -> Callable[[Any, str], Any]:
+    """Return what looks at a value before it is sent: only a decimal field takes an exact number."""
+    return _checked_decimal if declared is not None and declared.type == "decimal" else _checked
+
+
+def _checked_decimal(value: Any, name: str) -> Any:
+    """Return a value as JSON holds it; an exact number becomes a JSON number with all its digits."""
+    return value if isinstance(value, Decimal) and value.is_finite() else _checked(value, name)
 
 
 def _listed(value: Any, name: str) -> Any:

@@ -19,6 +19,7 @@ from tests.sandbox.quickbooks import DEFAULT_CLIENT, DEFAULT_REALM, DEFAULT_SECR
 from tests.sandbox.running import Sandbox
 
 TOKEN = Credentials({"access_token": Secret(LASTING_TOKEN)}, {"realm_id": DEFAULT_REALM})
+APPLICATION = {"client_id": DEFAULT_CLIENT, "client_secret": Secret(DEFAULT_SECRET)}
 RESOURCES = ("customer", "item", "sales_receipt", "invoice", "payment")
 
 
@@ -100,7 +101,7 @@ async def test_a_refresh_token_a_day_old_is_replaced(standing: Standing) -> None
     assert grant.refresh_token is not None
     tokens = [grant.refresh_token.reveal()]
     async with open_client(origin_overrides=standing.overrides) as http:
-        app: dict[str, Any] = {"http": http, "client_id": DEFAULT_CLIENT, "client_secret": Secret(DEFAULT_SECRET)}
+        app: dict[str, Any] = {"http": http, **APPLICATION}
         for seconds in (60, 86_400):
             standing.control("clock", {"advance": seconds})
             again = await refresh(
@@ -121,7 +122,7 @@ async def test_disconnecting_ends_the_grant(standing: Standing) -> None:
     values = {"access_token": grant.access_token, "refresh_token": grant.refresh_token}
     credentials = Credentials(values, {"realm_id": DEFAULT_REALM})
     async with open_client(origin_overrides=standing.overrides) as http:
-        app: dict[str, Any] = {"http": http, "client_id": DEFAULT_CLIENT, "client_secret": Secret(DEFAULT_SECRET)}
+        app: dict[str, Any] = {"http": http, **APPLICATION}
         assert await revoke(standing.connector, method, "production", credentials=credentials, **app)
     with pytest.raises(AuthenticationError):
         async with connected(standing, credentials):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -243,6 +244,18 @@ def test_exact_numbers_are_pulled_as_they_are_and_pushed_only_on_purpose() -> No
         assert caught.value.field == "price"
     with pytest.raises(MappingError, match="`minor_units` or `string`"):
         copied.push({"price": Decimal("12.50")}, SCOPE)
+
+
+@pytest.mark.parametrize("rule", ["price", {"path": "price", "push": "{{ value }}"}])
+def test_a_decimal_field_takes_an_exact_number(rule: Any) -> None:
+    fields = FieldCatalog({"price": Field("price", "decimal")})
+    resource = replace(RESOURCE, fields=fields)
+    made, found = compile_mapping({"direction": "push", "fields": {"price": rule}}, resource, ENTITY)
+    assert made is not None, found
+    body = made.push({"price": Decimal("0.10")}, SCOPE)
+    assert (body, type(body["price"])) == ({"price": Decimal("0.10")}, Decimal)
+    with pytest.raises(MappingError):
+        made.push({"price": Decimal("Infinity")}, SCOPE)
 
 
 def test_what_braces_make_is_plain_json() -> None:
