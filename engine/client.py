@@ -171,6 +171,10 @@ class ProviderClient:
         """Return records by id; those the provider doesn't have (any more) are left out."""
         return await self._reader.get_many(self._resource(resource), ids)
 
+    async def look_up(self, resource: str, ids: Sequence[str]) -> dict[str, ReadRecord]:
+        """Return records by id as `pages` would, with the moment they changed; missing ones are left out."""
+        return await self._reader.look_up(self._resource(resource), ids)
+
     def plan(self, resource: str, writes: Sequence[Write]) -> list[WriteGroup]:
         """Split writes into calls. The same writes give the same groups under the same keys."""
         return split(self._resource(resource), writes)

@@ -137,17 +137,21 @@ class Reader:
 
     async def get(self, resource: Resource, record_id: str) -> Row | None:
         """Return one record, or None when the provider has none under this id (any more)."""
+        row = await self._look_up(resource, record_id)
+        return row.record if row else None
+
+    async def _look_up(self, resource: Resource, record_id: str) -> ReadRecord | None:
         spec = resource.get
         if spec is None:
-            return (await self.get_many(resource, [record_id])).get(record_id)
+            return (await self.look_up(resource, [record_id])).get(record_id)
         account = await self._caller.account()
         request = fill_call(spec.call, {**account.scope, "id": record_id, "now": self._now()})
         rows = RowReader(resource, spec, self._connector.times)
 
-        def read(answer: Answer) -> Row | None:
+        def read(answer: Answer) -> ReadRecord | None:
             found = spec.records.evaluate(answer.body) if spec.records else answer.body
             records = rows.read(found[:1] if isinstance(found, list) else [found])
-            return next((each.record for each in records if not each.deleted), None)
+            return next((each for each in records if not each.deleted), None)
 
         try:
             return await self._caller.call(call_label(spec.call), request, read, writing=True)
@@ -172,13 +176,18 @@ class Reader:
 
     async def get_many(self, resource: Resource, ids: Iterable[str]) -> dict[str, Row]:
         """Return records by id; those the provider doesn't have (any more) are left out."""
+        return {each: row.record for each, row in (await self.look_up(resource, ids)).items()}
+
+    async def look_up(self, resource: Resource, ids: Iterable[str]) -> dict[str, ReadRecord]:
+        """Return records by id as a list would tell them; those the provider doesn't have are left out."""
         wanted = list(dict.fromkeys(ids))
         spec = resource.get_many
         if spec is None:
             if resource.get is None:
                 raise ManifestError(f"`{resource.name}` has no call to get a record by its id")
-            got = await asyncio.gather(*(self.get(resource, each) for each in wanted), return_exceptions=True)
-            found: dict[str, Row] = {}
+            asking = (self._look_up(resource, each) for each in wanted)
+            got = await asyncio.gather(*asking, return_exceptions=True)
+            found: dict[str, ReadRecord] = {}
             for each, row in zip(wanted, got, strict=True):
                 if isinstance(row, BaseException):
                     raise row
@@ -187,7 +196,7 @@ class Reader:
             return found
         rows = RowReader(resource, spec, self._connector.times)
         account = await self._caller.account()
-        records: dict[str, Row] = {}
+        records: dict[str, ReadRecord] = {}
         for start in range(0, len(wanted), spec.at_most):
             some = wanted[start : start + spec.at_most]
             name = spec.ids.name if spec.ids is not None and spec.ids.where == "name" else "ids"
@@ -197,7 +206,7 @@ class Reader:
             answered = await self._caller.call(
                 call_label(spec.call), request, lambda answer: rows.read(_rows(spec, answer.body))
             )
-            records.update((each.id, each.record) for each in answered if not each.deleted)
+            records.update((each.id, each) for each in answered if not each.deleted)
         return records
 
     async def _walk(

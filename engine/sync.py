@@ -17,9 +17,11 @@ from engine.batching import job_spec
 from engine.bodies import fitted, limited_fields
 from engine.client import Books, ProviderClient, ReadRecord, Write, WriteGroup, WriteResult
 from engine.errors import (
+    AuthenticationError,
     ExpressionError,
     HubError,
     MappingError,
+    ProviderError,
     RateLimitedError,
     RecordRejectedError,
     StaleCursorError,
@@ -133,12 +135,16 @@ class Sync:
 
     # ---- pull -------------------------------------------------------------------------------------------
 
-    async def pull(self) -> Tally:
-        """Bring the platform in step with what changed at the provider since the last finished pull.
+    async def pull(self, ids: Sequence[str] | None = None) -> Tally:
+        """Bring the platform in step with what changed at the provider since the last finished pull; with
+        `ids`, with these records only, as far as the provider can be asked for them.
 
         Raises ProviderError for what stops the run, StoppedError, LeaseLostError.
         """
         tally = self._tally("pull")
+        if ids is not None:
+            await self._pull_some(tally, ids)
+            return tally
         position = dict(await self.state.position(*self._here, "pull") or {})
         if self.complete and self.mapping.pushes:  # else a lost link would change nothing on either side
             position = {}
@@ -186,11 +192,56 @@ class Sync:
         tally.api_calls = api_calls + self.client.calls - calls
         return seen if complete else None
 
-    async def _pull_page(self, tally: Tally, rows: Sequence[ReadRecord], position: Mapping[str, Any]) -> None:
+    async def _pull_some(self, tally: Tally, ids: Sequence[str]) -> None:
+        resource = self.connector.resources[self.mapping.resource]
+        if resource.get is None and resource.get_many is None:
+            return  # nobody to ask: they come with the next change, or with a complete read
+        started, calls = self.clock.monotonic(), self.client.calls
+        for some in batched(ids, CHUNK):
+            self._check_stop()
+            found, failures = await self._look_up(resource.name, some)
+            await self._pull_page(tally, list(found.values()), None, failures, settle=some)
+            tally.seconds = self.clock.monotonic() - started
+            tally.api_calls = self.client.calls - calls
+            self.on_progress(tally)
+
+    async def _look_up(
+        self, resource: str, ids: Sequence[str]
+    ) -> tuple[dict[str, ReadRecord], list[RecordFailure]]:
+        """Return what there is of these records; an id that the provider doesn't take fails alone."""
+        try:
+            return await self.client.look_up(resource, ids), []
+        except ProviderError as error:
+            if error.retryable or isinstance(error, AuthenticationError):
+                raise
+            if len(ids) == 1:
+                return {}, [self._failure("pull", ids[0], error)]
+        found: dict[str, ReadRecord] = {}
+        failures: list[RecordFailure] = []
+        for each in ids:
+            one, failed = await self._look_up(resource, [each])
+            found.update(one)
+            failures.extend(failed)
+        return found, failures
+
+    async def _pull_page(
+        self,
+        tally: Tally,
+        rows: Sequence[ReadRecord],
+        position: Mapping[str, Any] | None,
+        failures: Iterable[RecordFailure] = (),
+        *,
+        settle: Iterable[str] = (),
+    ) -> None:
+        """Take over a page of records, and save how far that is. What failed of `settle` earlier is over,
+        unless it is among the `failures`.
+        """
         mapping, resource = self.mapping, self.mapping.resource
+        failures = list(failures)
         tally.read += len(rows)
         known = await self.state.links_by_remote(resource, [row.id for row in rows])
         rows = [row for row in rows if not _is_older(row, known.get(row.id), tally)]
+        seen = {*settle, *(row.id for row in rows)}
         links, unlinked = told_gone(rows, known)
         kept = [row for row in rows if not (row.deleted or is_parted(known.get(row.id)))]
         tally.skipped += len(rows) - len(kept)
@@ -198,7 +249,6 @@ class Sync:
 
         scope = self._scope(await self._local_ids_of_links(rows))
         theirs: dict[str, dict[str, Any]] = {}
-        failures: list[RecordFailure] = []
         for row in rows:
             try:
                 if mapping.wants_pull(row.record, scope):
@@ -206,7 +256,7 @@ class Sync:
                 else:
                     tally.skipped += 1
             except HubError as error:
-                failures.append(self._failure("pull", row.id, error, getattr(error, "field", None)))
+                failures.append(self._pull_failure(row.id, error))
         rows = [row for row in rows if row.id in theirs]
 
         changed: list[ReadRecord] = []
@@ -286,7 +336,7 @@ class Sync:
         )
         for local_id, (link, record, ours_win) in merged.items():
             if local_id in refused:
-                failures.append(self._failure("pull", link.remote_id, MappingError(refused[local_id])))
+                failures.append(self._pull_failure(link.remote_id, MappingError(refused[local_id])))
                 continue
             links.append(
                 replace(link, fingerprint=None if ours_win else self._push_fingerprint(record, push_scope))
@@ -306,10 +356,16 @@ class Sync:
                 links=links,
                 unlinked=unlinked,
                 failures=failures,
-                settled=[self._key("pull", row.id) for row in rows if row.id not in failed],
-                position=(*self._here, "pull", position),
+                settled=[self._key("pull", record_id) for record_id in sorted(seen - failed)],
+                position=(*self._here, "pull", position) if position is not None else None,
             )
         )
+
+    def _pull_failure(self, record_id: str, error: HubError) -> RecordFailure:
+        """Return a failure to try again: what was missing on this side may be here by then, and as long as
+        the record itself stays as it is no later pull brings it.
+        """
+        return self._failure("pull", record_id, error, getattr(error, "field", None), retryable=True)
 
     async def _echoes(self, records: Sequence[Record]) -> dict[str, Mapping[str, Any]]:
         """Return, by id, what would come back of records if they were pushed as they are.

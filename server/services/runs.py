@@ -185,13 +185,11 @@ async def _sync(context: WorkerContext, run: Run) -> None:
     run.plan(steps)
 
     async def work(step: Step) -> None:
-        if step.direction == "pull":
-            await syncs.pull(step)
-            return
         again = await _retryable(context, run.claim, step)
-        await syncs.push(step)
+        bring = syncs.pull if step.direction == "pull" else syncs.push
+        await bring(step)
         for start in range(0, len(again), RETRIED_AT_ONCE):
-            await syncs.push(step, again[start : start + RETRIED_AT_ONCE])
+            await bring(step, again[start : start + RETRIED_AT_ONCE])
 
     await _work(run, steps, work)
 
@@ -285,9 +283,9 @@ class _Syncs:
         template = catalog.template(claim.provider, integration.template_id)
         return cls(run, integration.config, template.mappings, build)
 
-    async def pull(self, step: Step) -> None:
+    async def pull(self, step: Step, ids: Sequence[str] | None = None) -> None:
         count = self.run.counting(step.key)
-        count(await self.build(step, count).pull())
+        count(await self.build(step, count).pull(ids))
 
     async def push(self, step: Step, ids: Sequence[str] | None = None) -> None:
         count = self.run.counting(step.key)
@@ -327,7 +325,7 @@ async def _integration(session: AsyncSession, claim: Claim) -> IntegrationConfig
 async def _retryable(context: WorkerContext, claim: Claim, step: Step) -> list[str]:
     """Return the records that failed in earlier runs and may go through by now.
 
-    They don't come up again by themselves: only a change on the platform would bring them.
+    They don't come up again by themselves: only a change on their side would bring them.
     """
     failed = models.RecordFailure
     async with context.sessions() as session:

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,6 +23,7 @@ from server.db.models import (
     RecordFailure,
     RecordLink,
     SyncLog,
+    SyncWatermark,
     VenueApiKey,
 )
 from server.demo.generate import SCHEMA
@@ -31,6 +33,7 @@ from server.worker.context import WorkerContext, open_worker_context
 from server.worker.tasks import Worker, work
 from tests.sandbox.core import FaultRule
 from tests.sandbox.running import Sandbox, running_sandbox
+from tests.sandbox.stripe import DEFAULT_ACCOUNT
 
 EVENTS = 4
 
@@ -214,6 +217,43 @@ async def test_a_record_that_failed_is_tried_again_by_the_next_sync(
     async with context.sessions() as session:
         assert (await session.scalars(select(RecordFailure))).all() == []
     assert len(_products(sandbox)) == EVENTS
+
+
+async def test_a_record_that_could_not_be_pulled_is_asked_for_by_the_next_sync(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    customers = {"entity_type": "customers", "payload": {"syncType": "customers"}}
+    ledger = sandbox.stripe.ledger(DEFAULT_ACCOUNT, live=False)
+    made = sandbox.stripe.new_customer(ledger, {"name": "Ana Ruiz", "email": "ana@example.com"})
+    first = await _run(context, venue, **customers)
+    assert _counts(first, "created", "failed")["pull customer customer"] == [1, 0]
+    async with context.sessions.begin() as session:  # as if the platform had refused her then
+        await session.execute(text("DELETE FROM platform.customers"))
+        await session.execute(text("DELETE FROM record_links"))
+        await session.execute(  # nothing that changed since then
+            update(SyncWatermark)
+            .filter_by(direction=Direction.PULL)
+            .values(position={"since": (datetime.now(UTC) + timedelta(days=1)).isoformat()})
+        )
+        session.add(
+            RecordFailure(
+                venue_id=venue,
+                integration_type="stripe",
+                entity="customer",
+                resource="customer",
+                direction=Direction.PULL,
+                record_id=made["id"],
+                code="REQUIRED_FIELD_MISSING",
+                message="refused",
+                retryable=True,
+            )
+        )
+    await _run(context, venue, **customers)
+    async with context.sessions() as session:
+        assert (await session.scalars(text("SELECT email FROM platform.customers"))).all() == [
+            "ana@example.com"
+        ]
+        assert (await session.scalars(select(RecordFailure))).all() == []
 
 
 async def test_a_revoked_key_fails_the_sync_and_says_so_on_the_integration(

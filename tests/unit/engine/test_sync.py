@@ -38,7 +38,7 @@ from engine.manifest import (
 from engine.mapping import Mapping as FieldMapping
 from engine.mapping import compile_mapping
 from engine.memory import MemoryHost, MemorySyncState
-from engine.ports import Commit, Record
+from engine.ports import Commit, HostChange, Record
 from engine.sync import Sync, Tally
 from engine.writing import NO_BOOKS
 
@@ -58,6 +58,7 @@ RESOURCE = Resource(
     reference=Path.parse("ref"),
     fields=FieldCatalog({name: Field(name) for name in ("full_name", "mail", "tel", "ref")}),
     list=ReadSpec(CALL),
+    get=ReadSpec(CALL),
     write_many=WriteManySpec(
         CALL, Place.parse("body"), at_most=2, idempotency_key=IdempotencyKey(Place.parse("header Key"))
     ),
@@ -94,6 +95,8 @@ class Provider:
     script: list[str] = field(default_factory=list)
     sent: list[WriteGroup] = field(default_factory=list)
     reads: list[tuple[datetime | None, Any]] = field(default_factory=list)
+    asked: list[list[str]] = field(default_factory=list)  # by id
+    malformed: str | None = None  # an id that it takes for none
     poison: str | None = None  # the local id of a record that it never gives an answer to
     stale: bool = False
     away: bool = False
@@ -103,6 +106,13 @@ class Provider:
         self.calls += 1
         if self.away:
             raise UnavailableError("no answer")
+
+    async def look_up(self, resource: str, ids: Sequence[str]) -> dict[str, ReadRecord]:
+        self.calls += 1
+        self.asked.append(list(ids))
+        if self.malformed in ids:
+            raise ProviderError("no such kind of id", status=400)
+        return {each: row(self.records[each]) for each in ids if each in self.records}
 
     def plan(self, resource: str, writes: Sequence[Write]) -> list[WriteGroup]:
         return split(RESOURCE, writes)
@@ -206,8 +216,8 @@ class World:
     async def push(self, ids: Sequence[str] | None = None) -> Tally:
         return await self.build().push(ids)
 
-    async def pull(self) -> Tally:
-        return await self.build().pull()
+    async def pull(self, ids: Sequence[str] | None = None) -> Tally:
+        return await self.build().pull(ids)
 
     def held(self) -> list[str]:
         return sorted(record["full_name"] for record in self.provider.records.values())
@@ -633,18 +643,70 @@ async def test_the_watermark_moves_to_the_walks_start_and_only_at_its_end() -> N
     assert seen[0]["walk"]["started"] == seen[-1]["since"]
 
 
-async def test_a_record_the_platform_refuses_is_kept_as_a_failure() -> None:
-    class Picky(MemoryHost):
-        async def upsert(self, entity: str, changes: Sequence[Any]) -> dict[str, str]:
-            good = [change for change in changes if change.values["name"] != "n1"]
-            await super().upsert(entity, good)
-            return {change.local_id: "name: not that one" for change in changes if change not in good}
+class Picky(MemoryHost):
+    """A platform that refuses some names, until it doesn't."""
 
+    def __init__(self, world: World, *names: str) -> None:
+        super().__init__(world.host.venue_record)
+        self.names = names
+
+    async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
+        good = [change for change in changes if change.values["name"] not in self.names]
+        await super().upsert(entity, good)
+        return {change.local_id: "name: not that one" for change in changes if change not in good}
+
+
+async def test_a_record_the_platform_refuses_is_kept_as_a_failure() -> None:
     world = World()
-    world.host = Picky(world.host.venue_record)
+    world.host = Picky(world, "n1")
     world.provider.feed = [[page[0] for page in three_pages()]]
     tally = await world.pull()
     assert counts(tally) == (2, 0, 0, 1)
     (failure,) = world.state.failures.values()
     assert (failure.record_id, failure.direction, failure.message) == ("c1", "pull", "name: not that one")
+    assert failure.retryable  # the watermark is past it, so nothing else would bring it
     assert ("customer", "c1") not in {(link.resource, link.remote_id) for link in world.state.links.values()}
+
+
+async def test_what_could_not_be_pulled_is_asked_for_by_id_and_leaves_the_watermark() -> None:
+    world = World()
+    world.host = picky = Picky(world, "One", "Two")
+    world.provider.records = {
+        key: {"id": key, "full_name": name, "mail": f"{key}@x"}
+        for key, name in (("c1", "One"), ("c2", "Two"))
+    }
+    await world.pull()
+    watermark = dict(world.state.positions)
+    assert len(world.state.failures) == 2
+
+    picky.names = ("Two",)
+    assert counts(await world.pull(["c1", "c2"])) == (1, 0, 0, 1)
+    assert [key[-1] for key in world.state.failures] == ["c2"]
+    assert [record["name"] for record in picky.records["customer"].values()] == ["One"]
+
+    del world.provider.records["c2"]  # what isn't there any more is nobody's trouble
+    assert counts(await world.pull(["c2"])) == (0, 0, 0, 0)
+    assert world.state.failures == {}
+    assert world.provider.asked == [["c1", "c2"], ["c2"]]
+    assert world.state.positions == watermark
+
+
+async def test_an_id_the_provider_does_not_take_is_only_its_own_trouble() -> None:
+    world = World()
+    world.provider.records = {"c1": {"id": "c1", "full_name": "One", "mail": "c1@x"}}
+    world.provider.malformed = "?"
+    assert counts(await world.pull(["c1", "?"])) == (1, 0, 0, 1)
+    (failure,) = world.state.failures.values()
+    assert (failure.record_id, failure.retryable) == ("?", False)
+
+
+async def test_a_record_not_wanted_any_more_is_no_failure_any_more() -> None:
+    world = World(only_pull_when="mail")
+    world.host = Picky(world, "One")
+    world.provider.records = {"c1": {"id": "c1", "full_name": "One", "mail": "c1@x"}}
+    await world.pull()
+    assert len(world.state.failures) == 1
+    world.provider.records["c1"]["mail"] = ""
+    tally = await world.pull(["c1"])
+    assert (tally.skipped, tally.failed) == (1, 0)
+    assert world.state.failures == {}
