@@ -90,8 +90,16 @@ class VenueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel")
 
 
 class SyncOptions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """What older callers send. A sync brings whatever changed in step, so there is nothing to choose."""
+    """What to do about records that are gone. The rest is what older callers send, and changes nothing."""
 
+    complete: Annotated[
+        bool,
+        Meta(description="Also look for what was deleted without a word: compare all that is linked."),
+    ] = False
+    approve_deletes: Annotated[
+        bool,
+        Meta(description="Archive, delete and unlink what is gone, however much that is."),
+    ] = False
     force: Annotated[bool, Meta(description="A manual sync never waits for the interval.")] = False
     start_date: Annotated[date | None, Meta(description="Changes before it are brought in step, too.")] = None
     end_date: Annotated[date | None, Meta(description="Changes after it are brought in step, too.")] = None
@@ -272,7 +280,14 @@ class MappingProgress(Struct, frozen=True):
     skipped: int = 0
     failed: int = 0
     conflicts: int = 0
+    archived: int = 0
+    deleted: int = 0
     api_calls: int = 0
+    held: Annotated[
+        int,
+        Meta(description="Gone records left alone because they are many; `approveDeletes` lets them go."),
+    ] = 0
+    note: Annotated[str, Meta(description="What a person has to know, such as why records are held.")] = ""
     duration_ms: int = 0
     done: bool = False
 

@@ -64,7 +64,11 @@ _STATE = {
                 "skipped": 0,
                 "failed": 2,
                 "conflicts": 0,
+                "archived": 0,
+                "deleted": 0,
                 "api_calls": 12,
+                "held": 0,
+                "note": "",
                 "duration_ms": 2100,
                 "done": False,
             }
@@ -136,7 +140,13 @@ async def start_sync(
 
     async def work() -> Response[schemas.SyncResultAnswer | schemas.SyncAcceptedAnswer]:
         operation = await syncs.request_sync(
-            context, actor, venue_id=data.venue_id, provider=provider, sync_type=data.sync_type
+            context,
+            actor,
+            venue_id=data.venue_id,
+            provider=provider,
+            sync_type=data.sync_type,
+            complete=data.options.complete,
+            approve_deletes=data.options.approve_deletes,
         )
         operation = await syncs.wait_for(context, operation, data.wait, stopping)
         if not syncs.ended(operation):

@@ -73,7 +73,10 @@ LOG_STATUSES: Mapping[OperationStatus, str] = {
     OperationStatus.DEAD_LETTER: "failed",
 }
 
-_COUNTS = ("read", "created", "updated", "unchanged", "skipped", "failed", "conflicts", "api_calls")
+_COUNTS = (
+    *("read", "created", "updated", "unchanged", "skipped", "failed", "conflicts"),
+    *("archived", "deleted", "api_calls"),
+)
 
 
 @dataclass(slots=True)
@@ -86,6 +89,8 @@ class StepReport:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
     duration_ms: int = 0
     done: bool = False
+    held: int = 0  # in this attempt: what an earlier one held may have gone since
+    note: str = ""
     failures: list[RecordFailure] = field(default_factory=list)
     error: HubError | None = None  # what stopped it
 
@@ -95,6 +100,8 @@ class StepReport:
             "resource": self.resource,
             "direction": self.direction,
             **self.counts,
+            "held": self.held,
+            "note": self.note,
             "duration_ms": self.duration_ms,
             "done": self.done,
         }
@@ -138,11 +145,13 @@ class Run:
         """Return what adds one call's tally, which grows, to the step's counts so far."""
         report = self.steps[key]
         counts, duration, failures = dict(report.counts), report.duration_ms, list(report.failures)
+        held = report.held
 
         def count(tally: Tally) -> None:
             report.counts = {name: counts[name] + getattr(tally, name) for name in _COUNTS}
             report.duration_ms = duration + round(tally.seconds * 1000)
             report.failures = [*failures, *tally.failures][:KEPT_FAILURES]
+            report.held, report.note = held + tally.held, tally.note or report.note
             self.news = True
 
         return count
@@ -258,6 +267,8 @@ class _Syncs:
         )
         venue = await host.venue()
 
+        options: Mapping[str, Any] = claim.payload.get("options") or {}
+
         def build(step: Step, on_progress: Callable[[Tally], None]) -> Sync:
             client = ProviderClient(
                 connector,
@@ -278,6 +289,8 @@ class _Syncs:
                 fields=catalog.platform.entities[step.mapping.entity].fields,
                 stop=lambda: run.stopping,
                 on_progress=on_progress,
+                complete=options.get("complete") is True,
+                approved=options.get("approveDeletes") is True,
             )
 
         template = catalog.template(claim.provider, integration.template_id)
@@ -449,7 +462,13 @@ def _log_values(
         "skip_count": counts["skipped"],
         "duration_ms": step.duration_ms,
         "api_calls_made": counts["api_calls"],
-        "details": {"resource": step.resource, "direction": step.direction, **counts},
+        "details": {
+            "resource": step.resource,
+            "direction": step.direction,
+            **counts,
+            "held": step.held,
+            "note": step.note,
+        },
         "errors": errors or None,
         "started_at": claim.started_at,
     }

@@ -87,8 +87,13 @@ async def request_sync(
     venue_id: UUID,
     provider: str,
     sync_type: str,
+    complete: bool = False,
+    approve_deletes: bool = False,
 ) -> Operation:
     """Queue a sync; its `run_id` is what callers know as `syncId`.
+
+    A `complete` one also looks for what was deleted without a word. With `approve_deletes` all that is gone
+    goes on the other side, too, however much it is.
 
     Raises NotConnectedError, and SyncInProgressError (which names the other) when one waits or runs already.
     """
@@ -109,13 +114,14 @@ async def request_sync(
             raise SyncInProgressError(
                 "a sync of this integration is under way", [Detail("syncId", str(other.run_id))]
             )
+        options = {"complete": complete, "approveDeletes": approve_deletes}
         operation = await operations.enqueue(
             session,
             venue_id=venue_id,
             provider=provider,
             operation_type=OperationType.SYNC,
             entity_type=sync_type,
-            payload={"syncType": sync_type, "operation": "manual_sync"},
+            payload={"syncType": sync_type, "operation": "manual_sync", "options": options},
             priority=Priority.HIGH,
             run_id=uuid4(),
             correlation_id=actor.request_id,
@@ -127,7 +133,7 @@ async def request_sync(
             venue_id=venue_id,
             provider=provider,
             target=str(operation.run_id),
-            details={"syncType": sync_type},
+            details={"syncType": sync_type, **options},
         )
     await tell_workers(context, operation)
     return operation

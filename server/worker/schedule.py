@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import structlog
@@ -111,15 +111,25 @@ async def _start_sync(session: AsyncSession, integration: IntegrationConfig) -> 
     await schedule_next(session, integration.id, integration.config)
     if due_at is None or sync_interval(integration.config) is None or await _is_syncing(session, integration):
         return None
+    due_at, slots = due_at.astimezone(UTC), f"scheduled:{integration.id}:"
+    earlier = select(Operation.id).where(
+        Operation.idempotency_key >= f"{slots}{due_at.date()}",
+        Operation.idempotency_key < f"{slots}{due_at.date() + timedelta(days=1)}",
+    )
+    first_today = await session.scalar(earlier.limit(1)) is None
     return await operations.enqueue(
         session,
         venue_id=integration.venue_id,
         provider=integration.integration_type,
         operation_type=OperationType.SYNC,
         entity_type="full",
-        payload={"syncType": "full", "trigger": "scheduled_sync"},
+        payload={
+            "syncType": "full",
+            "trigger": "scheduled_sync",
+            "options": {"complete": first_today},
+        },
         priority=Priority.NORMAL,
-        idempotency_key=f"scheduled:{integration.id}:{due_at.isoformat()}",
+        idempotency_key=f"{slots}{due_at.isoformat()}",
         run_id=uuid4(),
     )
 

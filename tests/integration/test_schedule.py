@@ -86,7 +86,11 @@ async def test_a_due_integration_is_synced_and_told_when_next(context: WorkerCon
         "juniper",
         "sync",
     )
-    assert operation.payload == {"syncType": "full", "trigger": "scheduled_sync"}
+    assert operation.payload == {
+        "syncType": "full",
+        "trigger": "scheduled_sync",
+        "options": {"complete": True},
+    }
     assert operation.run_id is not None
     assert await context.redis.zrange(lane_key("normal"), 0, -1) == [str(operation.id)]
     left = await _seconds_to_next(context, venue_id)
@@ -110,6 +114,19 @@ async def test_a_slot_is_used_once_even_when_the_clock_is_set_back(context: Work
         await session.execute(update(IntegrationConfig).values(next_sync_at=LONG_AGO))
     await schedule.start_scheduled_syncs(context)
     assert len(await _operations(context)) == 1
+
+
+async def test_the_first_sync_of_a_day_is_complete(context: WorkerContext) -> None:
+    await _integrate(context, next_sync_at=LONG_AGO)
+    await _integrate(context, next_sync_at=LONG_AGO)
+    days = (datetime(2026, 1, day, hour, tzinfo=UTC) for day, hour in ((1, 0), (1, 23), (2, 0), (2, 1)))
+    for due_at in days:
+        async with context.sessions.begin() as session:
+            await session.execute(update(IntegrationConfig).values(next_sync_at=due_at))
+            await session.execute(update(Operation).values(status=OperationStatus.COMPLETED))
+        assert await schedule.start_scheduled_syncs(context) == 2
+    asked = [operation.payload["options"]["complete"] for operation in await _operations(context)]
+    assert sorted(asked) == [False] * 4 + [True] * 4
 
 
 @pytest.mark.parametrize(

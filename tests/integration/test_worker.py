@@ -26,7 +26,8 @@ from engine.errors import (
 from engine.sync import Tally
 from server.db.models import IntegrationConfig, IntegrationStatus, Operation, OperationType, Priority, SyncLog
 from server.services import operations
-from server.services.runs import Run, Runner, StepKey, StepReport
+from server.services.runs import Run, Runner, StepReport
+from server.services.steps import StepKey
 from server.settings import read_settings
 from server.worker.context import WorkerContext, open_worker_context
 from server.worker.main import serve
@@ -151,6 +152,8 @@ async def test_a_run_that_ends_well_is_written_down(context: WorkerContext) -> N
         "skipped": 0,
         "failed": 1,
         "conflicts": 0,
+        "archived": 0,
+        "deleted": 0,
         "api_calls": 5,
     }
     mapping = {
@@ -158,6 +161,8 @@ async def test_a_run_that_ends_well_is_written_down(context: WorkerContext) -> N
         "resource": "item",
         "direction": "push",
         **counts,
+        "held": 0,
+        "note": "",
         "duration_ms": 2000,
         "done": True,
     }

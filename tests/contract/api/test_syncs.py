@@ -60,11 +60,25 @@ async def test_a_sync_that_takes_longer_is_accepted(hub: Hub) -> None:
     [operation] = await hub.rows("SELECT * FROM sync_queue")
     assert str(operation["run_id"]) == data["syncId"]
     assert (operation["entity_type"], operation["priority"]) == ("customers", "HIGH")
-    assert operation["payload"] == {"syncType": "customers", "operation": "manual_sync"}
+    assert operation["payload"] == {
+        "syncType": "customers",
+        "operation": "manual_sync",
+        "options": {"complete": False, "approveDeletes": False},
+    }
     assert await hub.context.redis.zscore("hub:lane:high", str(operation["id"])) is not None
     followed = await hub.get(answer.headers["location"])
     assert followed.status_code == 200
     assert (followed.json()["data"]["status"], followed.json()["data"]["ended"]) == ("pending", False)
+
+
+async def test_approval_of_deletions_reaches_the_worker_and_the_audit_log(hub: Hub) -> None:
+    await hub.connect_by_key()
+    answer = await start(hub, options={"complete": True, "approveDeletes": True})
+    assert answer.status_code == 202
+    [operation] = await hub.rows("SELECT payload FROM sync_queue")
+    assert operation["payload"]["options"] == {"complete": True, "approveDeletes": True}
+    [entry] = await hub.rows("SELECT details FROM audit_log WHERE action = 'sync.requested'")
+    assert entry["details"] == {"syncType": "full", "complete": True, "approveDeletes": True}
 
 
 async def test_a_sync_that_ends_in_time_answers_with_its_result(hub: Hub) -> None:
