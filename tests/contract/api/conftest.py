@@ -21,6 +21,7 @@ import server.demo
 from server.app import create_app
 from server.context import Context
 from server.settings import Settings, read_settings
+from tests.sandbox import mailchimp, quickbooks
 from tests.sandbox.running import Sandbox, running_sandbox
 
 SECRET = "a secret of more than thirty-two bytes, for tests"
@@ -107,7 +108,13 @@ def sandbox() -> Iterator[Sandbox]:
 def settings(
     database_url: str, redis_url: str, sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory
 ) -> Settings:
-    square, stripe = sandbox.square_url, sandbox.stripe_url
+    stands_in = {
+        "https://api.stripe.com": sandbox.stripe_url,
+        "https://connect.squareup.com": sandbox.square_url,
+        "https://connect.squareupsandbox.com": sandbox.square_url,
+        **dict.fromkeys(mailchimp.REPLACES, sandbox.mailchimp_url),
+        **dict.fromkeys(quickbooks.REPLACES, sandbox.quickbooks_url),
+    }
     return read_settings(
         {
             "HUB_ENV": "test",
@@ -120,8 +127,11 @@ def settings(
             "API_URL": "http://127.0.0.1:3007",
             "SQUARE_CLIENT_ID": "sq0idp-demo",
             "SQUARE_CLIENT_SECRET": "sq0csp-demo",
-            "HUB_ORIGIN_OVERRIDES": f"https://api.stripe.com={stripe},https://connect.squareup.com={square},"
-            f"https://connect.squareupsandbox.com={square}",
+            "MAILCHIMP_CLIENT_ID": mailchimp.DEFAULT_CLIENT,
+            "MAILCHIMP_CLIENT_SECRET": mailchimp.DEFAULT_SECRET,
+            "QUICKBOOKS_CLIENT_ID": quickbooks.DEFAULT_CLIENT,
+            "QUICKBOOKS_CLIENT_SECRET": quickbooks.DEFAULT_SECRET,
+            "HUB_ORIGIN_OVERRIDES": ",".join(f"{origin}={url}" for origin, url in stands_in.items()),
         }
     )
 
@@ -138,11 +148,15 @@ async def running(settings: Settings, sandbox: Sandbox) -> AsyncIterator[Hub]:
         yield Hub(app, http, app.state.context, sandbox)
 
 
+def _urls(sandbox: Sandbox) -> tuple[str, ...]:
+    return (sandbox.stripe_url, sandbox.square_url, sandbox.mailchimp_url, sandbox.quickbooks_url)
+
+
 @pytest.fixture
 async def hub(running: Hub) -> AsyncIterator[Hub]:
     """The API with nothing connected, and stand-ins as they start."""
     async with httpx.AsyncClient() as control:
-        for url in (running.sandbox.stripe_url, running.sandbox.square_url):
+        for url in _urls(running.sandbox):
             (await control.post(f"{url}/_sandbox/reset")).raise_for_status()
     yield running
     await running.execute(f"TRUNCATE {TABLES}")
