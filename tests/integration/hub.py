@@ -320,7 +320,7 @@ class Hub:
 
 
 def quick_connectors(folder: Path) -> Path:
-    """Copy the manifests, with nearly no limits and short waits between tries, for tests of much that fails."""
+    """Copy the manifests, with hardly any limits and short waits, for tests in which much is tried again."""
     folder.mkdir(parents=True)
     for provider in PROVIDERS:
         text = (PROJECT / "connectors" / f"{provider}.yaml").read_text(encoding="utf-8")

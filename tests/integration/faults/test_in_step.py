@@ -106,7 +106,7 @@ def test_a_new_price_is_one_new_price_and_the_old_one_retires(synced: Hub) -> No
 
 
 def test_one_of_our_own_found_at_the_provider_is_paired_and_left_as_it_is(hub: Hub) -> None:
-    """As after a crash between a create and its link. `Cher` has one name, which a pull would make a first name."""
+    """As after a crash between a create and its link. A pull alone would give `Cher` a first name."""
     hub.connect_all()
     before = hub.database.rows("SELECT * FROM platform.customers ORDER BY id")
     hub.sync_all()

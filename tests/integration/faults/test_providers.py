@@ -91,7 +91,7 @@ def test_down_for_a_while(connected: Hub, faults: Mapping[Provider, str]) -> Non
 def test_creates_that_only_look_as_if_they_had_failed_make_no_twins(
     connected: Hub, faults: Mapping[Provider, str]
 ) -> None:
-    """Done, and answered as if not: the first calls of each kind, so that one call's retries meet it again."""
+    """Done, and answered as if not: several in a row, so that one call's retries meet it again."""
     for provider, fault in faults.items():
         rules = [{"match": match, "fault": fault, "times": 4} for match in CREATES[provider]]
         connected.break_provider(provider, *rules)
@@ -118,7 +118,8 @@ def test_a_run_that_ends_between_a_create_and_its_answer_makes_no_twins(
     for provider in syncs:
         connected.until(
             lambda provider=provider: connected.database.one(  # type: ignore[misc]  # bound now
-                "SELECT count(*) = 24 FROM record_failures WHERE integration_type = $1 AND entity = 'customer'",
+                "SELECT count(*) = 24 FROM record_failures "
+                "WHERE integration_type = $1 AND entity = 'customer'",
                 provider,
             ),
             f"the failures at {provider}",
