@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -175,20 +176,22 @@ class Sync:
         ] = {}  # what was seen at the edge of the last page: feeds repeat a record
         started, calls = self.clock.monotonic(), self.client.calls
         seconds, api_calls = tally.seconds, tally.api_calls
-        async for batch in self.client.pages(self.mapping.resource, since=since, resume=walk["resume"]):
-            rows = _without_gone(batch.records, walk["gone"]) if feeds else batch.records
-            complete = batch.complete
-            if complete:
-                seen.add(row.id for row in batch.records)
-            walked: Mapping[str, Any] = {"since": walk["started"]}
-            if batch.resume is not None:
-                walked = {**position, "walk": {**walk, "resume": batch.resume}}
-            await self._pull_page(tally, _first_of_each(rows, newest), walked)
-            tally.seconds = seconds + self.clock.monotonic() - started
-            tally.api_calls = api_calls + self.client.calls - calls
-            self.on_progress(tally)
-            if batch.resume is not None:
-                self._check_stop()
+        reading = self.client.pages(self.mapping.resource, since=since, resume=walk["resume"])
+        async with aclosing(reading) as pages:  # a page that is fetched ahead ends with it
+            async for batch in pages:
+                rows = _without_gone(batch.records, walk["gone"]) if feeds else batch.records
+                complete = batch.complete
+                if complete:
+                    seen.add(row.id for row in batch.records)
+                walked: Mapping[str, Any] = {"since": walk["started"]}
+                if batch.resume is not None:
+                    walked = {**position, "walk": {**walk, "resume": batch.resume}}
+                await self._pull_page(tally, _first_of_each(rows, newest), walked)
+                tally.seconds = seconds + self.clock.monotonic() - started
+                tally.api_calls = api_calls + self.client.calls - calls
+                self.on_progress(tally)
+                if batch.resume is not None:
+                    self._check_stop()
         tally.api_calls = api_calls + self.client.calls - calls
         return seen if complete else None
 
@@ -440,7 +443,7 @@ class Sync:
             tally.api_calls = self.client.calls - calls
             self.on_progress(tally)
 
-        waiting = await self._repeat_unanswered(tally, report)
+        waiting = await self._repeat_unanswered(tally, report, jobs=ids is None)
         if ids is not None:
             records = await self.host.fetch(self.mapping.entity, ids)
             await self._push_page(tally, list(records.values()), None, report, waiting)
@@ -458,9 +461,15 @@ class Sync:
             report()
         return tally
 
-    async def _repeat_unanswered(self, tally: Tally, report: Callable[[], None]) -> frozenset[str]:
-        """Repeat the calls announced by earlier runs; returns the local ids of those still open."""
-        announced = await self._adopt_made(await self.state.announced(*self._here))
+    async def _repeat_unanswered(
+        self, tally: Tally, report: Callable[[], None], *, jobs: bool
+    ) -> frozenset[str]:
+        """Repeat the calls announced by earlier runs; returns the local ids of those still open.
+
+        Without `jobs`, those that were handed in stay open: a few records don't wait for hours.
+        """
+        open_ = await self.state.announced(*self._here)
+        announced = await self._adopt_made([write for write in open_ if jobs or write.job is None])
         calls = [
             (
                 write,
@@ -480,7 +489,7 @@ class Sync:
             self._check_stop()
             await self._send(tally, chunk, repeating=True)
             report()
-        still = await self.state.announced(*self._here) if announced else ()
+        still = await self.state.announced(*self._here) if open_ else ()
         return frozenset(item.local_id for write in still for item in write.items)
 
     async def _adopt_made(self, announced: Sequence[PendingWrite]) -> Sequence[PendingWrite]:
@@ -684,7 +693,8 @@ class Sync:
                     down = result.error
                 made = result.remote_id not in (None, item.remote_id)  # also instead of what can't be changed
                 if (made or item.adopted) and not result.retryable:
-                    links.extend(self._pushed_links(item, result))  # it is there; what goes with it failed
+                    # It is there; what goes with it failed, and is tried again with the next push of it.
+                    links.extend(replace(link, fingerprint=None) for link in self._pushed_links(item, result))
                 elif not result.answered or made:
                     unanswered = True  # it may be there: only the same call under the same key is safe
                 elif result.retryable and write.attempt < MAX_ATTEMPTS:
