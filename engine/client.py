@@ -4,7 +4,7 @@ each.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -152,7 +152,7 @@ class ProviderClient:
         *,
         since: datetime | None = None,
         resume: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[ReadBatch]:
+    ) -> AsyncGenerator[ReadBatch, None]:
         """Stream a resource's records page by page; the next page is fetched while this one is worked on.
 
         With `since`, only what changed after that moment, as far as the provider can tell: from its feed of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -96,7 +96,7 @@ class Reader:
 
     async def pages(
         self, resource: Resource, since: datetime | None, resume: Mapping[str, Any] | None
-    ) -> AsyncIterator[ReadBatch]:
+    ) -> AsyncGenerator[ReadBatch, None]:
         """Stream pages; see `ProviderClient.pages`."""
         walk = await self._walk(resource, since, resume)
         number = resume["batch"] if resume else 0

@@ -98,6 +98,7 @@ class Provider:
     asked: list[list[str]] = field(default_factory=list)  # by id
     malformed: str | None = None  # an id that it takes for none
     poison: str | None = None  # the local id of a record that it never gives an answer to
+    reading: int = 0  # reads that were begun and neither ended nor closed
     stale: bool = False
     away: bool = False
     calls: int = 0
@@ -125,10 +126,14 @@ class Provider:
             raise StaleCursorError("the cursor is too old")
         start = resume["page"] if resume else 0
         pages = self.feed or [[row(record) for record in self.records.values()]]
-        for number in range(start, len(pages)):
-            self.calls += 1
-            more = number + 1 < len(pages)
-            yield ReadBatch(pages[number], {"page": number + 1} if more else None)
+        self.reading += 1
+        try:
+            for number in range(start, len(pages)):
+                self.calls += 1
+                more = number + 1 < len(pages)
+                yield ReadBatch(pages[number], {"page": number + 1} if more else None)
+        finally:
+            self.reading -= 1
 
     async def send(self, group: WriteGroup, books: Books = NO_BOOKS) -> list[WriteResult]:
         self.calls += 1
@@ -617,6 +622,15 @@ async def test_a_pull_that_stopped_goes_on_after_its_last_saved_page() -> None:
     assert tally.read == 2
     assert world.provider.reads == [(None, None), (None, {"page": 1})]
     assert len(world.host.records["customer"]) == 3
+
+
+async def test_a_pull_that_is_left_early_leaves_no_read_open() -> None:
+    world = World()
+    world.provider.feed = three_pages()
+    world.stop = True
+    with pytest.raises(StoppedError):
+        await world.pull()
+    assert world.provider.reading == 0
 
 
 async def test_a_stale_cursor_begins_the_walk_again_from_the_watermark() -> None:
