@@ -276,14 +276,15 @@ async def establish(
     The caller stores the credentials in the same transaction, and calls `tell_workers` after it.
     """
     connector, venue_id = connection.connector, connection.venue_id
+    await operations.hold_running(session, venue_id, connector.name)
     integration = await own_integration(session, venue_id, connector.name)
     now = datetime.now(UTC)
     if integration.connected_at is not None and (integration.environment, integration.account) != (
         connection.environment,
         connection.account,
     ):
+        await operations.end_running(session, venue_id, connector.name)
         await _forget_records(session, venue_id, connector.name)
-        await _stop_running(session, venue_id, connector.name)
     integration.environment = connection.environment
     integration.account = connection.account
     integration.connection = dict(connection.values)
@@ -376,7 +377,7 @@ async def _apply_template(
 
 
 async def _stop_running(session: AsyncSession, venue_id: UUID, provider: str) -> None:
-    """Ask whatever runs for an integration to stop: its credentials, or its account, are another's now."""
+    """Ask whatever runs for an integration to stop: its credentials are gone."""
     await session.execute(
         update(Operation)
         .filter_by(venue_id=venue_id, integration_type=provider, status=OperationStatus.PROCESSING)
@@ -385,7 +386,10 @@ async def _stop_running(session: AsyncSession, venue_id: UUID, provider: str) ->
 
 
 async def _forget_records(session: AsyncSession, venue_id: UUID, provider: str) -> None:
-    """Forget which records are linked and how far syncs got: another account has other records."""
+    """Forget which records are linked and how far syncs got: another account has other records.
+
+    End what runs before it, or its worker would save some of them again.
+    """
     for table in (RecordLink, SyncWatermark, PendingWrite, RecordFailure):
         await session.execute(delete(table).filter_by(venue_id=venue_id, integration_type=provider))
 

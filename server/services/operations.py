@@ -308,6 +308,35 @@ async def settle(session: AsyncSession) -> int:
     return ended
 
 
+async def hold_running(session: AsyncSession, venue_id: UUID, provider: str) -> None:
+    """Lock what runs for an integration until the end of the transaction.
+
+    A worker locks its operation before the integration; whoever needs both does it in the same order.
+    """
+    statement = select(_OP.id).where(_runs_for(venue_id, provider)).order_by(_OP.id).with_for_update()
+    await session.execute(statement)
+
+
+async def end_running(session: AsyncSession, venue_id: UUID, provider: str) -> None:
+    """Take what runs for an integration away from its workers: none of them can save anything any more."""
+    await session.execute(
+        update(_TABLE)
+        .where(_runs_for(venue_id, provider))
+        .values(
+            **_ENDED,
+            status=OperationStatus.PAUSED,
+            stop_requested=False,
+            fencing_token=_OP.fencing_token + 1,
+            completed_at=func.now(),
+            updated_at=func.now(),
+        )
+    )
+
+
+def _runs_for(venue_id: UUID, provider: str) -> ColumnElement[bool]:
+    return and_(_OP.venue_id == venue_id, _OP.integration_type == provider, _is(OperationStatus.PROCESSING))
+
+
 WAITING = (OperationStatus.PENDING, OperationStatus.RECOVERING)
 _FINAL = (
     OperationStatus.COMPLETED,

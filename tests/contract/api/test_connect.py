@@ -6,7 +6,10 @@ from uuid import UUID
 
 import pytest
 
+from engine.errors import LeaseLostError
+from engine.ports import Commit, Link
 from server.db.models import VenueApiKey
+from server.db.stores import Lease, PostgresSyncState
 from server.vault import Context as Place
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, USER_ID, Hub, bearer
 
@@ -142,16 +145,29 @@ async def test_another_account_does_not_inherit_links(hub: Hub) -> None:
     )
     await hub.connect_by_key(environment="sandbox")
     assert len(await hub.rows("SELECT * FROM record_links")) == 1
-    await hub.execute(
-        "INSERT INTO sync_queue (venue_id, integration_type, operation_type, entity_type, status,"
-        " lease_owner, lease_expires_at)"
-        " VALUES (:venue, 'stripe', 'sync', 'full', 'processing', 'w', now() + interval '1 hour')",
-        venue=OURS,
-    )
     await hub.connect_by_key(environment="production")
     assert await hub.rows("SELECT * FROM record_links") == []
-    [running] = await hub.rows("SELECT stop_requested FROM sync_queue")
-    assert running["stop_requested"]
+
+
+async def test_a_run_of_another_account_saves_nothing_any_more(hub: Hub) -> None:
+    await hub.connect_by_key(environment="sandbox")
+    await hub.execute(
+        "INSERT INTO sync_queue (venue_id, integration_type, operation_type, entity_type, status,"
+        " lease_owner, lease_expires_at, fencing_token)"
+        " VALUES (:venue, 'stripe', 'sync', 'full', 'processing', 'w', now() + interval '1 hour', 7)",
+        venue=OURS,
+    )
+    [running] = await hub.rows("SELECT id FROM sync_queue")
+    answer = await hub.connect_by_key(environment="production", config={"syncEnabled": True})
+    assert answer.status_code == 200
+    state = PostgresSyncState(
+        hub.context.engine, venue_id=OURS, provider="stripe", lease=Lease(running["id"], 7)
+    )
+    with pytest.raises(LeaseLostError):
+        await state.commit(Commit(links=[Link("event", "product", "e1", "p1")]))
+    assert await hub.rows("SELECT * FROM record_links") == []
+    queue = await hub.rows("SELECT status::text, lease_owner FROM sync_queue ORDER BY queued_at")
+    assert [row["status"] for row in queue] == ["paused", "pending"]  # the other account's first waits
 
 
 async def test_connecting_several_times_at_once_makes_one_integration(hub: Hub) -> None:
