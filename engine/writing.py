@@ -681,7 +681,8 @@ class _Sender:
         results: Results = {}
         alone: list[Write] = []
         try:
-            async with self._claims.making():
+            # Of updates, those that are gone are made again in here, which may look for what is there.
+            async with self._claims.making() if group.kind == "create" else nullcontext():
                 operations, rows = await self._handed_in(job, group, results)
                 done = [
                     await self._operation_result(job, write, row)

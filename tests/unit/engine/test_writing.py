@@ -718,3 +718,39 @@ async def test_results_may_be_in_the_last_answer_itself() -> None:
     )
     results = await sent(client_of(manifest, FakeProvider(batches)), "member", write("a"), write("b"))
     assert [each.remote_id for each in results] == ["m1", "m2"]
+
+
+async def test_a_job_of_updates_whose_record_is_gone_can_still_look_for_it() -> None:
+    manifest = JOBS.replace(
+        "    create: POST /members\n",
+        "    version: version\n    updates: versioned\n"
+        "    get_many: {call: GET /some, ids: query ids, records: rows}\n"
+        '    find: {call: "GET /find?name={record.name}", records: rows}\n'
+        "    create: POST /members\n",
+    ).replace("PATCH /members/{id}", '{call: "PATCH /members/{id}", body: {v: "{{ version }}"}}')
+    manifest = manifest.replace(
+        '        path: "/members/{{ id }}"', '        path: "/members/{{ id }}"\n        v: "{{ version }}"'
+    )
+    there = {"id": "r9", "name": "gone", "version": 1}
+    batches = Batches(looks=1)
+
+    def extra(request: httpx.Request) -> Reply | None:
+        path = request.url.path
+        if path == "/some":
+            rows = [{"id": "r1", "version": 4}, {"id": "r2", "version": 5}, there]
+            asked = request.url.params.get_list("ids")
+            return reply({"rows": [each for each in rows if each["id"] in asked]})
+        if path == "/find":
+            return reply({"rows": [there]})
+        return reply({"code": "TAKEN"}, 400) if (request.method, path) == ("POST", "/members") else None
+
+    batches.extra = extra
+    results = await asyncio.wait_for(
+        sent(
+            client_of(manifest, FakeProvider(batches)), "member",
+            write("a", "r1"), write("b", "r2"), write("c", "lost", name="gone"),
+        ),
+        timeout=5,
+    )  # fmt: skip
+    assert [(each.remote_id, each.error) for each in results] == [("r1", None), ("r2", None), ("r9", None)]
+    assert [each["v"] for each in batches.jobs["job1"]] == [4, 5]
