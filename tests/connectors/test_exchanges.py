@@ -2,9 +2,9 @@
 
 A file says where its bytes come from, and what is connected: `credentials`, `connection`. Each case does one
 thing (`read`, `get`, `write`, `push`, `pull`, `learn` or `check`) and lists the exchanges it makes, each a
-request that has to be made word for word, and the answer it gets. `headers` are those that matter, null for one
-that must not be there; a `form` or `query` is complete, a `body` is JSON and complete, and `*` stands for any
-text. `expect` holds what the engine makes of the answers.
+request that has to be made word for word, and the answer it gets. `headers` are those that matter, null for
+one that must not be there; a `form` or `query` is complete, a `body` is JSON and complete, and `*` stands for
+any text. `expect` holds what the engine makes of the answers.
 
 `write` and `push` write `records`: of the provider as `{id, remote, key, body}`, or of the platform, through
 the default template, as fields with their `id`. It is 12:00 UTC on 1 March 2026 in every case.
@@ -192,9 +192,11 @@ def kind_of(error: HubError) -> str:
 
 
 def scope_of(case: Mapping[str, Any]) -> MappingScope:
-    links = {tuple(key.split(" ")): other for key, other in case.get("links", {}).items()}
-    venue = case.get("venue", {"id": "v1", "name": "Théâtre du Port", "currency": "EUR"})
-    return MappingScope(venue=venue, links=links)  # type: ignore[arg-type]  # keys are pairs of words
+    links: dict[tuple[str, str], str] = {}
+    for key, other in case.get("links", {}).items():
+        resource, _, record_id = key.partition(" ")
+        links[resource, record_id] = other
+    return MappingScope(venue={"id": "v1", "name": "Théâtre du Port", "currency": "EUR"}, links=links)
 
 
 def exact(value: Any) -> Any:

@@ -1,14 +1,15 @@
 """What is sent: texts as long as they may be, and whether anything would change."""
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from engine.bodies import TooLongError, fitted, holds, limited_fields
-from engine.expressions import Path
+from engine.bodies import TooLongError, final_body, fitted, holds, limited_fields, new_body
+from engine.expressions import Path, Template
 from engine.fields import Field, FieldCatalog
-from engine.manifest import Resource
+from engine.manifest import ListPart, Resource
 
 FIELDS = FieldCatalog(
     {
@@ -71,3 +72,71 @@ def test_a_whole_record_that_leaves_something_out_changes_it() -> None:
     there = {"a": Decimal("5.00"), "b": {"c": 1}, "gone": None}
     assert holds(resource("whole"), there, {"a": 5, "b": {"c": 1}})
     assert not holds(resource("whole"), there, {"a": 5})
+
+
+# ---- lists of records
+
+
+MADE = {"type": Template.compile("PART"), "id": Template.compile("#{{ key }}-{{ number }}")}
+WITH_PARTS = replace(
+    resource("whole"),
+    lists={
+        "parts": ListPart(
+            Path.parse("parts"),
+            Path.parse("data.ours"),
+            {**MADE, "data.of": Template.compile("{{ id | default('#' ~ key) }}")},
+            (Path.parse("data.place"),),
+        )
+    },
+    leave_out=(Path.parse("at"), Path.parse("data.text")),
+)
+
+
+def test_each_item_of_a_new_record_gets_what_a_new_one_needs() -> None:
+    body = {"parts": [{"data": {"ours": "a", "note": None}}, {"type": "OTHER", "data": {"ours": "b"}}]}
+    assert new_body(WITH_PARTS, body, {}, {"key": "k"}) == {
+        "parts": [
+            {"type": "PART", "id": "#k-0", "data": {"ours": "a", "of": "#k"}},
+            {"type": "OTHER", "id": "#k-1", "data": {"ours": "b", "of": "#k"}},
+        ]
+    }
+
+
+def test_items_are_paired_by_our_id_wherever_they_are() -> None:
+    current = {
+        "at": "yesterday",
+        "data": {"text": "x", "name": "n"},
+        "parts": [
+            {"id": "P1", "version": 3, "data": {"ours": "a", "price": 1, "place": 0}},
+            {"id": "P2", "data": {"ours": "gone", "place": 1}},
+            {"id": "P3", "data": {"price": 9, "place": 2}},
+        ],
+    }
+    body = {"parts": [{"data": {"ours": "b"}}, {"data": {"ours": "a", "price": 2}}]}
+    final = final_body(WITH_PARTS, body, current, {"key": "k", "id": "I1"})
+    assert final == {
+        "data": {"name": "n"},
+        "parts": [
+            {"id": "P1", "version": 3, "data": {"ours": "a", "price": 2}},
+            {"id": "P3", "data": {"price": 9}},
+            {"type": "PART", "id": "#k-3", "data": {"ours": "b", "of": "I1"}},
+        ],
+    }
+    assert not holds(WITH_PARTS, current, final)
+
+
+def test_a_list_that_lost_an_item_has_changed_and_an_equal_one_in_another_order_has_not() -> None:
+    current = {
+        "at": "now",
+        "parts": [{"id": "P1", "data": {"ours": "a"}}, {"id": "P2", "data": {"ours": "b"}}],
+    }
+    fewer = final_body(WITH_PARTS, {"parts": [{"data": {"ours": "b"}}]}, current, {})
+    assert fewer == {"parts": [{"id": "P2", "data": {"ours": "b"}}]}
+    assert not holds(WITH_PARTS, current, fewer)
+    turned = {"parts": [{"data": {"ours": "b"}}, {"data": {"ours": "a"}}]}
+    assert holds(WITH_PARTS, current, final_body(WITH_PARTS, turned, current, {}))
+
+
+def test_a_list_that_is_not_mapped_stays() -> None:
+    current = {"name": "x", "parts": [{"id": "P2", "data": {"ours": "b"}}]}
+    assert final_body(WITH_PARTS, {"name": "y"}, current, {}) == {**current, "name": "y"}

@@ -150,6 +150,24 @@ after_connecting:
     assert provider.calls == ["GET /v3/locations", "GET /v3/locations/L1"]
 
 
+@pytest.mark.parametrize("status", [403, 404])
+async def test_an_optional_lookup_may_be_forbidden(status: int) -> None:
+    lookups = """
+after_connecting:
+  - {call: GET /me, keep: {account: id}, optional: true}
+  - {call: GET /places, keep: {places: "ids"}}
+"""
+    provider = FakeProvider([error("NOT_YOURS", status), reply({"ids": ["L1"]})])
+    assert await client_of(HEAD + lookups + CUSTOMERS, provider).learn() == {"places": ["L1"]}
+
+
+@pytest.mark.parametrize(("answer", "optional"), [(error("NOT_YOURS", 403), "false"), (error("BAD"), "true")])
+async def test_any_other_refusal_of_a_lookup_is_told(answer: httpx.Response, optional: str) -> None:
+    lookups = f"after_connecting:\n  - {{call: GET /me, keep: {{account: id}}, optional: {optional}}}\n"
+    with pytest.raises(ProviderError):
+        await client_of(HEAD + lookups + CUSTOMERS, FakeProvider([answer])).learn()
+
+
 async def test_learn_refuses_an_answer_that_lacks_the_value() -> None:
     manifest = HEAD + "\nafter_connecting:\n  - {call: GET /me, keep: {account: id}}\n" + CUSTOMERS
     with pytest.raises(UnexpectedResponseError):

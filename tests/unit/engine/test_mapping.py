@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.errors import MappingError
 from engine.expressions import Path
 from engine.fields import Field, FieldCatalog
-from engine.manifest import Entity, Resource
+from engine.manifest import Entity, ListPart, Resource
 from engine.mapping import Fault, Mapping, MappingScope, compile_mapping
 
 ENTITY = Entity(
@@ -403,3 +403,107 @@ def test_a_one_way_copy_is_written_as_the_value_itself() -> None:
     assert made.push({"note": None, "status": "x"}, SCOPE) == {"text": None}
     assert made.push({"status": "x"}, SCOPE) == {}
     assert made.pull({"text": "x", "s": None}, SCOPE) == {"status": None}
+
+
+# ---- lists, item by item
+
+PARTS = Resource(
+    "item",
+    Path.parse("id"),
+    FieldCatalog(
+        {
+            "title": Field("title"),
+            "parts[0].data.amount": Field("parts[0].data.amount", "integer", required=True),
+            "parts[0].data.code": Field("parts[0].data.code", clears=False),
+        }
+    ),
+    lists={"parts": ListPart(Path.parse("parts"), Path.parse("data.ours"))},
+)
+
+
+def of_parts(rule: dict[str, Any]) -> Mapping:
+    made, found = compile_mapping({"direction": "push", "fields": {"tags": rule}}, PARTS, ENTITY)
+    assert found == ()
+    assert made is not None
+    return made
+
+
+EACH = {
+    "id": "data.ours",
+    "name": "name",
+    "price": {"path": "data.amount", "push": "{{ value | minor_units(record.currency) }}"},
+    "label": {"path": "label", "push": "{{ item.name }} at {{ record.name }} in {{ venue.name }}"},
+}
+
+
+def test_each_item_is_mapped_with_the_whole_record_in_sight() -> None:
+    tags = [
+        {"id": "t1", "name": "Front", "price": Decimal("12.50")},
+        {"id": "t2", "name": "Rear", "price": Decimal(3)},
+    ]
+    record = {"id": "e1", "name": "Jazz", "currency": "EUR", "tags": tags}
+    assert of_parts({"path": "parts", "each": EACH}).push(record, SCOPE) == {
+        "parts": [
+            {"data": {"ours": "t1", "amount": 1250}, "name": "Front", "label": "Front at Jazz in Le Duc"},
+            {"data": {"ours": "t2", "amount": 300}, "name": "Rear", "label": "Rear at Jazz in Le Duc"},
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("record", "body"), [({}, {}), ({"tags": None}, {"parts": None}), ({"tags": []}, {"parts": []})]
+)
+def test_a_list_that_is_absent_null_or_empty_stays_so(record: dict[str, Any], body: dict[str, Any]) -> None:
+    assert of_parts({"path": "parts", "each": EACH}).push(record, SCOPE) == body
+
+
+def test_push_may_make_the_list_whose_items_are_mapped() -> None:
+    one = "{{ value | default([]) or [{'id': record.id, 'price': record.price}] }}"
+    rule = {"path": "parts", "push": one, "each": {"id": "data.ours", "price": EACH["price"]}}
+    record = {"id": "e1", "price": Decimal("4"), "currency": "EUR", "tags": None}
+    assert of_parts(rule).push(record, SCOPE) == {"parts": [{"data": {"ours": "e1", "amount": 400}}]}
+
+
+@pytest.mark.parametrize("tags", ["text", ["text"], {"id": "t1"}])
+def test_anything_else_than_objects_is_that_records_fault(tags: Any) -> None:
+    with pytest.raises(MappingError, match="`tags` isn't a list of objects"):
+        of_parts({"path": "parts", "each": EACH}).push({"tags": tags}, SCOPE)
+
+
+def test_a_fault_names_the_item_it_is_in() -> None:
+    tags = [{"id": "t1", "name": "A", "price": Decimal(1)}, {"id": "t2", "name": "B", "price": None}]
+    with pytest.raises(MappingError) as raised:
+        of_parts({"path": "parts", "each": EACH}).push({"name": "x", "currency": "EUR", "tags": tags}, SCOPE)
+    assert raised.value.field == "tags"
+    assert raised.value.message.startswith("`tags[1]`: `price` has no value")
+
+
+def test_null_is_left_out_where_it_does_not_empty_the_field() -> None:
+    each = {
+        "price": "data.amount",
+        "code": "data.code",
+        "other": {"path": "data.other", "push": "{{ value }}"},
+    }
+    tags = [{"price": 1, "code": None, "other": None}]
+    assert of_parts({"path": "parts", "each": each}).push({"tags": tags}, SCOPE) == {
+        "parts": [{"data": {"amount": 1, "other": None}}]
+    }
+
+
+def test_items_that_are_records_need_to_be_paired_by_the_manifest() -> None:
+    made = of_parts({"path": "parts", "each": EACH, "each_is": "part"})
+    assert [(rule.path.text, rule.resource) for rule in made.list_rules] == [("parts", "part")]
+    written = {"direction": "push", "fields": {"tags": {"path": "rows", "each": EACH, "each_is": "part"}}}
+    _, found = compile_mapping(written, PARTS, ENTITY)
+    assert [(fault.code, fault.at) for fault in found] == [("no-effect", ("fields", "tags", "path"))]
+
+
+def test_a_list_mapped_item_by_item_is_never_pulled() -> None:
+    made, _ = compile_mapping(
+        {"direction": "bidirectional", "fields": {"tags": {"path": "parts", "each": EACH}, "name": "title"}},
+        PARTS,
+        ENTITY,
+    )
+    assert made is not None
+    assert made.pulled_fields == ("name",)
+    assert made.pull({"title": "Jazz", "parts": [{"data": {"ours": "t1"}}]}, SCOPE) == {"name": "Jazz"}
