@@ -22,6 +22,7 @@ from engine.manifest import (
     COMMON_NAMES,
     CREATE_NAMES,
     GET_NAMES,
+    GONE_NAMES,
     LOOKUP_NAMES,
     PART_NAMES,
     PLACEHOLDER,
@@ -389,10 +390,11 @@ class _Manifest:
         for key in READS:
             yield from self.read((*path, key), fields)
         for key in WRITES:
-            names = CREATE_NAMES if key == "create" else WRITE_NAMES
+            names = {"create": CREATE_NAMES, "delete": GONE_NAMES}.get(key, WRITE_NAMES)
             if key == "update" and resource.get("updates") not in (None, "sparse"):
                 names = UPDATE_NAMES
             yield from self.write((*path, key), names, fields)
+        yield from self.archive((*path, "archive"), resource, fields)
         for key in BATCHES:
             yield from self.batch((*path, key), fields)
         yield from self.versions(path, resource)
@@ -486,6 +488,36 @@ class _Manifest:
             yield self.report("no-effect", message, (*path, "new"), key=True)
         yield from self.no_body_on_get(path, ("record",))
         yield from self.idempotency_key(path)
+
+    def archive(
+        self, path: Steps, resource: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> Iterator[Diagnostic]:
+        written = self.at(path)
+        if written is None:
+            return
+        values = self.group((*path, "set"))
+        if isinstance(written, str) or "call" in written:
+            in_call = list(self.call(path, GONE_NAMES, fields))
+            yield from in_call
+            if not in_call and not self.mentions(path, "id"):
+                message = "`archive` never uses `id`, so it cannot tell which record is meant"
+                advice = "for example `POST /customers/{id}/archive`"
+                yield self.report("unused-id", message, self.text_of(path), advice)
+            if values:
+                message = "`set` has no effect beside `call`"
+                yield self.report("no-effect", message, (*path, "set"), "keep one of the two", key=True)
+        elif not values:
+            advice = "for example `set: {active: false}`"
+            yield self.report("missing-key", "`archive` needs `call` or `set`", path, advice, key=True)
+        elif not any(key in resource for key in ("update", "update_many", "write_many")):
+            message = f"`set` is written by an update, and `{path[-2]}` has none"
+            yield self.report("missing-operation", message, (*path, "set"), "add `update`", key=True)
+        for name in values:
+            if not any(name == field or name.startswith(f"{field}.") for field in fields):
+                line = self.document.place((*path[:-1], "fields"), key=True)[0]
+                known = (*did_you_mean(name, fields), f"fields are declared on line {line}")
+                message = f"`{path[-2]}` has no field `{name}`"
+                yield self.report("unknown-field", message, (*path, "set", name), *known, key=True)
 
     def batch(self, path: Steps, fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if self.at(path) is None:
@@ -873,6 +905,7 @@ class _MappingCheck:
         """Names that do not resolve to an entity or resource are told by `check_template`."""
         yield from self.direction()
         yield from self.conditions()
+        yield from self.gone()
         sent: set[str] = set()
         for name, at, rule in self.rules():
             pushes, _ = self.ways(rule)
@@ -1041,6 +1074,25 @@ class _MappingCheck:
                 declared = f"fields are declared in {self.connector.file}:{self.resource.line}"
                 place = (*self.path, "fields")
                 yield self.document.diagnostic("required-field", message, place, declared, key=True)
+
+    def gone(self) -> Iterator[Diagnostic]:
+        """What is to be done to a record must be something its resource knows, and the mapping comes to."""
+        mapping, resource = self.mapping, self.resource
+        ours, unwanted, theirs = "when_ours_is_gone", "when_no_longer_wanted", "when_theirs_is_gone"
+        for key, goes in ((ours, self.pushes), (unwanted, self.pushes), (theirs, self.pulls)):
+            if key in mapping and not goes:
+                message = f"`{key}` has no effect in a mapping with `direction: {mapping['direction']}`"
+                yield self.document.diagnostic("no-effect", message, (*self.path, key), key=True)
+        if unwanted in mapping and "only_when" not in mapping:
+            message = f"`{unwanted}` has no effect without `only_when`"
+            yield self.document.diagnostic("no-effect", message, (*self.path, unwanted), key=True)
+        for key in (ours, unwanted):
+            rule = mapping.get(key, "keep")
+            if resource is not None and rule != "keep" and getattr(resource, rule) is None:
+                message = f"`{resource.name}` has no `{rule}`"
+                declared = f"it is declared in {self.connector.file}:{resource.line}"
+                place = (*self.path, key)
+                yield self.document.diagnostic("missing-operation", message, place, declared)
 
     def conditions(self) -> Iterator[Diagnostic]:
         for key, goes in (("only_when", self.pushes), ("only_pull_when", self.pulls)):

@@ -25,6 +25,7 @@ from engine.manifest import (
     COMMON_NAMES,
     CREATE_NAMES,
     GET_NAMES,
+    GONE_NAMES,
     ITEM_NAMES,
     LOOKUP_NAMES,
     PART_NAMES,
@@ -314,7 +315,8 @@ NAMES: Mapping[str, frozenset[str]] = {
     "any call": COMMON_NAMES,
     "`get`": GET_NAMES,
     "`create`, `find`, calls that write many, and `new`": CREATE_NAMES,
-    "`update`, `delete`, `retire`": WRITE_NAMES,
+    "`update`, `retire`": WRITE_NAMES,
+    "`delete`, `archive`": GONE_NAMES,
     "`update`, where `updates` is `whole` or `versioned`": UPDATE_NAMES,
     "`item`, `body_of_each`, and the operations of a `write_job`": ITEM_NAMES,
     "`poll` of a `write_job`": POLL_NAMES,
@@ -574,7 +576,7 @@ def _told(folder: Path, planted: _Planted, code: str) -> list[Diagnostic]:
 # ---- a page for a connector --------------------------------------------------------------------------
 
 READS = ("list", "changes", "get", "get_many")
-WRITES = ("create", "update", "delete", "retire", "create_many", "update_many", "write_many")
+WRITES = ("create", "update", "delete", "archive", "retire", "create_many", "update_many", "write_many")
 
 
 def connector_page(document: Document) -> str:
@@ -675,7 +677,7 @@ def _resource_lines(name: str, resource: Mapping[str, Any]) -> list[str]:
     for key in (*READS, *WRITES):
         if key in resource:
             call = resource[key]
-            text = call if isinstance(call, str) else call["call"]
+            text = call if isinstance(call, str) else call.get("call", "an update")
             notes = "" if isinstance(call, str) else _notes(call)
             lines.append("| " + " | ".join(map(_cell, (f"`{key}`", f"`{text}`", notes))) + " |")
     lines.append("")
@@ -710,6 +712,7 @@ def _notes(call: Mapping[str, Any]) -> str:
         *([f"only changes since a moment: `{call['since']}`"] if "since" in call else []),
         *([f"reaches back {call['reaches_back']}"] if "reaches_back" in call else []),
         *([f"{call['at_most']} in a call"] if "at_most" in call else []),
+        *([f"sets `{_flow(call['set'])}`"] if "set" in call else []),
         *(["with an idempotency key"] if "idempotency_key" in call else []),
         *([f"once for each of `{call['for_each']['in']}`"] if "for_each" in call else []),
     ]
