@@ -128,6 +128,16 @@ class Mapping:
     pull: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
 
     @property
+    def linked_resources(self) -> frozenset[str]:
+        """The resources whose records it links: its own, and what the items of its lists are records of."""
+        return frozenset((self.resource, *(rule.resource for rule in self.list_rules)))
+
+    @property
+    def referred_resources(self) -> frozenset[str]:
+        """The resources whose links it needs."""
+        return frozenset(rule.resource for rule in self.link_rules)
+
+    @property
     def pushes(self) -> bool:
         return self.direction != "pull"
 

@@ -36,11 +36,10 @@ def rests_on(step: Step, earlier: Step) -> bool:
     """
     one, other = step.mapping, earlier.mapping
     writes_here = "pull" in (step.direction, earlier.direction)
-    return (
-        one.resource == other.resource
-        or (writes_here and one.entity == other.entity)
-        or any(rule.resource == other.resource for rule in one.link_rules)
-        or any(rule.resource == one.resource for rule in other.link_rules)
+    return bool(
+        (writes_here and one.entity == other.entity)
+        or one.linked_resources & (other.linked_resources | other.referred_resources)
+        or one.referred_resources & other.linked_resources
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import pytest
 
@@ -19,21 +18,15 @@ from engine.errors import (
     UnavailableError,
 )
 from engine.expressions import Path
-from engine.mapping import LinkRule, Mapping
+from engine.mapping import LinkRule, ListRule, Mapping
 from engine.ports import Direction
 from server.services.steps import Step, rests_on, work_steps
 
 
-@dataclass(frozen=True)
-class FakeMapping:
-    entity: str
-    resource: str
-    link_rules: tuple[LinkRule, ...] = ()
-
-
-def _step(direction: Direction, entity: str, resource: str, *links: str) -> Step:
+def _step(direction: Direction, entity: str, resource: str, *links: str, items: str | None = None) -> Step:
     rules = tuple(LinkRule(f"{link}_id", Path.parse(link), link) for link in links)
-    return Step(direction, cast(Mapping, FakeMapping(entity, resource, rules)))
+    lists = (ListRule(Path.parse("parts"), items),) if items else ()
+    return Step(direction, Mapping(entity, resource, direction, link_rules=rules, list_rules=lists))
 
 
 PULL_CUSTOMER = _step("pull", "customer", "customer")
@@ -43,6 +36,8 @@ PUSH_CUSTOMER = _step("push", "customer", "customer")
 PUSH_PRODUCT = _step("push", "event", "product")
 PUSH_CARD = _step("push", "loyalty", "card")
 PUSH_PRICE = _step("push", "event", "price", "product")
+PUSH_ITEM = _step("push", "event", "item", items="part")
+PUSH_COUNT = _step("push", "ticket_type", "count", "part")
 
 
 @dataclass
@@ -77,6 +72,8 @@ class Work:
         (PULL_CUSTOMER, PULL_ORDER, True),  # and in this order the orders come first, as the template says
         (PUSH_PRICE, PUSH_PRODUCT, True),
         (PUSH_CUSTOMER, PUSH_PRODUCT, False),
+        (PUSH_COUNT, PUSH_ITEM, True),  # it counts the parts of the items
+        (PUSH_COUNT, PUSH_PRODUCT, False),
         (PUSH_CUSTOMER, PULL_CUSTOMER, True),
         (_step("push", "ticket_type", "item"), _step("push", "event", "item"), True),  # the same records
         (_step("pull", "event", "price"), PULL_ITEM, True),  # both write events
