@@ -53,6 +53,7 @@ Action = Literal[
     "reload_and_retry",  # read the record, merge, write again
     "adopt",  # a record with this id is already there: link it and update it
     "recreate",  # the linked record is gone: forget the link and create
+    "new_key",  # the key was used for something else: look for what that made, then again under a new one
     "reject",  # this record's own fault; the rest goes on
     "restart_read",  # the cursor is stale: read again from the watermark
     "propose_heal",  # reject, and let healing look at the field named

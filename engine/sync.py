@@ -676,7 +676,8 @@ class Sync:
             unanswered = False
             for result in outcome:
                 item = items[result.write.local_id]
-                through = through or result.error is None or not result.retryable
+                refused = isinstance(result.error, RecordRejectedError)
+                through = through or result.error is None or refused or not result.retryable
                 if result.error is None:
                     links.extend(self._pushed_links(item, result))
                     done.append(item.local_id)

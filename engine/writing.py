@@ -635,6 +635,8 @@ class _Sender:
         self, batch: _Batch, items: Sequence[Item], key: str, reloads: int, refused: RefusedError
     ) -> Results:
         """Deal with a batch that was refused as a whole: nothing of it has been done."""
+        if refused.action == "new_key":  # something was, of another content: halves might do it again
+            return {write.local_id: _failed(write, refused) for write, _ in items}
         if refused.action == "reload_and_retry" and batch.kind == "update" and reloads < RELOADS:
             left_out = not_in_updates(self._resource)
             fresh = [(write, without(write.body, left_out)) for write, _ in items]
@@ -919,7 +921,9 @@ def _failed(write: Write, error: ProviderError | ExpressionError) -> WriteResult
         return WriteResult(write, write.remote_id, error=RecordRejectedError(error.message))
     if isinstance(error, RefusedError):
         heal = error.action == "propose_heal"
-        return WriteResult(write, write.remote_id, error=error, heal=heal)
+        return WriteResult(
+            write, write.remote_id, error=error, retryable=error.action == "new_key", heal=heal
+        )
     if isinstance(error, RecordRejectedError):
         return WriteResult(write, write.remote_id, error=error)
     if isinstance(error, RateLimitedError):

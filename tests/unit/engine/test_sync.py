@@ -143,6 +143,8 @@ class Provider:
             return self.failing(group, UnavailableError("no answer"), answered=False)
         if step == "refused credentials":
             raise AuthenticationError("reconnect", status=401)
+        if step == "key used":
+            return self.failing(group, RecordRejectedError("the key was used for something else", status=400))
         if step == "500":
             return self.failing(group, UnavailableError("500", status=500))
         results = []
@@ -346,6 +348,27 @@ async def test_what_was_made_although_the_answer_was_500_is_found_not_made_again
     assert (write.remote_id, write.adopted) == ("c3", True)
     assert world.state.links[("customer", "cyd")].remote_id == "c3"
     assert world.state.pending == {}
+
+
+async def test_a_key_that_is_used_up_costs_only_its_records_and_is_not_sent_again() -> None:
+    world = World("ana", "bo", "cleo")
+    world.provider.script = ["key used"]
+    tally = await world.push()
+    assert counts(tally) == (1, 0, 0, 2)  # two records a call
+    assert {failure.retryable for failure in world.state.failures.values()} == {True}
+    first = world.provider.sent[0]
+
+    world.provider.records["c9"] = {"id": "c9", "full_name": "Ana", "ref": "ana"}  # made under that key
+    assert counts(await world.push()) == (2, 0, 0, 0)
+    assert first.key not in {group.key for group in world.provider.sent[1:]}
+    assert world.held() == ["Ana", "Bo", "Cleo"]
+    assert (world.state.failures, world.state.pending) == ({}, {})
+
+
+async def test_a_run_whose_every_key_is_used_up_comes_to_its_end() -> None:
+    world = World("ana", "bo", "cleo")
+    world.provider.script = ["key used", "key used"]
+    assert counts(await world.push()) == (0, 0, 0, 3)
 
 
 async def test_a_failing_call_is_given_up_after_five_runs_and_stays_visible() -> None:

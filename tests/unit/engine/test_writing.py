@@ -36,6 +36,7 @@ errors:
     - {code: STALE, then: reload_and_retry}
     - {code: TAKEN, then: adopt}
     - {code: BUSY, then: retry}
+    - {code: USED, then: new_key}
     - {status: 404, then: recreate}
     - {status: 429, then: wait}
 resources:
@@ -79,6 +80,32 @@ async def test_a_call_sees_names_of_its_own_one_made_of_another() -> None:
     (done,) = await sent(client_of(manifest, provider), "member", write("ada", email="Ana@Example.com"))
     assert done.remote_id == "m1"
     assert provider.calls == ["PUT /members/cdb9d6a1dddc375a09cc83e3001598dc?address=ana%40example.com"]
+
+
+# ---- keys ---------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_whose_key_was_used_is_not_halved_under_new_ones() -> None:
+    manifest = (
+        HEAD
+        + """
+  member:
+    id: id
+    fields: {name: text}
+    create_many:
+      call: POST /members
+      records: body members
+      at_most: 10
+      results: members
+      pair_by: name
+      idempotency_key: body key
+"""
+    )
+    provider = FakeProvider([reply({"code": "USED", "message": "this key belongs to another body"}, 400)])
+    results = await sent(client_of(manifest, provider), "member", write("ada"), write("bo"))
+    assert [each.error.provider_code for each in results if each.error] == ["USED", "USED"]
+    assert [(each.retryable, each.answered) for each in results] == [(True, True)] * 2
+    assert len(provider.calls) == 1
 
 
 # ---- versions ----------------------------------------------------------------------------------------
