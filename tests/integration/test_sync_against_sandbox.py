@@ -115,7 +115,7 @@ class World:
         async with connect(self.connector, self.credentials, origin_overrides=overrides) as client:
             yield client
 
-    async def sync(self) -> dict[str, Tally]:
+    async def sync(self, **options: Any) -> dict[str, Tally]:
         """Run all pulls, then all pushes; returns tallies by `entity direction resource`."""
         tallies: dict[str, Tally] = {}
         async with self.client() as client:
@@ -132,6 +132,7 @@ class World:
                         venue=await self.host.venue(),
                         clock=SystemClock(),
                         fields=self.platform.entities[mapping.entity].fields,
+                        **options,
                     )
                     tally = await (run.pull() if direction == "pull" else run.push())
                     assert tally.failures == []
@@ -287,7 +288,10 @@ async def test_a_walk_whose_last_record_was_deleted_begins_again(sandbox: Sandbo
     world.post("/_sandbox/payments", {"count": 3})
     request = {"method": "GET", "url": "/v1/payment_intents", "headers": {}, "body": None}
     request["query"] = {"limit": 100, "starting_after": "pi_gone"}
-    walk = {"started": "2026-01-01T00:00:00+00:00", "resume": {"feed": "list", "batch": 0, "request": request}}
+    walk = {
+        "started": "2026-01-01T00:00:00+00:00",
+        "resume": {"feed": "list", "batch": 0, "request": request},
+    }
     world.state.positions["order", "payment_intent", "pull"] = {"walk": walk}
     await world.sync()
     paid = [row for row in world.objects("payment_intent") if row["status"] == "succeeded"]
