@@ -297,7 +297,7 @@ class Caller:
         connector = self._connector
         if account.rate is not None:
             await self._limiter.acquire(account.budget, account.rate, _burst(account.rate))
-        each_call = connector.limits.each_call
+        each_call = connector.limits.calls.get(label, connector.limits.each_call)
         if each_call is not None:
             await self._limiter.acquire(f"{account.budget} {label}", each_call, _burst(each_call))
         status, size, started = None, 0, 0.0

@@ -170,6 +170,10 @@ CODES: Mapping[str, tuple[str, str]] = {
         "A secret credential would be kept as a plain value, which people are shown.",
         "Keep only the part that calls need, or say that the credential isn't secret.",
     ),
+    "unknown-call": (
+        "A budget is set for a call that the manifest doesn't make.",
+        "Write the call as it stands where it is made, names in braces and all.",
+    ),
     "unknown-environment": (
         "A limit is set for an environment that `server` does not have.",
         "Correct the name, or add the server.",

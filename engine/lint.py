@@ -42,6 +42,7 @@ from engine.manifest import (
 from engine.schema import violations
 
 KINDS: Mapping[str, str] = {"manifest": "connector", "platform": "platform", "template": "mapping-template"}
+CALL = re.compile(r"(GET|POST|PUT|PATCH|DELETE) \S+")
 WHOLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 WHOLE_OR_BARE = re.compile(r"(?:\{\{)?\s*(\w+)\s*(?:\}\})?")
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -180,6 +181,7 @@ class _Manifest:
 
     def problems(self) -> Iterator[Diagnostic]:
         yield from self.servers()
+        yield from self.budgets()
         yield from self.auth()
         yield from self.rules()
         yield from self.calls_outside_resources()
@@ -256,6 +258,16 @@ class _Manifest:
                     f"`server` has {listed(servers)}",
                     key=True,
                 )
+
+    def budgets(self) -> Iterator[Diagnostic]:
+        """A call that has a budget of its own has to be made somewhere."""
+        budgets = self.group(("limits", "calls"))
+        made = {text for text in _texts(self.document.data) if CALL.fullmatch(text)} if budgets else set()
+        for call in budgets:
+            if call not in made:
+                message = f"no call is written `{call}`"
+                advice = (*did_you_mean(call, made), "write it as it stands in its resource")
+                yield self.report("unknown-call", message, ("limits", "calls", call), *advice, key=True)
 
     def guarded(self, path: Steps) -> Iterator[Diagnostic]:
         """What an address is filled with needs a pattern: another host would be handed the credentials."""

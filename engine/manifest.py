@@ -164,6 +164,7 @@ class Limits:
 
     requests: Mapping[str, float] = field(default_factory=dict)  # by environment
     each_call: float | None = None  # every method and path has this budget of its own
+    calls: Mapping[str, float] = field(default_factory=dict)  # or this one, by call as the manifest writes it
     concurrent: int = 4  # calls in flight at once
     read: LimitHeaders | None = None
 
@@ -785,6 +786,7 @@ def _limits(part: _Part, environments: Sequence[str]) -> Limits:
     return Limits(
         requests={name: parse_rate(rate) for name, rate in rates.items()},
         each_call=parse_rate(each_call) if each_call else None,
+        calls={call: parse_rate(each.value) for call, each in (part / "calls").items()},
         concurrent=part.get("concurrent", 4),
         read=_limit_headers(part / "read"),
     )

@@ -495,6 +495,7 @@ PLANTED: Mapping[str, _Planted] = {
         "  keep: {merchant_id",
         '  credentials: {shop: {title: Shop}}\n  keep: {shop: "{{ shop }}", merchant_id',
     ),
+    "unknown-call": _manifest("  concurrent: 4", "  concurrent: 4\n  calls: {GET /customer: 1 per second}"),
     "unknown-environment": _manifest("sandbox: 5 per", "sandbax: 5 per"),
     "duplicate-name": _manifest(
         "  type: oauth2",
@@ -651,6 +652,7 @@ def _limit_lines(data: Mapping[str, Any]) -> list[str]:
     )
     if "each_call" in limits:
         lines.append(f"- {limits['each_call']} for each method and path")
+    lines += [f"- {rate} for `{call}`" for call, rate in limits.get("calls", {}).items()]
     lines.append(f"- {limits.get('concurrent', 4)} calls at once")
     if "read" in limits:
         lines.append(f"- what answers say is left, in `{limits['read']['remaining']}`")

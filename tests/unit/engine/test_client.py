@@ -787,6 +787,17 @@ async def test_calls_are_spaced_by_account_and_by_call() -> None:
     assert sum(clock.slept) == pytest.approx(0.9)  # 1.2 at once, then one each half second
 
 
+async def test_a_call_may_have_a_budget_of_its_own() -> None:
+    limits = 'limits: {calls: {"GET /customers/{id}": 1 per second}}'
+    manifest = READING.replace("errors:", f"{limits}\nerrors:", 1)
+    clock = FakeClock()
+    client = client_of(manifest, FakeProvider(lambda request: reply({"customer": {"id": "c1"}})), clock=clock)
+    for number in range(3):
+        await client.check()  # has none
+        await client.get("customer", f"c{number}")
+    assert sum(clock.slept) == pytest.approx(1.9)  # 1.1 at once, then one each second
+
+
 async def test_a_429_holds_all_calls_of_the_account() -> None:
     manifest = READING.replace("errors:", "limits: {requests: 100 per second}\nerrors:", 1)
     clock = FakeClock(chance=0.0)
