@@ -863,6 +863,12 @@ def _platform_problems(document: Document) -> Iterator[Diagnostic]:
             yield document.diagnostic("wrong-form", message, (*path, "query"))
         fields = entity.get("fields") or {}
         yield from _field_problems(document, (*path, "fields"), fields)
+        deleted = entity.get("deleted")
+        first = _plain_steps(deleted)[:1]
+        named = [found[1] for found in MEMBER.findall(QUOTED.sub("", str(deleted)))] if deleted else []
+        for field in [*map(str, first), *named]:
+            if field != "id" and not any(field == _head(known) for known in fields):
+                yield _unknown_field(document, (*path, "deleted"), str(name), field, fields, path)
         for field, written in fields.items():
             here = (*path, "fields", field)
             if written == "money" or (isinstance(written, dict) and written.get("type") == "money"):
