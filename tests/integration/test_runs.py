@@ -171,6 +171,45 @@ async def test_a_sync_brings_the_provider_in_step_and_a_second_one_calls_nobody(
     assert sandbox.stripe.counts.total == made
 
 
+async def test_many_events_that_are_gone_wait_for_approval(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    async with context.sessions.begin() as session:
+        await session.execute(
+            text(
+                "INSERT INTO platform.events (id, venue_id, name, status, price, currency, updated_at)"
+                " SELECT gen_random_uuid(), :venue, 'Series ' || n, 'on_sale', 10, 'EUR', '2026-01-01'"
+                " FROM generate_series(1, 16) AS n"
+            ),
+            {"venue": venue},
+        )
+    await _run(context, venue)
+    async with context.sessions.begin() as session:
+        cancelled = (
+            "UPDATE platform.events SET status = 'cancelled', updated_at = now() WHERE name LIKE 'Night %'"
+        )
+        await session.execute(text(cancelled))
+        await session.execute(text("DELETE FROM platform.events WHERE name LIKE 'Series 1%'"))  # 1, 10 to 16
+
+    def in_use() -> int:
+        return sum(bool(product["active"]) for product in sandbox.stripe.stored("product"))
+
+    step = "push event product"
+    held = await _run(context, venue, payload={"syncType": "products", "options": {"complete": True}})
+    assert (held.status, _counts(held, "held", "archived")[step], in_use()) == ("completed", [12, 0], 20)
+    assert held.result is not None
+    notes = [step["note"] for step in held.result["mappings"] if step["note"]]
+    assert [note.split(",")[0] for note in notes] == ["12 of 20 linked records are gone"]
+
+    approved = {"syncType": "products", "options": {"approveDeletes": True}}
+    gone = await _run(context, venue, payload=approved)
+    assert (_counts(gone, "held", "archived", "failed")[step], in_use()) == ([0, 12, 0], 8)
+    async with context.sessions() as session:
+        states = await session.scalars(select(RecordLink.state).filter_by(resource="product"))
+        assert sorted(states) == ["archived"] * 12 + ["linked"] * 8
+        assert (await session.scalars(select(RecordFailure))).all() == []
+
+
 async def test_one_record_is_pushed_by_an_operation_of_its_own(
     context: WorkerContext, venue: UUID, sandbox: Sandbox
 ) -> None:
