@@ -195,13 +195,14 @@ def report(operation: Operation) -> Report:
     mappings: Sequence[Mapping[str, Any]] = (operation.progress or {}).get("mappings") or ()
     ways: dict[tuple[str, str], Counts] = {}
     for mapping in mappings:
-        way = ENTITY_NAMES.get(mapping["entity"], mapping["entity"]), mapping["direction"]
+        way = mapping["entity"], mapping["direction"]
         counts = ways.get(way, Counts())
         synced = sum(mapping.get(part, 0) for part in ("created", "updated", "unchanged"))
         # One record may become several at the provider, such as a product and its price: it is still one.
         ways[way] = Counts(max(counts.synced, synced), counts.failed + mapping.get("failed", 0))
     by_name: dict[str, Counts] = {}
-    for (name, _), counts in ways.items():
+    for (entity, _), counts in ways.items():
+        name = ENTITY_NAMES.get(entity, entity)
         before = by_name.get(name, Counts())
         by_name[name] = Counts(before.synced + counts.synced, before.failed + counts.failed)
     overall = Counts(

@@ -20,6 +20,7 @@ MAPPINGS = [
     {"entity": "event", "resource": "product", "direction": "push", "read": 6, "created": 3, "updated": 1,
      "unchanged": 1, "skipped": 0, "failed": 1, "api_calls": 5, "duration_ms": 40, "done": True},
     {"entity": "event", "resource": "price", "direction": "push", "read": 5, "created": 5, "failed": 0},
+    {"entity": "ticket_type", "resource": "price", "direction": "push", "read": 9, "created": 9, "failed": 0},
     {"entity": "customer", "resource": "customer", "direction": "pull", "read": 4, "created": 2, "failed": 2},
 ]  # fmt: skip
 
@@ -93,9 +94,9 @@ async def test_a_sync_that_ends_in_time_answers_with_its_result(hub: Hub) -> Non
     duration = data["overall"].pop("duration")
     assert duration >= 0
     assert data == {
-        "overall": {"success": True, "syncedCount": 7, "failedCount": 3},
+        "overall": {"success": True, "syncedCount": 16, "failedCount": 3},
         "syncId": str(taken.run_id),
-        "products": {"syncedCount": 5, "failedCount": 1},
+        "products": {"syncedCount": 14, "failedCount": 1},  # events once, and their ticket types
         "customers": {"syncedCount": 2, "failedCount": 2},
     }
 
@@ -238,7 +239,7 @@ async def test_status_counts_the_queue_and_shows_the_sync(hub: Hub) -> None:
     }
     current = data["current"]
     assert (current["status"], current["progress"]["current"]) == ("processing", ["event", "price", "push"])
-    assert current["overall"]["syncedCount"] == 7
+    assert current["overall"]["syncedCount"] == 16
 
 
 async def test_history_adds_up_the_mappings_of_a_sync(hub: Hub) -> None:
@@ -308,7 +309,7 @@ async def test_events_tell_of_progress_and_the_end(hub: Hub) -> None:
     name, data = event.split("\r\n")
     assert name == "event: ended"
     state = json.loads(data.removeprefix("data: "))
-    assert (state["syncId"], state["status"], state["overall"]["syncedCount"]) == (sync_id, "completed", 7)
+    assert (state["syncId"], state["status"], state["overall"]["syncedCount"]) == (sync_id, "completed", 16)
 
 
 async def test_events_follow_a_running_sync(hub: Hub) -> None:
