@@ -91,20 +91,24 @@ class ProviderClient:
         """Make the manifest's cheap call, which proves that the credentials work."""
         await self._call(self.connector.check, {})
 
-    async def learn(self, *, check: bool = False) -> dict[str, Any]:
+    async def learn(self, *, check: bool = False, again: bool = False) -> dict[str, Any]:
         """Make the manifest's lookups after connecting; returns the values to keep in `connection`.
 
         A lookup whose values are all known already is left out, and so is an optional one that the provider
         forbids. This client knows what it learned. With `check` the manifest's cheap call is made as well, as
         soon as it is known where the account is. Raises UnexpectedResponseError for a value that is missing,
         or isn't as the manifest declares it.
+
+        With `again`, only those are made that keep a list, and what is returned are the lists that hold
+        something else by now. A single value stays what it is: a venue may have chosen it.
         """
         learned: dict[str, Any] = {}
         for lookup in self.connector.after_connecting:
             account = await self._caller.account()
             known = account.scope["connection"]
+            lists = {name for name in lookup.keep if again and isinstance(known.get(name), list)}
             other = bool(lookup.methods) and account.method not in lookup.methods
-            if other or lookup.keep.keys() <= known.keys():
+            if other or (not lists if again else lookup.keep.keys() <= known.keys()):
                 continue
             elsewhere = lookup.call.path.startswith("https://")
             if check and not elsewhere:
@@ -123,7 +127,11 @@ class ProviderClient:
                     continue
                 raise
             found = self._kept(lookup, answer, scope)
-            new = {name: value for name, value in found.items() if name not in known}
+            new = {
+                name: value
+                for name, value in found.items()
+                if (_differ(value, known[name]) if name in lists else not again and name not in known)
+            }
             learned.update(new)
             self._caller.learn(new)
         if check:
@@ -219,3 +227,8 @@ class ProviderClient:
             known = ", ".join(self.connector.resources)
             raise ManifestError(f"{self.connector.name} has no resource `{name}`; it has {known}")
         return resource
+
+
+def _differ(found: Any, known: Sequence[Any]) -> bool:
+    """Say whether a list holds something else than one already known; their order means nothing."""
+    return isinstance(found, list) and sorted(map(str, found)) != sorted(map(str, known))

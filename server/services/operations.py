@@ -308,6 +308,12 @@ async def settle(session: AsyncSession) -> int:
     return ended
 
 
+async def confirm(session: AsyncSession, claim: Claim) -> None:
+    """Lock a claimed operation until the end of the transaction; raises LeaseLostError when it is lost."""
+    if (await session.scalars(_held_statement().returning(_OP.id), _held(claim))).one_or_none() is None:
+        raise LeaseLostError("another worker has taken this operation over")
+
+
 async def hold_running(session: AsyncSession, venue_id: UUID, provider: str) -> None:
     """Lock what runs for an integration until the end of the transaction.
 

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from engine.client import ProviderClient
 from engine.errors import AuthenticationError, HubError
 from engine.mapping import Mapping as FieldMapping
-from engine.ports import Direction, RecordFailure
+from engine.ports import CredentialSource, Direction, RecordFailure
 from engine.sync import KEPT_FAILURES, Sync, Tally
 from server.credentials import TokenRefreshError
 from server.db import models
@@ -40,6 +40,7 @@ from server.errors import (
     NotSupportedError,
 )
 from server.host import SqlHost
+from server.services import lookups
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
 
@@ -256,8 +257,22 @@ class _Syncs:
         connector = catalog.connector(claim.provider)
         async with context.sessions() as session:
             integration = await _integration(session, claim)
-        credentials = context.credentials(claim.venue_id, claim.provider)
         limiter = context.limits.lane(critical=claim.priority is Priority.CRITICAL)
+
+        def client_of(credentials: CredentialSource) -> ProviderClient:
+            return ProviderClient(
+                connector,
+                credentials,
+                http=context.http,
+                limiter=limiter,
+                clock=context.clock,
+                budget=f"venue {claim.venue_id}",
+            )
+
+        if claim.operation_type is OperationType.SYNC and lookups.is_due(integration, context.clock.now()):
+            known = context.credentials(claim.venue_id, claim.provider)
+            await lookups.look_up_again(context, claim, client_of(known))
+        credentials = context.credentials(claim.venue_id, claim.provider)
         host = SqlHost(context.platform, catalog.platform, str(claim.venue_id))
         state = PostgresSyncState(
             context.engine,
@@ -270,18 +285,10 @@ class _Syncs:
         options: Mapping[str, Any] = claim.payload.get("options") or {}
 
         def build(step: Step, on_progress: Callable[[Tally], None]) -> Sync:
-            client = ProviderClient(
-                connector,
-                credentials,
-                http=context.http,
-                limiter=limiter,
-                clock=context.clock,
-                budget=f"venue {claim.venue_id}",
-            )
             return Sync(
                 connector,
                 step.mapping,
-                client,
+                client_of(credentials),
                 host,
                 state,
                 venue=venue,

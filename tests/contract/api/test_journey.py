@@ -121,3 +121,38 @@ async def test_an_authorization_that_ends_is_told(hub: Hub, worker: None) -> Non
     assert reconnected.status_code == 200
     assert (await sync(hub, "square")).status_code == 200
     assert len(await objects(hub.sandbox.square_url, "ITEM")) == 2
+
+
+async def test_the_first_sync_of_a_day_looks_for_new_locations_and_reads_all(hub: Hub, worker: None) -> None:
+    await hub.http.get(CALLBACK, params=await approve(await begin(hub)), headers=JSON)
+    assert (await sync(hub, "square")).status_code == 200
+    [row] = await hub.rows("SELECT connection FROM integration_configs")
+    assert row["connection"]["location_ids"] == ["LMDEMO1", "LMDEMO2"]
+
+    # As if the second had been opened yesterday.
+    await hub.execute(
+        "UPDATE integration_configs SET connection = "
+        "connection || jsonb_build_object('location_ids', jsonb_build_array('LMDEMO1'))"
+    )
+    later = (
+        "UPDATE sync_watermarks SET position = jsonb_build_object('since', '2100-01-01T00:00:00+00:00') "
+        "WHERE direction = 'pull'"
+    )
+    await hub.execute(later)
+    await sync(hub, "square")  # today's second one
+    [row] = await hub.rows("SELECT connection FROM integration_configs")
+    assert row["connection"]["location_ids"] == ["LMDEMO1"]
+
+    await hub.execute(later)
+    await hub.execute(
+        "UPDATE integration_configs SET connected_at = now() - interval '1 day', "
+        "last_sync_at = now() - interval '1 day'"
+    )
+    assert (await sync(hub, "square")).status_code == 200
+    [row] = await hub.rows("SELECT connection FROM integration_configs")
+    assert row["connection"]["location_ids"] == ["LMDEMO1", "LMDEMO2"]
+    [customers] = await hub.rows(
+        "SELECT entity_count FROM sync_logs WHERE entity_type = 'customer' "
+        "AND details ->> 'direction' = 'pull' ORDER BY started_at DESC LIMIT 1"
+    )
+    assert customers["entity_count"] == 2

@@ -150,6 +150,25 @@ after_connecting:
     assert provider.calls == ["GET /v3/locations", "GET /v3/locations/L1"]
 
 
+async def test_lists_are_looked_up_again_and_what_a_venue_may_have_chosen_stays() -> None:
+    lookups = """
+after_connecting:
+  - {call: GET /me, keep: {account: id}}
+  - {call: GET /locations, keep: {location_ids: "locations[].id", main: "locations[0].id"}}
+"""
+    known = {"account": "a1", "location_ids": ["L1", "L2"], "main": "L2"}
+    source = StaticCredentials(Credentials({"apiKey": Secret("key-12345")}, known))
+
+    def listed(*names: str) -> httpx.Response:
+        return reply({"locations": [{"id": name} for name in names]})
+
+    provider = FakeProvider([listed("L2", "L1"), listed("L3", "L1", "L2")])
+    client = client_of(HEAD + lookups + CUSTOMERS, provider, source=source)
+    assert await client.learn(again=True) == {}
+    assert await client.learn(again=True) == {"location_ids": ["L3", "L1", "L2"]}
+    assert provider.calls == ["GET /v3/locations"] * 2
+
+
 @pytest.mark.parametrize("status", [403, 404])
 async def test_an_optional_lookup_may_be_forbidden(status: int) -> None:
     lookups = """
