@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from sqlalchemy import text
 
 from engine.manifest import load_platform
+from engine.ports import HostChange
 from server.db.engine import create_engine
 from server.demo import change, generate
 from server.demo.generate import COLUMNS, DEMO_VENUE_ID, TODAY, Tables, load_demo
@@ -36,6 +37,15 @@ def query(url: str, sql: str) -> list[tuple[Any, ...]]:
             return [tuple(row) for row in await connection.execute(text(sql))]
 
     return asyncio.run(run())
+
+
+def run(url: str, sql: str) -> None:
+    async def work() -> None:
+        engine = create_engine(url, pooled=False)
+        async with engine.begin() as connection:
+            await connection.execute(text(sql))
+
+    asyncio.run(work())
 
 
 def on_host(url: str, work: Callable[[SqlHost], Coroutine[Any, Any, Any]]) -> Any:
@@ -172,6 +182,76 @@ def test_the_manifest_reads_it(database_url: str) -> None:
     assert stored == [(euro["total"] * 100,)]
 
 
+def test_what_is_left_of_a_ticket_type_is_what_was_not_sold(demo: Tables) -> None:
+    counting = {row["id"] for row in rows(demo, "orders") if row["status"] in ("paid", "pending")}
+    tickets = rows(demo, "tickets")
+    sold = Counter(row["ticket_type_id"] for row in tickets if row["order_id"] in counting)
+    status = {row["id"]: row["status"] for row in rows(demo, "events")}
+    for row in rows(demo, "ticket_types"):
+        assert 0 <= row["available"] == row["quantity"] - sold[row["id"]]
+        assert (row["available"] == 0) == (status[row["event_id"]] == "sold_out")
+
+
+def test_events_come_with_their_ticket_types_and_change_with_them(database_url: str) -> None:
+    load_demo(database_url)
+    assert query(database_url, "SELECT max(updated_at) FROM platform.events")[0][0] <= TODAY
+
+    async def read(host: SqlHost) -> dict[str, dict[str, Any]]:
+        return {
+            entity: {row["id"]: row async for page in host.changed(entity, None) for row in page.records}
+            for entity in ("event", "ticket_type")
+        }
+
+    found = on_host(database_url, read)
+    kinds = found["ticket_type"]
+    assert len(kinds) == 2 * sum(row["price"] is not None for row in found["event"].values())
+    for event in found["event"].values():
+        for kind in event["ticket_types"] or []:
+            own = kinds[kind["id"]]
+            assert (own["event_id"], own["status"]) == (event["id"], event["status"])
+            assert (own["name"], own["price"], own["available"]) == (
+                kind["name"],
+                kind["price"],
+                kind["available"],
+            )
+    event = next(row for row in found["event"].values() if row["ticket_types"])
+    assert [row["name"] for row in event["ticket_types"]] == ["Standard", "Front row"]
+    standard = event["ticket_types"][0]["id"]
+
+    def moved(statement: str) -> tuple[bool, bool]:
+        """Whether the ticket type, and whether its event, count as changed after a statement."""
+        run(database_url, f"{statement}, updated_at = now() WHERE id = '{standard}'")
+        now = on_host(database_url, read)
+        before = found["ticket_type"][standard], found["event"][event["id"]]
+        after = now["ticket_type"][standard], now["event"][event["id"]]
+        found.update(now)
+        type_moved, event_moved = (
+            new["changed_at"] != old["changed_at"] for new, old in zip(after, before, strict=True)
+        )
+        return type_moved, event_moved
+
+    assert moved("UPDATE platform.ticket_types SET available = available - 1") == (True, False)
+    assert moved("UPDATE platform.ticket_types SET price = price + 1") == (True, True)
+
+
+def test_events_can_be_written_as_they_are_read(database_url: str) -> None:
+    load_demo(database_url)
+    new, known = "7d3c61a0-0000-4000-8000-000000000001", query(database_url, _SOME_EVENT)[0][0]
+    made = HostChange(new, {"name": "New", "status": "draft", "currency": "EUR"}, create=True)
+
+    async def write(host: SqlHost) -> dict[str, str]:
+        return await host.upsert("event", [made, HostChange(known, {"name": "Renamed"})])
+
+    assert on_host(database_url, write) == {}
+    names = query(
+        database_url, f"SELECT name FROM platform.events WHERE id IN ('{new}', '{known}') ORDER BY 1"
+    )
+    assert names == [("New",), ("Renamed",)]
+
+
+_SOME_EVENT = f"SELECT id::text FROM platform.events WHERE venue_id = '{DEMO_VENUE_ID}' ORDER BY id LIMIT 1"
+
+
 def test_changing_renames_events_on_sale(database_url: str) -> None:
     load_demo(database_url)
     before = query(database_url, "SELECT now()")[0][0]
@@ -189,12 +269,27 @@ def test_changing_renames_events_on_sale(database_url: str) -> None:
     assert {row[2] for row in changed if row[3] >= before} == {"on_sale"}
 
 
+def test_cancelling_takes_events_off_sale(database_url: str) -> None:
+    load_demo(database_url)
+    before = query(database_url, "SELECT now()")[0][0]
+    on_sale = query(database_url, "SELECT count(*) FROM platform.events WHERE status = 'on_sale'")[0][0]
+    cancelled = change.cancel_events(database_url, 3)
+    changed = query(database_url, "SELECT id::text, status, updated_at FROM platform.events")
+    now = {row[0]: row[1] for row in changed if row[2] >= before}
+    assert now == {row["id"]: "cancelled" for row in cancelled}
+    assert len(now) == 3
+    left = query(database_url, "SELECT count(*) FROM platform.events WHERE status = 'on_sale'")[0][0]
+    assert left == on_sale - 3
+
+
 def test_the_command_says_what_it_changed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load_demo(database_url)
     monkeypatch.setenv("PLATFORM_DATABASE_URL", database_url)
     done = CliRunner().invoke(change.main, ["--events", "1"])
     assert done.exit_code == 0
     assert done.output.startswith('{"events": [{"id": "')
+    done = CliRunner().invoke(change.main, ["--cancel", "1"])
+    assert done.output.startswith('{"events": [], "cancelled": [{"id": "')
     monkeypatch.delenv("PLATFORM_DATABASE_URL")
     monkeypatch.delenv("DATABASE_URL", raising=False)
     assert CliRunner().invoke(change.main, []).exit_code == 2
