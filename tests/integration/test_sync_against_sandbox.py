@@ -286,7 +286,7 @@ async def test_a_walk_whose_last_record_was_deleted_begins_again(sandbox: Sandbo
     """The next page is asked for by that record's id, which names nothing any more."""
     world = World("stripe", sandbox)
     world.post("/_sandbox/payments", {"count": 3})
-    request = {"method": "GET", "url": "/v1/payment_intents", "headers": {}, "body": None}
+    request: dict[str, Any] = {"method": "GET", "url": "/v1/payment_intents", "headers": {}, "body": None}
     request["query"] = {"limit": 100, "starting_after": "pi_gone"}
     walk = {
         "started": "2026-01-01T00:00:00+00:00",

@@ -363,7 +363,7 @@ async def test_a_read_goes_on_from_where_it_stopped() -> None:
     client = client_of(READING, provider)
     pages = client.pages("customer", since=START)
     first = await anext(pages)
-    await pages.aclose()  # type: ignore[attr-defined]  # an async generator behind an iterator
+    await pages.aclose()
     resume = json.loads(json.dumps(first.resume))
     assert "key-12345" not in json.dumps(first.resume)
     rest = await read_all(client_of(READING, provider), since=START, resume=resume)
@@ -394,7 +394,7 @@ async def test_leaving_early_stops_the_call_on_its_way() -> None:
     client = client_of(READING, FakeProvider([]), transport=SlowSecondPage())
     pages = client.pages("customer")
     await anext(pages)
-    await pages.aclose()  # type: ignore[attr-defined]  # an async generator behind an iterator
+    await pages.aclose()
     assert cancelled.is_set()
 
 

@@ -136,8 +136,10 @@ def test_merging_twice_is_merging_once(
 
 
 @given(records, records)
-def test_what_provider_wins_takes_is_exactly_what_differs(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    before = {"ours": {}, "theirs": {}}  # both sides have changed everything
+def test_what_provider_wins_takes_is_exactly_what_differs(
+    ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    before: dict[str, Any] = {"ours": {}, "theirs": {}}  # both sides have changed everything
     take, ours_win, _ = merge(ours, theirs, before, "provider_wins")
     kinds = {"name": "text", "phone": "phone", "price": "money"}
     assert set(take) == {name for name in theirs if not same(ours[name], theirs[name], kinds[name])}

@@ -14,7 +14,8 @@ from engine.sync import Tally
 from server.db.models import OperationType, Priority
 from server.services import operations
 from server.services.operations import Claim
-from server.services.runs import Run, Step, StepKey, plan_steps, sync_interval
+from server.services.runs import Run, plan_steps, sync_interval
+from server.services.steps import Step, StepKey
 
 PUSH: StepKey = ("event", "item", "push")
 
