@@ -45,5 +45,14 @@ def settings_page() -> str:
         "`<CONNECTOR>_CLIENT_ID` and `<CONNECTOR>_CLIENT_SECRET`, the connector's name in capitals.",
         "`_APP_ID` and `_APP_SECRET` are understood as well. One without the other is an error.",
         "",
+        "## The demo with real providers",
+        "",
+        "`hub dev --real` alone also reads these:",
+        "",
+        "- `<CONNECTOR>_<CREDENTIAL>`: a value that a venue would type in to connect, both names in",
+        "  capitals, such as `JUNIPER_APIKEY`.",
+        "- `HUB_PROVIDER_ENVIRONMENT`: which of a manifest's servers is called, `production` unless it",
+        "  says `sandbox`.",
+        "",
     ]
     return "\n".join(lines)

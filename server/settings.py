@@ -59,6 +59,7 @@ class Settings:
     public_health: bool  # whether integrations' health is told without a token
     worker_concurrency: int
     lease_seconds: int
+    retention_days: int  # how long what ended well, and logs of syncs, are kept
     connectors_dir: Path
     templates_dir: Path
     platform: Path
@@ -262,6 +263,13 @@ VARIABLES: tuple[Variable, ...] = (
         "How long a silent worker keeps an operation before another takes it over, in seconds.",
     ),
     Variable(
+        "HUB_RETENTION_DAYS",
+        _number(1, 36500),
+        "90",
+        "How long logs of syncs, and operations that were completed or stopped, are kept, in days. What "
+        "failed and the audit log are kept in any case.",
+    ),
+    Variable(
         "HUB_ORIGIN_OVERRIDES",
         _origins,
         "",
@@ -339,6 +347,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         public_health=values["HUB_PUBLIC_HEALTH"] == "true",
         worker_concurrency=values["WORKER_CONCURRENCY"],
         lease_seconds=values["LEASE_SECONDS"],
+        retention_days=values["HUB_RETENTION_DAYS"],
         connectors_dir=values["HUB_CONNECTORS_DIR"],
         templates_dir=values["HUB_TEMPLATES_DIR"],
         platform=values["HUB_PLATFORM"],

@@ -10,7 +10,8 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, case, delete, exists, func, literal, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine import auth
 from engine.errors import HubError, ProviderError
@@ -19,7 +20,7 @@ from engine.ports import Credentials
 from server import vault
 from server.context import Context
 from server.credentials import client_app, oauth_method, seal_grant
-from server.db.models import IntegrationStatus, OAuthState, OAuthToken, VenueApiKey
+from server.db.models import IntegrationConfig, IntegrationStatus, OAuthState, OAuthToken, VenueApiKey
 from server.errors import (
     Detail,
     InvalidRequestError,
@@ -247,7 +248,8 @@ async def _give_up(context: Context, actor: Actor, begun: OAuthState, failure: H
     async with context.sessions.begin() as session:
         integration = await integrations.own_integration(session, begun.venue_id, begun.integration_type)
         if integration.status == IntegrationStatus.CONNECTING:
-            integration.status = IntegrationStatus.DISCONNECTED
+            lives = integration.connected_at is not None and integration.disconnected_at is None
+            integration.status = IntegrationStatus.ERROR if lives else IntegrationStatus.DISCONNECTED
         integration.last_error, integration.last_error_at = failure.message, datetime.now(UTC)
         audit.record(
             session,
@@ -257,6 +259,30 @@ async def _give_up(context: Context, actor: Actor, begun: OAuthState, failure: H
             provider=begun.integration_type,
             details={"code": failure.code},
         )
+
+
+async def give_up_forgotten(session: AsyncSession) -> None:
+    """Take integrations back that wait for an authorization nobody can come back from any more."""
+    waits = exists().where(
+        OAuthState.venue_id == IntegrationConfig.venue_id,
+        OAuthState.integration_type == IntegrationConfig.integration_type,
+        OAuthState.expires_at > func.now(),
+    )
+    # One that was connected before was in error, or it would have stayed connected meanwhile.
+    kind = IntegrationConfig.status.type
+    lives = and_(IntegrationConfig.connected_at.is_not(None), IntegrationConfig.disconnected_at.is_(None))
+    await session.execute(
+        update(IntegrationConfig)
+        .where(IntegrationConfig.status == IntegrationStatus.CONNECTING, ~waits)
+        .values(
+            status=case(
+                (lives, literal(IntegrationStatus.ERROR, kind)),
+                else_=literal(IntegrationStatus.DISCONNECTED, kind),
+            ),
+            updated_at=func.now(),
+        )
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _place(row: OAuthState) -> vault.Context:

@@ -30,7 +30,7 @@ from server.db.models import (
     OperationType,
     Priority,
 )
-from server.services import operations
+from server.services import health, oauth, operations, retention
 from server.services.operations import WAITING, lane_of
 from server.services.runs import schedule_next, sync_interval
 from server.worker import relay
@@ -179,13 +179,28 @@ async def refresh_tokens(context: WorkerContext) -> int:
 
 
 async def forget_expired(context: WorkerContext) -> int:
-    """Delete authorizations nobody came back from, and kept answers that are old; returns how many."""
+    """Delete authorizations nobody came back from, and kept answers that are old; returns how many.
+
+    An integration that waits for such an authorization is again what it was before.
+    """
     deleted = 0
     async with context.sessions.begin() as session:
         for table in (OAuthState, IdempotencyKey):
             ended = delete(table).where(table.expires_at <= func.now()).returning(table.expires_at)
             deleted += len((await session.scalars(ended)).all())
+        await oauth.give_up_forgotten(session)
     return deleted
+
+
+async def forget_old(context: WorkerContext) -> int:
+    """Delete what ended longer ago than the settings keep it; returns how many rows."""
+    return await retention.forget_old(context.sessions, timedelta(days=context.settings.retention_days))
+
+
+async def measure_health(context: WorkerContext) -> int:
+    """Write down how each integration is doing; returns how many were measured."""
+    async with context.sessions.begin() as session:
+        return await health.write(session)
 
 
 JOBS: tuple[Job, ...] = (
@@ -193,4 +208,6 @@ JOBS: tuple[Job, ...] = (
     Job("start_scheduled_syncs", 1.0, start_scheduled_syncs),
     Job("refresh_tokens", 30.0, refresh_tokens),
     Job("forget_expired", 60.0, forget_expired),
+    Job("measure_health", 300.0, measure_health),
+    Job("forget_old", 3600.0, forget_old),
 )

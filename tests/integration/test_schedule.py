@@ -13,6 +13,7 @@ from sqlalchemy import func, select, update
 from engine.errors import UnavailableError
 from server.credentials import StoredCredentials
 from server.db.models import (
+    AuditEntry,
     IntegrationConfig,
     IntegrationStatus,
     OAuthState,
@@ -20,6 +21,7 @@ from server.db.models import (
     Operation,
     OperationStatus,
     OperationType,
+    SyncLog,
 )
 from server.services import operations
 from server.settings import read_settings
@@ -257,6 +259,86 @@ async def test_authorizations_nobody_came_back_from_are_forgotten(context: Worke
     assert await schedule.forget_expired(context) == 1
     async with context.sessions() as session:
         assert list(await session.scalars(select(OAuthState.state_hash))) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("connected_at", "disconnected_at", "left", "status"),
+    [
+        (None, None, LONG_AGO, "disconnected"),
+        (LONG_AGO, LONG_AGO, LONG_AGO, "disconnected"),
+        (LONG_AGO, None, LONG_AGO, "error"),  # it was connected and broken, and so it is again
+        (None, None, datetime(2999, 1, 1, tzinfo=UTC), "connecting"),
+    ],
+)
+async def test_an_integration_does_not_wait_for_ever(
+    context: WorkerContext,
+    connected_at: datetime | None,
+    disconnected_at: datetime | None,
+    left: datetime,
+    status: str,
+) -> None:
+    venue_id = await _integrate(
+        context,
+        status=IntegrationStatus.CONNECTING,
+        connected_at=connected_at,
+        disconnected_at=disconnected_at,
+    )
+    async with context.sessions.begin() as session:
+        session.add(
+            OAuthState(
+                state_hash="s",
+                venue_id=venue_id,
+                integration_type="juniper",
+                user_id="u",
+                redirect_uri="https://hub.example/callback",
+                expires_at=left,
+            )
+        )
+    await schedule.forget_expired(context)
+    async with context.sessions() as session:
+        assert await session.scalar(select(IntegrationConfig.status)) == status
+
+
+async def test_what_ended_long_ago_is_forgotten_and_what_failed_is_not(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.services.retention.AT_ONCE", 2)
+    assert context.settings.retention_days == 90
+    now = datetime.now(UTC)
+    old, recent = now - timedelta(days=91), now - timedelta(days=89)
+    async with context.sessions.begin() as session:
+        for at in (old, old, old, recent):
+            for status in ("completed", "paused", "failed", "dead_letter"):
+                session.add(
+                    Operation(
+                        venue_id=uuid4(),
+                        integration_type="juniper",
+                        operation_type=OperationType.SYNC,
+                        entity_type="full",
+                        status=OperationStatus(status),
+                        completed_at=at,
+                    )
+                )
+            session.add(
+                SyncLog(
+                    venue_id=uuid4(),
+                    integration_type="juniper",
+                    operation="manual_sync",
+                    status="failed",
+                    started_at=at,
+                )
+            )
+        session.add(AuditEntry(actor="u", action="integration.connected", created_at=old))
+    assert await schedule.forget_old(context) == 3 * 2 + 3
+    assert sorted(each.status for each in await _operations(context)) == [
+        "completed",
+        *["dead_letter"] * 4,
+        *["failed"] * 4,
+        "paused",
+    ]
+    async with context.sessions() as session:
+        assert len((await session.scalars(select(SyncLog))).all()) == 1
+        assert len((await session.scalars(select(AuditEntry))).all()) == 1
 
 
 async def test_a_job_that_fails_is_run_again_and_delays_no_other(context: WorkerContext) -> None:

@@ -33,7 +33,7 @@ USER_ID = "44444444-4444-4444-8444-444444444444"
 API = "/api/v1/integrations"
 TABLES = (
     "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
-    "idempotency_keys, record_links, sync_watermarks"
+    "idempotency_keys, record_links, sync_watermarks, integration_health"
 )
 
 

@@ -153,6 +153,15 @@ async def test_a_failed_authorization_leaves_a_connected_integration_alone(hub: 
     assert len(await hub.rows("SELECT * FROM oauth_tokens")) == 1
 
 
+async def test_a_failed_authorization_leaves_a_broken_integration_broken(hub: Hub) -> None:
+    await hub.http.get(CALLBACK, params=await approve(await begin(hub)), headers=JSON)
+    await hub.execute("UPDATE integration_configs SET status = 'error'")
+    state = query_of(await begin(hub))["state"]
+    await hub.http.get(CALLBACK, params={"state": state, "error": "access_denied"}, headers=JSON)
+    [integration] = await hub.rows("SELECT * FROM integration_configs")
+    assert integration["status"] == "error"
+
+
 async def test_a_provider_without_an_application_here(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(hub.context.settings), "client_app", lambda *_: None)
     answer = await hub.post(f"{API}/connect/square", {"venueId": str(OURS)})

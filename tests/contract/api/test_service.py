@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -15,12 +15,19 @@ from sqlalchemy import text
 import server.app
 from server.app import create_app, openapi_document
 from server.db import migrate
+from server.services.health import statuses, write
 from server.settings import Settings
 from tests.contract.api.conftest import API, NOWHERE, OURS, Hub, bearer, living
 
 
 async def log(
-    hub: Hub, status: str, count: int = 1, *, age: timedelta = timedelta(hours=1), calls: int = 2
+    hub: Hub,
+    status: str,
+    count: int = 1,
+    *,
+    age: timedelta = timedelta(hours=1),
+    calls: int = 2,
+    venue: UUID = OURS,
 ) -> None:
     """Write finished syncs of two seconds each."""
     await hub.execute(
@@ -30,7 +37,7 @@ async def log(
         ":status, :calls, 2000,"
         " now() - CAST(:age AS interval), now() - CAST(:age AS interval) + interval '2 seconds'"
         " FROM generate_series(1, :count)",
-        venue=OURS,
+        venue=venue,
         status=status,
         count=count,
         age=age,
@@ -69,6 +76,56 @@ async def test_health_by_success_rate(hub: Hub, good: int, bad: int, status: str
     await log(hub, "completed", good)
     await log(hub, "dead_letter", bad)
     assert (await health(hub))["status"] == status
+
+
+async def test_what_is_written_down_is_what_is_told(hub: Hub) -> None:
+    """Two statements say the same thing, one of all integrations and one of a venue's, now."""
+    cases = [
+        (status, good, bad)
+        for status in ("connected", "error", "suspended", "disconnected")
+        for good, bad in ((0, 0), (10, 0), (9, 1), (8, 2), (5, 5), (4, 6))
+    ]
+    for number, (status, good, bad) in enumerate(cases):
+        venue = UUID(int=number)
+        await hub.execute(
+            "INSERT INTO integration_configs (venue_id, integration_type, status)"
+            " VALUES (:venue, 'stripe', CAST(:status AS integration_status))",
+            venue=venue,
+            status=status,
+        )
+        for outcome, count in (("completed", good), ("failed", bad)):
+            await log(hub, outcome, count, venue=venue)
+    async with hub.context.sessions.begin() as session:
+        assert await write(session) == len(cases)
+    async with hub.context.sessions() as session:
+        told = {venue: status for _, venue, status in await statuses(session)}
+    rows = await hub.rows("SELECT venue_id, health_status::text, health_checked_at FROM integration_configs")
+    assert {row["venue_id"]: row["health_status"] for row in rows} == told
+    assert set(told.values()) == {"healthy", "degraded", "unhealthy", "unknown"}
+    assert all(row["health_checked_at"] for row in rows)
+
+
+async def test_numbers_are_written_down_and_kept_up_to_date(hub: Hub) -> None:
+    await hub.connect_by_key(config={"syncEnabled": True})
+    await log(hub, "completed", 9)
+    await log(hub, "failed", 1)
+    await log(hub, "failed", 5, age=timedelta(days=2))
+    for _ in range(2):
+        async with hub.context.sessions.begin() as session:
+            await write(session)
+    [row] = await hub.rows("SELECT * FROM integration_health")
+    assert (row["sync_count_24h"], row["success_count_24h"], row["failure_count_24h"]) == (10, 9, 1)
+    assert (row["success_rate"], row["average_sync_time_ms"], row["api_calls_24h"]) == (90, 2000, 20)
+    assert (row["queue_depth"], row["oldest_queue_item_at"] is not None) == (1, True)
+    last = row["last_success_at"]
+
+    await hub.execute("UPDATE sync_logs SET started_at = started_at - interval '2 days'")
+    await hub.execute("DELETE FROM sync_queue")
+    async with hub.context.sessions.begin() as session:
+        await write(session)
+    [row] = await hub.rows("SELECT * FROM integration_health")
+    assert (row["sync_count_24h"], row["success_rate"], row["queue_depth"]) == (0, None, 0)
+    assert (row["last_success_at"], row["oldest_queue_item_at"]) == (last, None)
 
 
 async def test_health_of_an_integration_that_can_not_work(hub: Hub) -> None:

@@ -42,6 +42,7 @@ def test_development_needs_nothing(tmp_path: Path) -> None:
     assert settings.database_url is None
     assert settings.redis_url is None
     assert settings.lease_seconds == 15
+    assert settings.retention_days == 90
     assert settings.jwt_algorithm == "HS256"
     assert len(settings.jwt_key.reveal()) >= 32
     assert settings.connectors_dir.name == "connectors"

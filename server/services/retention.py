@@ -1,0 +1,40 @@
+"""Forget what ended long ago. What failed stays until somebody deals with it, and the audit log for good."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, delete, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from server.db.models import Operation, OperationStatus, SyncLog
+
+AT_ONCE = 1000  # rows in one transaction: whoever waits for them doesn't wait long
+TURNS = 100  # transactions in one go; the rest follow with the next
+
+
+async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
+    """Delete operations that were completed or stopped, and logs of syncs, once they are older than `keep`.
+
+    Returns how many rows went.
+    """
+    ended = or_(Operation.status == OperationStatus.COMPLETED, Operation.status == OperationStatus.PAUSED)
+    old_operation = ended & (Operation.completed_at < func.now() - keep)
+    old_log = func.coalesce(SyncLog.completed_at, SyncLog.started_at) < func.now() - keep
+    return await _forget(sessions, Operation, old_operation) + await _forget(sessions, SyncLog, old_log)
+
+
+async def _forget(
+    sessions: async_sessionmaker[AsyncSession],
+    table: type[Operation] | type[SyncLog],
+    old: ColumnElement[bool],
+) -> int:
+    some = select(table.id).where(old).limit(AT_ONCE).with_for_update(skip_locked=True)
+    deleted = 0
+    for _ in range(TURNS):
+        async with sessions.begin() as session:
+            gone = (await session.scalars(delete(table).where(table.id.in_(some)).returning(table.id))).all()
+        deleted += len(gone)
+        if len(gone) < AT_ONCE:
+            break
+    return deleted
