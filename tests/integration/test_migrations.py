@@ -25,6 +25,7 @@ from server.db.models import (
     IntegrationConfig,
     IntegrationCost,
     IntegrationHealth,
+    LinkState,
     MappingVersion,
     OAuthState,
     OAuthToken,
@@ -168,6 +169,30 @@ def test_an_upgrade_keeps_what_is_there(empty_database_url: str) -> None:
             return [(await connection.execute(query)).scalar_one() for query in queries]
 
     assert set(on_database(empty_database_url, counts)) == {1}
+
+
+def test_a_downgrade_leaves_alone_what_was_gone(empty_database_url: str) -> None:
+    """To an older version a link to what was archived, or is to be, is broken: it writes nothing there."""
+    migrate.upgrade(empty_database_url)
+
+    async def link(engine: AsyncEngine) -> None:
+        async with session_factory(engine).begin() as session:
+            session.add_all(
+                RecordLink(**OURS, **PAIR, local_id=state, remote_id=state, state=state)
+                for state in LinkState
+            )
+
+    async def states(engine: AsyncEngine) -> dict[str, str]:
+        async with engine.connect() as connection:
+            rows = await connection.execute(text("SELECT local_id, state::text FROM record_links"))
+            return dict(rows.tuples().all())
+
+    on_database(empty_database_url, link)
+    migrate.downgrade(empty_database_url, "0002")
+    expected = {"linked": "linked", "broken": "broken", "leaving": "broken", "archived": "broken"}
+    assert on_database(empty_database_url, states) == expected
+    migrate.upgrade(empty_database_url)
+    assert on_database(empty_database_url, states) == expected
 
 
 def test_migrations_end_in_what_the_models_say(empty_database_url: str, fresh_database_url: str) -> None:

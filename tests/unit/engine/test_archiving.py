@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from engine.documents import read_document
 from engine.errors import ManifestError, RecordRejectedError
-from engine.manifest import parse_share
+from engine.manifest import compile_platform, parse_share
 from tests.fakes import FakeProvider, client_of, reply
 
 HEAD = """
@@ -143,6 +144,25 @@ async def test_a_resource_without_the_operation_is_the_manifests_fault() -> None
     client = client_of(BY_UPDATE, FakeProvider([]))
     with pytest.raises(ManifestError, match="has no `delete`"):
         await client.delete("item", "i1")
+
+
+def test_a_platform_may_mark_rows_as_deleted() -> None:
+    platform = """
+platform: 1
+name: demo
+title: Demo
+entities:
+  event:
+    table: t.events
+    key: id
+    venue: venue_id
+    changed_at: updated_at
+    deleted: erased_at != null
+    fields: {erased_at: timestamp}
+"""
+    deleted = compile_platform(read_document(platform, file="platform.yaml")).entities["event"].deleted
+    assert deleted is not None
+    assert [deleted.evaluate({"erased_at": at}) for at in (None, "2026-01-01T00:00:00Z")] == [False, True]
 
 
 @pytest.mark.parametrize(("text", "share"), [("10 percent", 0.1), ("0 percent", 0.0), ("100 percent", 1.0)])
