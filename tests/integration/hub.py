@@ -330,7 +330,7 @@ def quick_connectors(folder: Path) -> Path:
     return folder
 
 
-QUICK = """limits: {requests: 1000 per second, concurrent: 10}
+QUICK = """limits: {requests: 1000 per second, concurrent: 100}
 retries: {first_wait: 100 milliseconds, longest_wait: 500 milliseconds}
 """
 

@@ -1,8 +1,11 @@
-"""One hub for each module of this folder, and a fresh start for each test."""
+"""One hub for all of this folder, on stores that may be ill-treated; a fresh start for each test."""
 
 from collections.abc import Iterator
 
 import pytest
+
+from server.db.migrate import upgrade
+from server.embedded import Stores, embedded_stores
 
 pytest.register_assert_rewrite("tests.integration.hub")  # before it is imported
 
@@ -11,16 +14,18 @@ from tests.integration.hub import Hub, running_hub, start_over  # noqa: E402 - s
 EVENTS, CUSTOMERS = 12, 24  # enough for several calls of each kind, few enough to be quick
 
 
-@pytest.fixture(scope="module")
-def running(
-    request: pytest.FixtureRequest,
-    database_url: str,
-    redis_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Hub]:
-    """A hub; a module that says `AS_SHIPPED` gets it with the limits of real life."""
-    quick = not getattr(request.module, "AS_SHIPPED", False)
-    with running_hub(database_url, redis_url, tmp_path_factory.mktemp("hub"), quick=quick) as hub:
+@pytest.fixture(scope="session")
+def own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    with embedded_stores(tmp_path_factory.mktemp("stores"), durable=False) as stores:
+        upgrade(stores.database_url)
+        yield stores
+
+
+@pytest.fixture(scope="session")
+def running(own_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """It logs all it can, so that nothing is kept out of the logs by their level alone."""
+    folder = tmp_path_factory.mktemp("hub")
+    with running_hub(own_stores.database_url, own_stores.redis_url, folder, LOG_LEVEL="debug") as hub:
         yield hub
 
 

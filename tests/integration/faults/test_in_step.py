@@ -1,5 +1,6 @@
 """What a sync is for: both sides hold the same, once, and work that isn't needed isn't done."""
 
+from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
@@ -11,22 +12,23 @@ from tests.integration.hub import (
     check_everything_is_in_step,
     counts_of,
     event_id,
+    running_hub,
     start_over,
 )
 
-AS_SHIPPED = True
 EVENTS, CUSTOMERS, SALES = 40, 60, 130
 
 
 @pytest.fixture(scope="module")
-def synced(running: Hub) -> Hub:
-    """A hub after its first sync with both providers, which had sales and one of our customers before."""
-    start_over(running, events=EVENTS, customers=CUSTOMERS)
-    running.connect_all()
-    running.control("stripe", "POST", "payments", {"count": SALES, "live": True})
-    running.control("square", "POST", "orders", {"count": SALES})
-    running.sync_all()
-    return running
+def synced(database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub with the manifests as shipped, after its first sync with providers that had sales before."""
+    with running_hub(database_url, redis_url, tmp_path_factory.mktemp("shipped"), quick=False) as hub:
+        start_over(hub, events=EVENTS, customers=CUSTOMERS)
+        hub.connect_all()
+        hub.control("stripe", "POST", "payments", {"count": SALES, "live": True})
+        hub.control("square", "POST", "orders", {"count": SALES})
+        hub.sync_all()
+        yield hub
 
 
 def test_every_event_and_customer_is_at_both_providers_once(synced: Hub) -> None:

@@ -1,42 +1,28 @@
 """Redis emptied or gone, PostgreSQL restarted: the sync that was asked for ends by itself."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 import redis
 
-from server.db.migrate import upgrade
-from server.embedded import StoreProcess, embedded_stores
-from tests.integration.faults.conftest import CUSTOMERS, EVENTS
-from tests.integration.hub import Hub, Provider, check_everything_is_in_step, running_hub, start_over
+from server.embedded import StoreProcess, Stores
+from tests.integration.hub import Hub, Provider, check_everything_is_in_step
 
 
 @dataclass(frozen=True, slots=True)
 class OwnStores:
-    """A hub on stores that may be ill-treated."""
+    """A hub with both providers connected, and the servers below it."""
 
     hub: Hub
     postgres: StoreProcess
     redis: StoreProcess
 
 
-@pytest.fixture(scope="module")
-def on_own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnStores]:
-    folder = tmp_path_factory.mktemp("stores")
-    with embedded_stores(folder / "stores", durable=False) as stores:
-        upgrade(stores.database_url)
-        assert stores.postgres is not None
-        assert stores.redis is not None
-        with running_hub(stores.database_url, stores.redis_url, folder) as hub:
-            yield OwnStores(hub, stores.postgres, stores.redis)
-
-
 @pytest.fixture
-def own(on_own_stores: OwnStores) -> OwnStores:
-    start_over(on_own_stores.hub, events=EVENTS, customers=CUSTOMERS)
-    on_own_stores.hub.connect_all()
-    return on_own_stores
+def own(connected: Hub, own_stores: Stores) -> OwnStores:
+    assert own_stores.postgres is not None
+    assert own_stores.redis is not None
+    return OwnStores(connected, own_stores.postgres, own_stores.redis)
 
 
 def _empty(hub: Hub) -> None:
