@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from engine.errors import MappingError
+from engine.errors import ExpressionError, MappingError
 from engine.expressions import ABSENT, Path, Steps, Template, cut_text
 from engine.fields import Field, FieldCatalog
 from engine.manifest import ListPart, Resource
@@ -94,6 +94,26 @@ def _without(value: Any, at: Steps, unwanted: set[Steps]) -> Any:
         items = [_without(each, (*at, index), unwanted) for index, each in enumerate(value)]
         return [{} if each is ABSENT else each for each in items]
     return value
+
+
+def renamed(body: Mapping[str, Any], renames: Iterable[tuple[Path, Path]]) -> Body:
+    """Return a copy with values at other paths, for a call that knows its fields by other names."""
+    moved = [(new, value) for old, new in renames if (value := old.find(body)) is not ABSENT]
+    made = without(body, [old.steps for old, _ in renames])
+    for path, value in moved:
+        path.put(made, value)
+    return made
+
+
+def own_id(resource: Resource, body: Mapping[str, Any]) -> str | None:
+    """Return the id that a record of this content has, where that follows from the content."""
+    found: Any = resource.id.find(body)
+    if not found and resource.own_id is not None:
+        try:
+            found = resource.own_id.evaluate(body, {"record": body})
+        except ExpressionError:  # what it is made of isn't there
+            return None
+    return str(found) if found else None
 
 
 def merge(current: Any, change: Any) -> Any:

@@ -312,6 +312,7 @@ class WriteManySpec:
     results: Expression | None = None  # over the body: list in the order sent, or map by key
     result: Path | None = None  # where the written record is in each of `results`
     by_key: Literal["idempotency_key", "id"] | None = None  # records is a map keyed like this, results too
+    renames: tuple[tuple[Path, Path], ...] = ()  # fields that this call knows by another name
     item: Template | None = None  # what is sent for a record; sees record, key, number, id, version
     body_of_each: Template | None = None  # constant parts of each record, under the mapped fields
     pair_by_id: bool = False  # results come in any order: pair by id (and `new_ids`)
@@ -368,6 +369,8 @@ class Resource:
     name: str
     id: Path
     fields: FieldCatalog
+    own_id: Expression | None = None  # the id a new record will have; sees `record`
+    lasting_id: Path | None = None  # an id that stays when `id` changes
     changed_at: Path | None = None
     reference: Path | None = None  # where our own id is kept in their record, if a mapping writes it there
     version: Path | None = None
@@ -850,6 +853,8 @@ def _resource(name: str, part: _Part) -> Resource:
         name=name,
         id=part.pointer("id") or ANYWHERE,
         fields=_fields(part / "fields"),
+        own_id=part.expression("own_id", frozenset({"record"})),
+        lasting_id=part.pointer("lasting_id"),
         changed_at=part.pointer("changed_at"),
         reference=part.pointer("reference"),
         version=part.pointer("version"),
@@ -974,6 +979,7 @@ def _write_many(part: _Part) -> WriteManySpec:
         results=part.expression("results"),
         result=part.pointer("result"),
         by_key=part.get("by_key"),
+        renames=_renames(part / "renames"),
         item=part.template("item", ITEM_NAMES),
         body_of_each=part.template("body_of_each", ITEM_NAMES),
         pair_by_id=pair_by == "id",
@@ -988,6 +994,14 @@ def _write_many(part: _Part) -> WriteManySpec:
         weight=part.expression("weight"),
         idempotency_key=_idempotency_key(part / "idempotency_key", records),
     )
+
+
+def _renames(part: _Part) -> tuple[tuple[Path, Path], ...]:
+    made: list[tuple[Path, Path]] = []
+    for path, each in part.items():
+        each.attempt(partial(Path.parse, path), "bad-path", key=True)
+        made.append((_path_or_anywhere(path), each.compiled(Path.parse, "bad-path") or ANYWHERE))
+    return tuple(made)
 
 
 def _list_part(path: str, part: _Part) -> ListPart:

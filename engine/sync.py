@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from engine.batching import job_spec
-from engine.bodies import fitted, limited_fields
+from engine.bodies import fitted, limited_fields, own_id
 from engine.client import Books, ProviderClient, ReadRecord, Write, WriteGroup, WriteResult
 from engine.errors import (
     AuthenticationError,
@@ -242,7 +242,8 @@ class Sync:
         mapping, resource = self.mapping, self.mapping.resource
         failures = list(failures)
         tally.read += len(rows)
-        known = await self.state.links_by_remote(resource, [row.id for row in rows])
+        linked = await self.state.links_by_remote(resource, [row.id for row in rows])
+        known, lasting = await self._followed(rows, linked)
         rows = [row for row in rows if not _is_older(row, known.get(row.id), tally)]
         seen = {*settle, *(row.id for row in rows)}
         links, unlinked = told_gone(rows, known)
@@ -264,9 +265,10 @@ class Sync:
 
         changed: list[ReadRecord] = []
         for row in rows:
-            link = known.get(row.id)
+            link = linked.get(row.id)
             if link and link.state == "linked" and link.agreed.get("theirs") == plain(theirs[row.id]):
                 tally.unchanged += 1
+                links.extend(lasting(row, link.local_id))
                 if row.changed_at and row.changed_at != link.remote_version:
                     links.append(replace(link, remote_version=row.changed_at))
             else:
@@ -326,6 +328,7 @@ class Sync:
             merged[local_id] = (new, agreed, ours_win)
 
         refused = await self.host.upsert(mapping.entity, changes) if changes else {}
+        by_id = {row.id: row for row in changed}
         written = {change.local_id: change for change in changes}
         if mapping.pushes:  # what a new record looks like to a push, the platform's own defaults included
             new_ids = [
@@ -344,6 +347,7 @@ class Sync:
             links.append(
                 replace(link, fingerprint=None if ours_win else self._push_fingerprint(record, push_scope))
             )
+            links.extend(lasting(by_id[link.remote_id], local_id))
             change = written.get(local_id)
             if change is None:
                 tally.unchanged += 1
@@ -363,6 +367,42 @@ class Sync:
                 position=(*self._here, "pull", position) if position is not None else None,
             )
         )
+
+    async def _followed(
+        self, rows: Sequence[ReadRecord], known: Mapping[str, Link]
+    ) -> tuple[dict[str, Link], Callable[[ReadRecord, str], list[Link]]]:
+        """Return the links of rows, those included whose id has changed since, and what gives the link to
+        save for an id that stays: it is one of its own, to a resource named after where that id is.
+        """
+        followed = dict(known)
+        path = self.connector.resources[self.mapping.resource].lasting_id
+        if path is None or not rows:
+            return followed, lambda row, local_id: []
+        name = self._lasting(path)
+        ids = {row.id: str(found) for row in rows if (found := path.find(row.record))}
+        saved = await self.state.links_by_remote(name, list(ids.values()))
+        moved = {
+            row.id: saved[ids[row.id]].local_id
+            for row in rows
+            if row.id not in known and not row.deleted and ids.get(row.id) in saved
+        }
+        links = await self.state.links_by_local(self.mapping.resource, list(moved.values())) if moved else {}
+        here = {row.id for row in rows}
+        for row_id, local_id in moved.items():
+            # An id that is still somebody's here is no old one.
+            if local_id in links and links[local_id].remote_id not in here:
+                followed[row_id] = replace(links[local_id], remote_id=row_id)
+
+        def lasting(row: ReadRecord, local_id: str) -> list[Link]:
+            found = ids.get(row.id)
+            if found is None or (found in saved and saved[found].local_id == local_id):
+                return []
+            return [Link(self.mapping.entity, name, local_id, found, last_direction="pull")]
+
+        return followed, lasting
+
+    def _lasting(self, path: Path) -> str:
+        return f"{self.mapping.resource}.{path.text}"
 
     def _pull_failure(self, record_id: str, error: HubError) -> RecordFailure:
         """Return a failure to try again: what was missing on this side may be here by then, and as long as
@@ -617,6 +657,9 @@ class Sync:
             agreed = {**self._agreed(record, {}), "key": key}
             items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
             writes.append(Write(local_id, remote_id, body, key))
+        taken = await self._taken(writes)
+        writes = [write for write in writes if write.local_id not in taken]
+        failures.extend(self._failure("push", *each, retryable=True) for each in taken.items())
         for failure in failures:
             tally.add_failure(failure)
         calls = [
@@ -640,6 +683,30 @@ class Sync:
             )
         )
         report()
+
+    async def _taken(self, writes: Sequence[Write]) -> dict[str, HubError]:
+        """Return what is wrong with writes, by local id, that would overwrite what another record of the
+        platform is over there: where an id follows from the content, two can come to the same one.
+        """
+        resource = self.connector.resources[self.mapping.resource]
+        if resource.own_id is None:
+            return {}
+        ids = {write.local_id: own for write in writes if (own := own_id(resource, write.body)) is not None}
+        links = await self.state.links_by_remote(resource.name, list(set(ids.values()))) if ids else {}
+        others = {link.local_id for link in links.values()} - ids.keys()
+        there = {*ids, *(await self.host.fetch(self.mapping.entity, list(others)) if others else {})}
+        owners = {
+            remote_id: link.local_id
+            for remote_id, link in links.items()
+            if link.state == "linked" and link.local_id in there
+        }
+        return {
+            local_id: RecordRejectedError(
+                f"{self.mapping.entity} `{owner}` is this {resource.name} already, and would be overwritten"
+            )
+            for local_id, remote_id in ids.items()
+            if (owner := owners.setdefault(remote_id, local_id)) != local_id
+        }
 
     def _chunks(self, calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
         """Cut calls into those made together. Jobs go by themselves and last: they may take hours, and what
@@ -758,6 +825,17 @@ class Sync:
     def _pushed_links(self, item: PendingItem, result: WriteResult) -> list[Link]:
         """Return the link of a record, and of those items of its lists that are records of their own."""
         links = [self._pushed_link(item, result)]
+        path = self.connector.resources[self.mapping.resource].lasting_id
+        if path is not None and (found := path.find(result.record)):
+            links.append(
+                Link(
+                    self.mapping.entity,
+                    self._lasting(path),
+                    item.local_id,
+                    str(found),
+                    last_direction="push",
+                )
+            )
         lists = self.connector.resources[self.mapping.resource].lists
         for rule in self.mapping.list_rules:
             pair_by, ids = lists[rule.path.text].pair_by, self.connector.resources[rule.resource].id

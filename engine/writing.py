@@ -40,8 +40,10 @@ from engine.bodies import (
     merge,
     new_body,
     not_in_updates,
+    own_id,
     parts_of,
     path_of,
+    renamed,
     version_of,
     without,
 )
@@ -313,10 +315,10 @@ class _Sender:
         self, write: Write, body: Mapping[str, Any], key: str, refused: RefusedError
     ) -> WriteResult:
         """Update the record that is there already instead of making it, if it is beyond doubt which it is."""
-        own = self._resource.id.find(body)
+        own = own_id(self._resource, body)
         if self._resource.update is None or (not own and self._resource.find is None):
             raise refused
-        remote_id = str(own) if own else await self._found(write, refused)
+        remote_id = own or await self._found(write, refused)
         return await self._update(replace(write, remote_id=remote_id), remote_id, key, recreate=False)
 
     async def _found(self, write: Write, refused: RefusedError) -> str:
@@ -372,6 +374,8 @@ class _Sender:
                 record = await self._write(spec, final, scope, content_key(key, content), remote_id)
             except RefusedError as refused:
                 if refused.action == "recreate":
+                    if current is not None and await self._reader.get(resource, remote_id) is not None:
+                        raise  # it is there, though out of use: another one would be its twin
                     return await self._recreate(write, key, recreate, refused)
                 if refused.action != "reload_and_retry" or not left:
                     raise
@@ -562,7 +566,10 @@ class _Sender:
                     request,
                     lambda answer: pair_results(spec, resource, sent, answer.body),
                     writing=True,
-                    repeatable=batch.kind == "update" or spec.idempotency_key is not None,
+                    # What is there under its own id already is told, and found.
+                    repeatable=batch.kind == "update"
+                    or spec.idempotency_key is not None
+                    or resource.own_id is not None,
                 )
                 done = [_paired(resource, item[0], each) for item, each in zip(items, answers, strict=True)]
                 for each in done:
@@ -588,6 +595,7 @@ class _Sender:
                 reload.append((write, without(write.body, not_in_updates(resource))))
             elif refusal.action == "recreate" and batch.kind == "update":
                 gone.append(write)
+                results[write.local_id] = _failed(write, refusal)
             elif refusal.action == "adopt" and batch.kind == "create":
                 adopt.append((write, item[1], refusal))
             else:
@@ -607,9 +615,23 @@ class _Sender:
             )
         if reload:
             results.update(await self._reload_and_retry(batch, reload, key, reloads))
+        try:
+            gone = await self._really_gone(gone)
+        except ProviderError as error:
+            results.update((write.local_id, _failed(write, error)) for write in gone)
+            gone = []
         results.update(await self._made_again(gone, key))
         results.update(await self._adopt_each(adopt, key))
         return results
+
+    async def _really_gone(self, writes: Sequence[Write]) -> list[Write]:
+        """Return those of some refused writes whose records aren't there; others are only out of use, and
+        would get a twin.
+        """
+        if not writes or not self._reads_first:
+            return list(writes)
+        there = await self._reader.get_many(self._resource, [_id(write) for write in writes])
+        return [write for write in writes if _id(write) not in there]
 
     def _refusal(self, spec: WriteManySpec, found: ItemResult, hide: Sequence[str]) -> RefusedError:
         code, message = spec.error_code, spec.error_message
@@ -647,7 +669,7 @@ class _Sender:
                 results.update(await self._batch(batch, half, half_key, reloads))
             return results
         write, body = items[0]
-        if refused.action == "recreate" and batch.kind == "update":
+        if refused.action == "recreate" and batch.kind == "update" and await self._really_gone([write]):
             return await self._made_again([write], key)
         if refused.action == "adopt" and batch.kind == "create":
             return await self._adopt_each([(write, body, refused)], key)
@@ -837,9 +859,10 @@ class _Batch:
         self, write: Write, body: Mapping[str, Any], scope: Mapping[str, Any], number: int
     ) -> tuple[Sent, str]:
         """Return what is sent for a record, and what no other record of the call may be called."""
-        spec, names = self.spec, _item_scope(scope, write, body, number)
+        spec = self.spec
+        names = _item_scope(scope, write, renamed(body, spec.renames) if spec.renames else body, number)
         if spec.body_of_each is not None:
-            names["record"] = merge(spec.body_of_each.render(names), body)
+            names["record"] = merge(spec.body_of_each.render(names), names["record"])
         item = spec.item.render(names) if spec.item else names["record"]
         name = _named(spec.pair_by, item) if spec.pair_by else self.name(write, body)
         told_by = _named(spec.failures.pair_by, item) if spec.failures else name
