@@ -106,11 +106,10 @@ class StoredCredentials:
         self._now = now
         self._opened: Credentials | None = None
 
-    async def stored(self) -> Credentials:
-        """Return the credentials as they are, about to expire or not."""
-        async with self._sessions() as session:
-            integration, token, key = await self._rows(session)
-            return self._open_key(integration, key) if token is None else self._open_token(integration, token)
+    async def stored(self, session: AsyncSession) -> Credentials:
+        """Return the credentials as they are, about to expire or not; nobody renews them until its end."""
+        integration, token, key = await self._rows(session, lock=True)
+        return self._open_key(integration, key) if token is None else self._open_token(integration, token)
 
     async def current(self) -> Credentials:
         # Opened once per run: whoever replaces them makes the provider answer 401, and `refresh` reads again.

@@ -439,15 +439,22 @@ async def get_integration(session: AsyncSession, venue_id: UUID, provider: str) 
 async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider: str) -> None:
     """End an integration: its credentials are erased here, and revoked at the provider if that can be done.
 
-    Links are kept, so that connecting the same account again goes on where it was. Doing it twice is fine.
+    Links are kept, so that connecting the same account again goes on where it was. Doing it twice is fine,
+    and so is a connector that isn't there any more: then nothing is revoked.
     """
-    connector = context.catalog.connector(provider)
+    connector = context.catalog.connectors.get(provider)
     mine = {"venue_id": venue_id, "integration_type": provider}
-    credentials = await _credentials_to_revoke(context, venue_id, provider)
+    credentials: Credentials | None = None
     async with context.sessions.begin() as session:
+        if connector is not None:
+            credentials = await _credentials_to_revoke(session, context, connector, venue_id)
         for table in (OAuthToken, VenueApiKey, OAuthState):
             await session.execute(delete(table).filter_by(**mine))
-        integration = await get_integration(session, venue_id, provider)
+        try:
+            integration = await get_integration(session, venue_id, provider)
+        except IntegrationNotFoundError:
+            context.catalog.connector(provider)  # which knows better what is wrong with a provider unheard of
+            raise
         await session.execute(
             delete(Operation)
             .filter_by(**mine)
@@ -466,18 +473,20 @@ async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider
             target=str(integration.id),
         )
     await log.ainfo("integration.disconnected", provider=provider, venue_id=str(venue_id))
-    if credentials is not None:
+    if connector is not None and credentials is not None:
         await _revoke(context, connector, credentials)
 
 
-async def _credentials_to_revoke(context: Context, venue_id: UUID, provider: str) -> Credentials | None:
+async def _credentials_to_revoke(
+    session: AsyncSession, context: Context, connector: Connector, venue_id: UUID
+) -> Credentials | None:
     """Return the credentials as they are stored, dead or alive; None when there is nothing to revoke."""
-    if oauth_method(context.catalog.connector(provider)) is None:
+    if oauth_method(connector) is None:
         return None
     try:
-        return await context.credentials(venue_id, provider).stored()
+        return await context.credentials(venue_id, connector.name).stored(session)
     except HubError as error:
-        await log.awarning("integration.revoke_skipped", provider=provider, reason=error.message)
+        await log.awarning("integration.revoke_skipped", provider=connector.name, reason=error.message)
         return None
 
 

@@ -308,6 +308,19 @@ async def test_disconnect_asks_a_running_sync_to_stop(hub: Hub) -> None:
     assert (row["status"], row["stop_requested"]) == ("processing", True)
 
 
+async def test_disconnect_works_without_the_connector(hub: Hub) -> None:
+    await hub.connect_by_key()
+    for table in ("integration_configs", "venue_api_keys"):  # as if its manifest had been taken away
+        await hub.execute(f"UPDATE {table} SET integration_type = 'juniper'")
+    answer = await hub.post(f"{API}/juniper/disconnect", {"venueId": str(OURS)})
+    assert answer.status_code == 200, answer.text
+    assert await hub.rows("SELECT * FROM venue_api_keys") == []
+    [row] = await hub.rows("SELECT status FROM integration_configs")
+    assert row["status"] == "disconnected"
+    nobody = await hub.post(f"{API}/cedar/disconnect", {"venueId": str(OURS)})
+    assert (nobody.status_code, nobody.json()["code"]) == (404, "INVALID_PROVIDER")
+
+
 async def test_disconnect_what_is_not_there(hub: Hub) -> None:
     answer = await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
     assert (answer.status_code, answer.json()["code"]) == (404, "INTEGRATION_NOT_FOUND")

@@ -7,7 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from sqlalchemy import select
 
+from engine.ports import Credentials
 from server.db.models import OAuthToken
 from server.vault import Context as Place
 from tests.contract.api.conftest import API, OURS, USER_ID, Hub, bearer
@@ -184,6 +186,31 @@ async def test_disconnect_revokes_at_the_provider(hub: Hub) -> None:
     assert answer.status_code == 200
     assert await hub.rows("SELECT * FROM oauth_tokens") == []
     assert await _merchant(hub, token) == 401
+
+
+async def test_disconnect_revokes_the_token_there_is_when_it_ends(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.http.get(CALLBACK, params=await approve(await begin(hub)), headers=JSON)
+    revoked: list[str] = []
+
+    async def revoke(*_: Any, credentials: Credentials, **__: Any) -> None:
+        revoked.append(credentials.values["access_token"].reveal())
+
+    monkeypatch.setattr("engine.auth.revoke", revoke)
+    async with hub.context.sessions.begin() as session:  # a refresh that is under way
+        token = (await session.scalars(select(OAuthToken).with_for_update())).one()
+        token.encrypted_access_token = hub.context.vault.seal(
+            "newer", Place(OAuthToken.__tablename__, "encrypted_access_token", OURS, "square", "sandbox")
+        )
+        await session.flush()
+        ending = asyncio.create_task(hub.post(f"{API}/square/disconnect", {"venueId": str(OURS)}))
+        async with asyncio.timeout(20):
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            while not await hub.rows(waiting):  # noqa: ASYNC110 - a database has no event to wait for
+                await asyncio.sleep(0.01)
+    assert (await ending).status_code == 200
+    assert revoked == ["newer"]
 
 
 async def test_disconnect_works_when_revoking_does_not(hub: Hub) -> None:
