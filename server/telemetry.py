@@ -7,7 +7,9 @@ workers and those that ended yesterday.
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from types import TracebackType
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +25,10 @@ from prometheus_client.metrics_core import (
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from engine.errors import HubError
 from engine.ports import Secret
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 _SECRET_NAMES = re.compile(
     r"(?i)secret|password|authorization|cookie|credential|api_?key|access_?token|refresh_?token|verifier"
@@ -47,7 +52,7 @@ def configure_logging(level: str = "info") -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(_type_and_place),
         structlog.processors.EventRenamer("message"),
         redact,
     ]
@@ -72,6 +77,29 @@ def configure_logging(level: str = "info") -> None:
     root.setLevel(level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _type_and_place(exc_info: ExcInfo) -> str:
+    """Write a traceback whose errors say what they are, and only if they are ours what it is about.
+
+    The text of a database's or a library's error may hold a record or a credential.
+    """
+    return "\n".join(_told(exc_info[1], set()))
+
+
+def _told(error: BaseException, seen: set[int]) -> Iterator[str]:
+    seen.add(id(error))
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None and id(before) not in seen:
+        yield from _told(before, seen)
+        yield "then:"
+    if error.__traceback__ is not None:
+        yield "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    yield f"{kind}: {error.message}" if isinstance(error, HubError) else kind
+    for each in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        yield "of them:"
+        yield from _told(each, seen)
 
 
 def _name_service(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -20,6 +20,7 @@ from server.errors import ForbiddenError, InvalidTokenError, TokenExpiredError, 
 from server.settings import Settings
 
 ADMIN, VENUE_ADMIN, USER = "admin", "venue_admin", "user"
+LONGEST_ID = 255  # characters: what the audit log keeps
 
 PUBLIC: Mapping[str, Any] = {"public": True}
 READERS: Mapping[str, Any] = {"roles": frozenset({ADMIN, VENUE_ADMIN, USER})}
@@ -95,6 +96,8 @@ def read_token(token: str, settings: Settings) -> Caller:
     role = claims.get("role") or USER
     try:
         if not isinstance(identity, str | int) or not isinstance(role, str):
+            raise ValueError
+        if len(str(identity)) > LONGEST_ID:
             raise ValueError
         return Caller(
             id=str(identity),

@@ -18,7 +18,7 @@ from sqlalchemy import Interval, Table, Update, bindparam, delete, func, insert,
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.client import ProviderClient
-from engine.errors import AuthenticationError, HubError
+from engine.errors import AuthenticationError, HubError, StoppedError
 from engine.mapping import Mapping as FieldMapping
 from engine.ports import CredentialSource, Direction, RecordFailure
 from engine.sync import KEPT_FAILURES, Sync, Tally
@@ -454,7 +454,7 @@ def _log_values(
     claim, counts = run.claim, step.counts
     errors = [asdict(failure) for failure in step.failures]
     stopped_by = step.error or error
-    if stopped_by is not None and not step.done:
+    if stopped_by is not None and not isinstance(stopped_by, StoppedError) and not step.done:
         errors.insert(0, {"code": stopped_by.code, "message": stopped_by.message})
     return {
         "venue_id": claim.venue_id,

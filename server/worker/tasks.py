@@ -159,7 +159,9 @@ async def _end(context: WorkerContext, attempt: Attempt) -> None:
                 return
             await context.clock.sleep(wait)
         else:
-            log.info("operation.ended", status=status.value, error=error.code if error else None)
+            stopped = isinstance(error, StoppedError)  # as asked, which is no error
+            code = None if error is None or stopped else error.code
+            log.info("operation.ended", status=status.value, error=code)
             return
 
 

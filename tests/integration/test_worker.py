@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import func, select, text, update
+from structlog.testing import capture_logs
 
 from engine.errors import (
     AuthenticationError,
@@ -129,10 +130,11 @@ async def _forever(context: object, run: Run) -> None:
 
 
 async def _until_stopped(context: object, run: Run) -> None:
-    _one_step(run, read=3, created=2)
+    step = _one_step(run, read=3, created=2)
     while not run.stopping:  # noqa: ASYNC110 - runs are asked, as between pages
         await asyncio.sleep(0.01)
-    raise StoppedError("stopped between pages")
+    step.error = StoppedError("stopped between pages")
+    raise step.error
 
 
 async def test_a_run_that_ends_well_is_written_down(context: WorkerContext) -> None:
@@ -242,7 +244,8 @@ async def test_a_run_somebody_stops_is_paused_with_what_it_did(context: WorkerCo
     assert (row.status, row.stop_requested) == ("paused", False)
     assert row.result is not None
     assert row.result["mappings"][0]["created"] == 2
-    assert [log.status for log in await _logs(context, sync_id)] == ["stopped"]
+    [stopped] = await _logs(context, sync_id)
+    assert (stopped.status, stopped.errors) == ("stopped", None)
     assert (await _integration(context, venue)).failure_count == 0
 
 
@@ -268,10 +271,12 @@ async def test_a_run_that_finds_its_lease_lost_writes_nothing(context: WorkerCon
 async def test_shutting_down_gives_an_operation_back_at_the_next_page(context: WorkerContext) -> None:
     worker = Worker(context, "w", run=_until_stopped)
     operation_id = await _enqueue(context)
-    working = asyncio.create_task(work(worker, operation_id))
-    await _until(_is(context, operation_id, "processing"))
-    worker.stop()
-    await asyncio.wait_for(working, 20)
+    with capture_logs() as logs:
+        working = asyncio.create_task(work(worker, operation_id))
+        await _until(_is(context, operation_id, "processing"))
+        worker.stop()
+        await asyncio.wait_for(working, 20)
+    assert [log["error"] for log in logs if log["event"] == "operation.ended"] == [None]
     row = await _row(context, operation_id)
     assert (row.status, row.attempts, row.error_count, row.lease_owner) == ("pending", 0, 0, None)
     assert row.progress is not None

@@ -101,6 +101,14 @@ async def test_without_a_token(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize(("length", "status"), [(255, 200), (256, 401)])
+async def test_a_caller_whose_id_is_longer_than_any_log_keeps(hub: Hub, length: int, status: int) -> None:
+    headers = bearer(userId=None, sub="u" * length)
+    body = {"venueId": str(OURS), "credentials": {"apiKey": "sk_test_demo"}, "config": {"syncEnabled": False}}
+    answer = await hub.post(f"{API}/connect/stripe", body, headers=headers)
+    assert answer.status_code == status, answer.text
+
+
 async def test_metrics_are_an_administrators(hub: Hub) -> None:
     for role in ("venue_admin", "user"):
         assert (await hub.http.get("/metrics", headers=bearer(role))).status_code == 403

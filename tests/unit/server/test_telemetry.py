@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import structlog
 
+from engine.errors import RateLimitedError
 from engine.ports import Secret
 from server.telemetry import configure_logging, redact
 
@@ -66,6 +67,43 @@ def test_a_line_is_json_with_level_time_and_context(capsys: pytest.CaptureFixtur
     assert line["timestamp"].endswith("Z")
 
 
+def _fail() -> None:
+    """Fail as a database does, whose error repeats what it was given."""
+    try:
+        try:
+            raise ValueError("invalid input for query argument $1: 'ana@example.com'")
+        except ValueError as error:
+            raise RuntimeError("(DataError) 'ana@example.com'") from error
+    except RuntimeError as error:
+        raise ExceptionGroup("with ana@example.com", [error, RateLimitedError("wait a minute")]) from None
+
+
+@pytest.mark.parametrize("name", ["test", "juniper.library"])
+def test_a_traceback_tells_type_and_place_and_no_values(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with configured():
+        try:
+            _fail()
+        except ExceptionGroup:
+            if name == "test":
+                structlog.get_logger(name).error("request.failed", exc_info=True)
+            else:
+                logging.getLogger(name).exception("it failed")
+    trace = json.loads(capsys.readouterr().out)["exception"]
+    lines = [line for line in trace.splitlines() if not line.startswith(" ")]
+    assert lines == [
+        "builtins.ExceptionGroup",
+        "of them:",
+        "builtins.ValueError",
+        "then:",
+        "builtins.RuntimeError",
+        "of them:",
+        "engine.errors.RateLimitedError: wait a minute",
+    ]
+    assert "in _fail" in trace
+
+
 def test_other_libraries_log_the_same_way_and_addresses_stay_out(capsys: pytest.CaptureFixture[str]) -> None:
     with configured():
         logging.getLogger("another.library").info("started")
@@ -87,4 +125,4 @@ def test_an_exception_is_told_with_its_trace(capsys: pytest.CaptureFixture[str])
         except RuntimeError:
             structlog.get_logger("test").exception("request.failed")
     line = json.loads(capsys.readouterr().out)
-    assert "RuntimeError: broken" in line["exception"]
+    assert line["exception"].endswith("builtins.RuntimeError")
