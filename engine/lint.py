@@ -39,6 +39,7 @@ from engine.manifest import (
     check_platform,
     parse_statuses,
 )
+from engine.mapping import COPY
 from engine.schema import violations
 
 KINDS: Mapping[str, str] = {"manifest": "connector", "platform": "platform", "template": "mapping-template"}
@@ -1075,8 +1076,11 @@ class _MappingCheck:
             if key in rule and not goes:
                 message = f"`{key}` has no effect in a mapping with `direction: {self.mapping['direction']}`"
                 yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
-            if key in rule and "link" in rule:
-                message = f"`{key}` has no effect beside `link`, which translates the id both ways"
+            if key in rule and "link" in rule and rule[key] != COPY:
+                message = (
+                    f"`{key}` has no effect beside `link`, which translates the id: only `{COPY}` has, and "
+                    "says that it goes this way alone"
+                )
                 yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
 
     def required(self, sent: Collection[str]) -> Iterator[Diagnostic]:
@@ -1085,7 +1089,12 @@ class _MappingCheck:
             return
         given = (*sent, *_given(self.resource))
         for field in self.resource.fields.values():
-            covered = any(path == field.path or field.path.startswith(f"{path}.") for path in given)
+            covered = any(
+                path == field.path
+                or field.path.startswith(f"{path}.")
+                or (field.type == "list" and path.startswith(f"{field.path}[0]"))
+                for path in given
+            )
             if field.required and not covered:
                 owner = f"{self.connector.name} `{self.resource.name}`"
                 message = f"{owner} needs `{field.path}`, and no rule pushes it"

@@ -5,8 +5,9 @@ literals, and every computed value is a call, so a plain copy costs what hand-wr
 template doesn't mention is never sent. *Absent* stays absent, *null* stays null.
 
 A field's rule is a path (copied both ways) or `{path, push, pull, link, optional}`; a field may have several.
-With `push` and no `pull` the rule only pushes, and the other way round. With `each` the value is a list whose
-items are mapped one by one, by rules whose paths start in the item; such a rule only pushes.
+With `push` and no `pull` the rule only pushes, and the other way round; a `link` is then for that way alone.
+With `each` the value is a list whose items are mapped one by one, by rules whose paths start in the item;
+such a rule only pushes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ CONDITION_NAMES = ("record", "venue")
 # Fields of these types come from the platform as JSON values; numbers of others may be Decimal.
 _JSON_TYPES = frozenset(("text", "boolean", "id", "email", "phone", "url", "currency", "timestamp", "date"))
 
-_COPY = "{{ value }}"  # how a rule says that it copies one way only
+COPY = "{{ value }}"  # how a rule says that it copies one way only
 
 Compute = Callable[[Any, "MappingScope"], Any]  # record, scope → value or ABSENT
 Translate = Callable[[abc.Mapping[str, Any], "MappingScope"], dict[str, Any]]
@@ -230,7 +231,7 @@ class _Reader:
         path_at = at if isinstance(written, str) else (*at, "path")
         path = self.attempt(lambda: Path.parse(options["path"]), "bad-path", path_at)
         push, pull = (
-            None if options.get(way) == _COPY else self.expression(options.get(way), (*at, way), RULE_NAMES)
+            None if options.get(way) == COPY else self.expression(options.get(way), (*at, way), RULE_NAMES)
             for way in ("push", "pull")
         )
         one_way = "push" in options or "pull" in options

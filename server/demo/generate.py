@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 NAMESPACE = UUID("0b6c3d9e-7d2a-4f0e-9a53-2f1d8c4e6b70")
 SEED = 20261124
 TODAY = datetime(2026, 11, 1, tzinfo=UTC)  # nothing in the demo changed after this
+BOOKS_FROM = date(2026, 10, 1)  # so that a first sync with an accounting provider takes seconds
 _LOCK = 0x6875625F64656D6F
 _DECIMALS = {"EUR": 2, "GBP": 2, "USD": 2, "MXN": 2, "JPY": 0, "KWD": 3}
 
@@ -126,7 +127,7 @@ class Tables:
 
 
 COLUMNS = {
-    "venues": "id name type currency country timezone created_at updated_at",
+    "venues": "id name type currency country timezone books_from created_at updated_at",
     "events": "id venue_id name description status starts_at price currency capacity url "
     "created_at updated_at",
     "ticket_types": "id event_id name price quantity available position updated_at",
@@ -144,8 +145,9 @@ def generate() -> Tables:
     for venue in VENUES:
         chance = random.Random(f"{SEED}/{venue.key}")
         opened = TODAY - timedelta(days=900)
+        place = (venue.country, venue.timezone)
         tables.venues.append(
-            (venue.id, venue.name, venue.type, venue.currency, venue.country, venue.timezone, opened, opened)
+            (venue.id, venue.name, venue.type, venue.currency, *place, BOOKS_FROM, opened, opened)
         )
         sold = _add_events(tables, venue, chance)
         buyers = _add_customers(tables, venue, chance)

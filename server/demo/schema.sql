@@ -8,6 +8,7 @@ CREATE TABLE platform.venues (
     currency text NOT NULL,
     country text NOT NULL,
     timezone text NOT NULL,
+    books_from date,  -- sales before this day are in the accounts already; null: none are
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now()
 );
@@ -114,3 +115,25 @@ CREATE TABLE platform.tickets (
     updated_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX tickets_order ON platform.tickets (order_id);
+
+-- Orders as the hub sees them: writable, and with what was sold in columns. An order has an event when all its
+-- tickets are of one, and is a number of tickets at one price, or else one thing at its total.
+CREATE VIEW platform.orders_with_tickets AS
+SELECT
+    orders.*,
+    (
+        SELECT CAST(orders.placed_at AT TIME ZONE timezone AS date)
+        FROM platform.venues
+        WHERE id = orders.venue_id
+    ) AS sold_on,
+    (
+        SELECT CASE WHEN count(DISTINCT kind.event_id) = 1 THEN CAST(min(CAST(kind.event_id AS text)) AS uuid) END
+        FROM platform.tickets JOIN platform.ticket_types AS kind ON kind.id = tickets.ticket_type_id
+        WHERE tickets.order_id = orders.id
+    ) AS event_id,
+    (
+        SELECT CASE WHEN count(DISTINCT price) = 1 AND sum(price) = orders.total THEN count(*) ELSE 1 END
+        FROM platform.tickets
+        WHERE order_id = orders.id
+    ) AS quantity
+FROM platform.orders;
