@@ -1,10 +1,12 @@
 """Exchanges as the providers' documentation shows them, one folder per provider, without a word of Python.
 
-A file says where its bytes come from, and what is connected: `credentials`, `connection`. Each case does one
+A file says where its bytes come from, and what is connected: `credentials`, `connection`, and the `method`
+where there are several. Each case does one
 thing (`read`, `get`, `write`, `push`, `pull`, `learn` or `check`) and lists the exchanges it makes, each a
 request that has to be made word for word, and the answer it gets. `headers` are those that matter, null for
 one that must not be there; a `form` or `query` is complete, a `body` is JSON and complete, and `*` stands for
-any text. `expect` holds what the engine makes of the answers.
+any text. `expect` holds what the engine makes of the answers. An answer may be `text` instead of a `body`, or
+`tar_gz`: an archive of documents by their names. With `job_at_least`, so few records are a job already.
 
 `write` and `push` write `records`: of the provider as `{id, remote, key, body}`, or of the platform, through
 the default template, as fields with their `id`. It is 12:00 UTC on 1 March 2026 in every case.
@@ -12,7 +14,10 @@ the default template, as fields with their `id`. It is 12:00 UTC on 1 March 2026
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -89,9 +94,23 @@ class Recording:
         else:
             assert request.content == b""
         answer = exchange["answer"]
-        return httpx.Response(
-            answer.get("status", 200), headers=answer.get("headers"), json=answer.get("body", {})
-        )
+        status, headers = answer.get("status", 200), answer.get("headers")
+        if "text" in answer:
+            return httpx.Response(status, headers=headers, text=answer["text"])
+        if "tar_gz" in answer:
+            return httpx.Response(status, headers=headers, content=archive_of(answer["tar_gz"]))
+        return httpx.Response(status, headers=headers, json=answer.get("body", {}))
+
+
+def archive_of(documents: Mapping[str, Any]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, document in documents.items():
+            content = orjson.dumps(document)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
 
 
 def fits(wanted: Any, sent: Any) -> bool:
@@ -114,12 +133,24 @@ def pairs(written: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def client_for(provider: str, document: Mapping[str, Any], recording: Recording) -> ProviderClient:
     secrets = {name: Secret(value) for name, value in document["credentials"].items()}
+    connection, method = document.get("connection", {}), document.get("method")
+    connector = connector_of(provider)
+    if "job_at_least" in document:
+        connector = with_small_jobs(connector, document["job_at_least"])
     return ProviderClient(
-        connector_of(provider),
-        StaticCredentials(Credentials(secrets, connection=document.get("connection", {}))),
+        connector,
+        StaticCredentials(Credentials(secrets, connection=connection, method=method)),
         http=httpx.AsyncClient(transport=httpx.MockTransport(recording)),
         clock=FakeClock(),
     )
+
+
+def with_small_jobs(connector: Connector, at_least: int) -> Connector:
+    resources = {
+        name: replace(each, write_job=replace(each.write_job, at_least=at_least)) if each.write_job else each
+        for name, each in connector.resources.items()
+    }
+    return replace(connector, resources=resources)
 
 
 @pytest.mark.parametrize(("provider", "document", "case"), CASES)
@@ -133,7 +164,7 @@ async def test_an_exchange(provider: str, document: Mapping[str, Any], case: Map
 
 async def act(client: ProviderClient, provider: str, case: Mapping[str, Any]) -> Any:
     """Do what a case says; returns what `expect` is held against."""
-    if "error" in case["expect"]:
+    if isinstance(case["expect"], Mapping) and "error" in case["expect"]:
         with pytest.raises(HubError) as raised:
             await act(client, provider, {**case, "expect": {}})
         return {"error": kind_of(raised.value)}
