@@ -239,6 +239,37 @@ async def test_a_stale_item_of_a_batch_is_read_and_sent_again_alone() -> None:
     assert [each["Customer"]["Token"] for each in provider.body()["Items"]] == ["8"]
 
 
+OUT_OF_USE = {"code": "GONE", "message": "not found or inactive"}
+
+
+async def test_a_record_refused_as_gone_that_is_there_is_not_made_again() -> None:
+    manifest = VERSIONED.replace("{status: 404, then: recreate}", "{code: GONE, then: recreate}")
+    there = reply({"Customer": row("1", 3)})
+    provider = FakeProvider([there, reply(OUT_OF_USE, 400), there])
+    (result,) = await sent(client_of(manifest, provider), "customer", write("a", "1"))
+    assert outcome(result) == ("a", "1", "the provider answered 400 GONE: not found or inactive")
+    assert not result.retryable
+    assert [call.split()[0] for call in provider.calls] == ["GET", "POST", "GET"]
+
+
+async def test_of_those_a_batch_refuses_as_gone_only_the_missing_are_made_again() -> None:
+    manifest = VERSIONED.replace("{status: 404, then: recreate}", "{code: GONE, then: recreate}")
+    fault = {"code": "GONE", "detail": "not found or inactive"}
+    provider = FakeProvider(
+        [
+            reply({"Rows": [row("1", 1), row("2", 1)]}),
+            reply({"Answers": [{"bId": "1", "Fault": fault}, {"bId": "2", "Fault": fault}]}),
+            reply({"Rows": [row("1", 1)]}),
+            reply({"Customer": row("9", 0)}),
+        ]
+    )
+    results = await sent(client_of(manifest, provider), "customer", write("a", "1"), write("b", "2"))
+    assert [outcome(each) for each in results] == [
+        ("a", "1", "the provider answered GONE: not found or inactive"),
+        ("b", "9", None),
+    ]
+
+
 async def test_an_answer_that_leaves_an_item_out_is_no_success() -> None:
     provider = FakeProvider([reply({"Answers": [{"bId": "1", "Customer": row("1", 0)}]})])
     done, lost = await sent(client_of(VERSIONED, provider), "customer", write("a"), write("b"))
