@@ -293,3 +293,64 @@ def test_the_command_says_what_it_changed(database_url: str, monkeypatch: pytest
     monkeypatch.setenv("PLATFORM_DATABASE_URL", "nowhere")
     done = CliRunner().invoke(change.main, [])
     assert (done.exit_code, "PLATFORM_DATABASE_URL" in done.output) == (1, True)
+
+
+def test_orders_come_with_what_was_sold_and_are_writable(demo: Tables, database_url: str) -> None:
+    load_demo(database_url)
+    kinds = {row["id"]: row["event_id"] for row in rows(demo, "ticket_types")}
+    sold: dict[str, list[dict[str, Any]]] = {}
+    for ticket in rows(demo, "tickets"):
+        sold.setdefault(str(ticket["order_id"]), []).append(ticket)
+    new_id = str(generate.demo_id("order", "of a test"))
+    values = {"number": "77", "status": "paid", "total": Decimal("12.50"), "currency": "EUR"}
+    change = HostChange(new_id, {**values, "placed_at": "2026-10-31T23:30:00Z"}, create=True)
+
+    async def work(host: SqlHost) -> dict[str, dict[str, Any]]:
+        assert await host.upsert("order", [change]) == {}
+        return {row["id"]: row async for page in host.changed("order", None) for row in page.records}
+
+    try:
+        found = on_host(database_url, work)
+    finally:
+        run(database_url, f"DELETE FROM platform.orders WHERE id = '{new_id}'")
+    theirs = found.pop(new_id)
+    assert (theirs["source"], theirs["event_id"], theirs["quantity"]) == ("provider", None, 1)
+    assert theirs["sold_on"] == "2026-11-01"  # half past midnight in Brussels
+    assert len(found) == 2400
+    for key, row in found.items():
+        tickets = sold[key]
+        assert row["event_id"] == str(kinds[tickets[0]["ticket_type_id"]])
+        assert row["quantity"] == len(tickets)
+        assert row["source"] == "platform"
+
+
+def test_orders_of_several_events_or_prices_are_one_thing(database_url: str) -> None:
+    load_demo(database_url)
+    mixed = (
+        "SELECT event_id IS NULL, quantity FROM platform.orders_with_tickets "
+        "WHERE id IN (SELECT order_id FROM platform.tickets GROUP BY order_id HAVING count(*) = 2) "
+        "ORDER BY id LIMIT 1"
+    )
+    first = (
+        "SELECT min(CAST(id AS text)) FROM platform.tickets WHERE order_id = ("
+        "SELECT order_id FROM platform.tickets GROUP BY order_id HAVING count(*) = 2 "
+        "ORDER BY order_id LIMIT 1)"
+    )
+    ((ticket,),) = query(database_url, first)
+    before = query(database_url, f"SELECT ticket_type_id, price FROM platform.tickets WHERE id = '{ticket}'")
+    assert query(database_url, mixed) == [(False, 2)]
+    try:
+        run(database_url, f"UPDATE platform.tickets SET price = price + 1 WHERE id = '{ticket}'")
+        assert query(database_url, mixed) == [(False, 1)]
+        other = (
+            "SELECT kind.id FROM platform.ticket_types AS kind WHERE kind.event_id <> ("
+            f"SELECT event_id FROM platform.ticket_types WHERE id = '{before[0][0]}') LIMIT 1"
+        )
+        run(database_url, f"UPDATE platform.tickets SET ticket_type_id = ({other}) WHERE id = '{ticket}'")
+        assert query(database_url, mixed) == [(True, 1)]
+    finally:
+        ((kind, price),) = before
+        run(
+            database_url,
+            f"UPDATE platform.tickets SET ticket_type_id = '{kind}', price = {price} WHERE id = '{ticket}'",
+        )
