@@ -553,6 +553,10 @@ class _Manifest:
             yield self.report("no-effect", message, (*path, "new"), key=True)
         yield from self.no_body_on_get(path, ("records",))
         yield from self.idempotency_key(path)
+        for name in batch.get("renames") or ():
+            if name not in fields:
+                place, declared = (*path, "renames", name), path[:-1]
+                yield _unknown_field(self.document, place, str(path[-2]), name, fields, declared, key=True)
 
         if "item" in batch and not self.mentions(path, "record", "item"):
             message = "`item` never uses `record`, so every record would be sent alike"

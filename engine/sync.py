@@ -372,13 +372,13 @@ class Sync:
         self, rows: Sequence[ReadRecord], known: Mapping[str, Link]
     ) -> tuple[dict[str, Link], Callable[[ReadRecord, str], list[Link]]]:
         """Return the links of rows, those included whose id has changed since, and what gives the link to
-        save for an id that stays: it is one of its own, to a resource named after where that id is.
+        save for an id that stays: it is one of its own, as if that id were another resource's.
         """
         followed = dict(known)
         path = self.connector.resources[self.mapping.resource].lasting_id
         if path is None or not rows:
             return followed, lambda row, local_id: []
-        name = self._lasting(path)
+        name = self._lasting
         ids = {row.id: str(found) for row in rows if (found := path.find(row.record))}
         saved = await self.state.links_by_remote(name, list(ids.values()))
         moved = {
@@ -401,8 +401,9 @@ class Sync:
 
         return followed, lasting
 
-    def _lasting(self, path: Path) -> str:
-        return f"{self.mapping.resource}.{path.text}"
+    @property
+    def _lasting(self) -> str:
+        return f"{self.mapping.resource}.lasting_id"
 
     def _pull_failure(self, record_id: str, error: HubError) -> RecordFailure:
         """Return a failure to try again: what was missing on this side may be here by then, and as long as
@@ -830,7 +831,7 @@ class Sync:
             links.append(
                 Link(
                     self.mapping.entity,
-                    self._lasting(path),
+                    self._lasting,
                     item.local_id,
                     str(found),
                     last_direction="push",

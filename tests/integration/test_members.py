@@ -196,6 +196,18 @@ async def test_the_link_follows_an_address_changed_there(world: World) -> None:
     assert world.addresses() == ["new@example.com"]
 
 
+async def test_a_link_of_before_learns_what_stays_with_the_next_pull(world: World) -> None:
+    world.put("c1", email="old@example.com", first_name="Ana")
+    await world.run("push")
+    del world.state.links["member.lasting_id", "c1"]
+    world.state.local_ids = {key: each for key, each in world.state.local_ids.items() if key[0] == "member"}
+    await world.run("pull")
+    world.change_theirs("old@example.com", email_address="new@example.com")
+    await world.run("pull")
+    assert {key: row["email"] for key, row in world.customers.items()} == {"c1": "new@example.com"}
+    assert world.linked() == {"c1": hash_of("new@example.com")}
+
+
 @pytest.mark.parametrize("fault", ["after:500", "after:disconnect"])
 async def test_an_address_changed_here_whose_answer_is_lost_doubles_nothing(world: World, fault: str) -> None:
     world.put("c1", email="old@example.com", first_name="Ana")

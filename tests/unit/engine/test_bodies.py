@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 
-from engine.bodies import TooLongError, final_body, fitted, holds, limited_fields, new_body
-from engine.expressions import Path, Template
+from engine.bodies import (
+    TooLongError,
+    final_body,
+    fitted,
+    holds,
+    limited_fields,
+    new_body,
+    own_id,
+    renamed,
+)
+from engine.expressions import Expression, Path, Template
 from engine.fields import Field, FieldCatalog
 from engine.manifest import ListPart, Resource
 
@@ -140,3 +149,36 @@ def test_a_list_that_lost_an_item_has_changed_and_an_equal_one_in_another_order_
 def test_a_list_that_is_not_mapped_stays() -> None:
     current = {"name": "x", "parts": [{"id": "P2", "data": {"ours": "b"}}]}
     assert final_body(WITH_PARTS, {"name": "y"}, current, {}) == {**current, "name": "y"}
+
+
+def test_a_call_may_know_a_field_by_another_name() -> None:
+    body = {"first": {"status": "in", "kept": 1}, "name": "Ada"}
+    renames = [
+        (Path.parse("first.status"), Path.parse("status")),
+        (Path.parse("absent"), Path.parse("other")),
+    ]
+    assert renamed(body, renames) == {"first": {"kept": 1}, "name": "Ada", "status": "in"}
+    assert body["first"] == {"status": "in", "kept": 1}
+
+
+def test_two_fields_may_change_names() -> None:
+    swapped = [(Path.parse("a"), Path.parse("b")), (Path.parse("b"), Path.parse("a"))]
+    assert renamed({"a": 1, "b": 2}, swapped) == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ({"name": "Ada"}, "ada"),
+        ({"name": "Ada", "id": "m1"}, "m1"),
+        ({"note": "Ada"}, None),
+        ({"name": ""}, None),
+    ],
+)
+def test_an_id_may_follow_from_the_content(body: Any, found: str | None) -> None:
+    follows = Expression.compile("{{ record.name | lower }}")
+    assert own_id(replace(resource("sparse"), own_id=follows), body) == found
+
+
+def test_without_a_word_of_it_no_id_follows() -> None:
+    assert own_id(resource("sparse"), {"name": "Ada"}) is None

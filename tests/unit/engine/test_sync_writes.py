@@ -214,3 +214,129 @@ async def test_a_push_of_single_records_does_not_wait_for_a_job() -> None:
     assert (tally.created, tally.failed, world.held()) == (1, 0, ["Dan"])  # Ada may be made by the job yet
     assert [write.job for write in world.state.pending.values()] == ["job9"]
     assert not any("/jobs" in call for call in world.provider.calls)
+
+
+# ---- ids that follow from the content ----------------------------------------------------------------
+
+NAMED = """
+manifest: 1
+connector: juniper
+title: Juniper
+docs: https://developer.juniper.example
+server: {production: https://api.juniper.example}
+auth:
+  type: bearer
+  credentials: {apiKey: {title: Key}}
+  token: apiKey
+check: GET /me
+retries: {attempts: 1}
+errors:
+  code: code
+  rules: [{status: 5xx, then: retry}, {code: THERE, then: adopt}]
+resources:
+  member:
+    id: id
+    own_id: "{{ record.name | lower }}"
+    lasting_id: number
+    fields: {name: text, note: text}
+    list: {call: GET /members, records: rows}
+    create: PUT /members
+    update: PATCH /members/{id}
+    create_many:
+      call: POST /members
+      records: body rows
+      renames: {note: remark}
+      results: made
+      pair_by: name
+      failures: {records: errors, pair_by: name, code: code}
+"""
+
+
+class NamedWorld(World):
+    """Members are known by their names in lower case, and have numbers that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connector = connector_of(NAMED)
+        self.sent: list[Any] = []
+
+    def keep(self, old: str, body: dict[str, Any]) -> dict[str, Any]:
+        kept = {"number": str(len(self.members) + 100), **self.members.pop(old, {}), **body}
+        kept["id"] = kept["name"].lower()
+        self.members[kept["id"]] = kept
+        return kept
+
+    def answer(self, request: httpx.Request) -> Reply:
+        path = request.url.path
+        if request.method == "GET":
+            return reply({"rows": list(self.members.values())} if path == "/members" else {})
+        body = json.loads(request.content)
+        self.sent.append((request.method, path, body))
+        if request.method == "PATCH":
+            return reply(self.keep(path.removeprefix("/members/"), body))
+        if request.method == "PUT":
+            return reply(self.keep(body["name"].lower(), body))
+        there = [each for each in body["rows"] if each["name"].lower() in self.members]
+        made = [self.keep("", each) for each in body["rows"] if each not in there]
+        errors = [{"name": each["name"], "code": "THERE"} for each in there]
+        return reply({"made": made[::-1], "errors": errors})
+
+    def links(self) -> dict[str, str]:
+        rows = self.state.links.items()
+        return {local_id: link.remote_id for (resource, local_id), link in rows if resource == "member"}
+
+
+async def test_who_is_there_already_is_found_by_the_id_that_follows() -> None:
+    world = NamedWorld()
+    world.keep("", {"name": "ada", "note": "theirs"})
+    world.put("Ada", "Bo", note="ours")
+    tally = await world.push()
+    assert (tally.created, tally.failed) == (2, 0)
+    assert world.sent == [
+        ("POST", "/members", {"rows": [{"name": "Ada", "remark": "ours"}, {"name": "Bo", "remark": "ours"}]}),
+        ("PATCH", "/members/ada", {"name": "Ada", "note": "ours"}),
+    ]
+    assert world.links() == {"Ada": "ada", "Bo": "bo"}
+
+
+async def test_a_batch_whose_answer_is_lost_is_sent_again_and_makes_nobody_twice() -> None:
+    world = NamedWorld()
+    world.connector = connector_of(NAMED.replace("attempts: 1", "attempts: 2"))
+    answer, lost = world.answer, [httpx.ReadTimeout("no answer")]
+
+    def once(request: httpx.Request) -> Reply:
+        answered = answer(request)
+        return lost.pop() if request.method == "POST" and lost else answered
+
+    world.provider = FakeProvider(once)
+    world.put("Ada", "Bo")
+    tally = await world.push()
+    assert (tally.created, tally.failed, world.held()) == (2, 0, ["Ada", "Bo"])
+    assert [method for method, _, _ in world.sent] == ["POST", "POST", "PATCH", "PATCH"]
+
+
+async def test_a_record_that_would_overwrite_anothers_fails_and_names_it() -> None:
+    world = NamedWorld()
+    world.put("Ada")
+    await world.push()
+    world.host.put("guest", {"id": "2", "name": "ADA", "note": None})
+    world.host.put("guest", {"id": "3", "name": "Bo", "note": None})
+    world.host.put("guest", {"id": "4", "name": "bo", "note": None})
+    tally = await world.push()
+    assert (tally.created, tally.failed) == (1, 2)
+    assert {each.record_id: each.message for each in tally.failures} == {
+        "2": "guest `Ada` is this member already, and would be overwritten",
+        "4": "guest `3` is this member already, and would be overwritten",
+    }
+    assert all(each.retryable for each in tally.failures)
+    assert world.links() == {"Ada": "ada", "3": "bo"}
+
+
+async def test_what_stays_of_a_record_is_linked_besides() -> None:
+    world = NamedWorld()
+    world.put("Ada")
+    await world.push()
+    world.host.put("guest", {"id": "Ada", "name": "Eve", "note": None})
+    await world.push()
+    assert world.links() == {"Ada": "eve"}
+    assert world.state.links["member.lasting_id", "Ada"].remote_id == "100"
