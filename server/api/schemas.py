@@ -299,8 +299,24 @@ class SyncProgress(Struct, frozen=True):
     current: list[str] | None = None
 
 
+class FailedRecord(Struct, frozen=True):
+    """A record that wasn't synced. `record_id` is ours on a push and theirs on a pull."""
+
+    entity: str
+    resource: str
+    direction: str
+    record_id: str
+    code: str
+    message: str
+    retryable: bool
+    field: str | None = None
+
+
 class SyncState(Struct, frozen=True, rename={"sync_id": "syncId"}):
-    """A sync as it is now. It has ended when `ended` is true; `error` says why when it didn't end well."""
+    """A sync as it is now. It has ended when `ended` is true; `error` says why when it didn't end well.
+
+    `failures` come with the end; at most the first 100.
+    """
 
     sync_id: UUID
     venue_id: UUID
@@ -315,6 +331,7 @@ class SyncState(Struct, frozen=True, rename={"sync_id": "syncId"}):
     error: str | None
     progress: SyncProgress
     overall: SyncTotals
+    failures: list[FailedRecord] = []
 
 
 class SyncStateAnswer(Struct, frozen=True):
@@ -452,6 +469,7 @@ def sync_state(operation: Operation) -> SyncState:
         error=operation.last_error,
         progress=msgspec.convert(operation.progress or {}, SyncProgress),
         overall=_totals(syncs.report(operation)),
+        failures=msgspec.convert((operation.result or {}).get("failures", []), list[FailedRecord]),
     )
 
 

@@ -44,12 +44,12 @@ _STATE = {
     "venue_id": "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f",
     "integration_type": "juniper",
     "sync_type": "full",
-    "status": "processing",
-    "ended": False,
+    "status": "completed",
+    "ended": True,
     "attempts": 1,
     "queued_at": "2026-01-15T11:00:00Z",
     "started_at": "2026-01-15T11:00:00Z",
-    "completed_at": None,
+    "completed_at": "2026-01-15T11:00:03Z",
     "error": None,
     "progress": {
         "mappings": [
@@ -70,13 +70,27 @@ _STATE = {
                 "held": 0,
                 "note": "",
                 "duration_ms": 2100,
-                "done": False,
+                "done": True,
             }
         ],
-        "current": ["event", "item", "push"],
+        "current": None,
     },
     "overall": {"success": False, "syncedCount": 58, "failedCount": 2, "duration": 2100},
+    "failures": [
+        {
+            "entity": "event",
+            "resource": "item",
+            "direction": "push",
+            "record_id": "0d5c8a5e-6a3b-4c06-9b7e-2f6f3f1f8a10",
+            "code": "SYNC_FAILED",
+            "message": "name is too long",
+            "retryable": False,
+            "field": "name",
+        }
+    ],
 }
+
+_UNDER_WAY = {**_STATE, "status": "processing", "ended": False, "completed_at": None, "failures": []}
 
 
 @post(
@@ -224,7 +238,7 @@ async def stop_sync(
                             "last_error": None,
                         },
                         "queue": [{"status": "pending", "count": 5}, {"status": "processing", "count": 2}],
-                        "current": _STATE,
+                        "current": _UNDER_WAY,
                     },
                 },
             ),
@@ -320,7 +334,8 @@ async def sync_history(
         200: good(
             schemas.SyncStateAnswer,
             "The sync.",
-            Example(summary="under way", value={"success": True, "data": _STATE}),
+            Example(summary="ended", value={"success": True, "data": _STATE}),
+            Example(summary="under way", value={"success": True, "data": _UNDER_WAY}),
         ),
         **error_answers("VALIDATION_ERROR", "NOT_FOUND"),
     },

@@ -42,9 +42,9 @@ async def claim(hub: Hub, progress: Mapping[str, Any] | None = None) -> Claim:
     return taken
 
 
-async def finish(hub: Hub, taken: Claim) -> None:
+async def finish(hub: Hub, taken: Claim, **more: Any) -> None:
     async with hub.context.sessions.begin() as session:
-        await operations.complete(session, taken, {"mappings": MAPPINGS})
+        await operations.complete(session, taken, {"mappings": MAPPINGS, **more})
 
 
 async def start(hub: Hub, **body: Any) -> Any:
@@ -240,6 +240,25 @@ async def test_status_counts_the_queue_and_shows_the_sync(hub: Hub) -> None:
     current = data["current"]
     assert (current["status"], current["progress"]["current"]) == ("processing", ["event", "price", "push"])
     assert current["overall"]["syncedCount"] == 16
+
+
+async def test_a_sync_names_the_records_that_failed_and_why(hub: Hub) -> None:
+    await hub.connect_by_key()
+    sync_id = (await start(hub)).json()["data"]["syncId"]
+    where = {"params": {"venueId": str(OURS)}}
+    assert (await hub.get(f"{SYNC}/{sync_id}", **where)).json()["data"]["failures"] == []
+    failure = {
+        "entity": "customer",
+        "resource": "customer",
+        "direction": "push",
+        "record_id": "c-7",
+        "code": "SYNC_FAILED",
+        "message": "Invalid email address",
+        "retryable": False,
+        "field": "email",
+    }
+    await finish(hub, await claim(hub), failures=[failure])
+    assert (await hub.get(f"{SYNC}/{sync_id}", **where)).json()["data"]["failures"] == [failure]
 
 
 async def test_history_adds_up_the_mappings_of_a_sync(hub: Hub) -> None:
