@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
@@ -66,19 +67,28 @@ def same(one: Any, other: Any, field_type: str = "any") -> bool:
         left, right = moment(one), moment(other)
         if left and right:
             return left == right
-    if isinstance(one, Decimal) or isinstance(other, Decimal):
-        return bool(plain_value(one) == plain_value(other))
+    if isinstance(one, Decimal | float) or isinstance(other, Decimal | float):
+        return _digits(one) == _digits(other)
     return bool(one == other)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as they come back from storage, so that the two can be compared: Decimals are text."""
+    """Return values as they come back from storage, so that the two can be compared: fractions are text."""
     return {name: plain_value(value) for name, value in values.items()}
 
 
 def plain_value(value: Any) -> Any:
-    """Return a number that is exact as text without trailing zeros; other values as they are."""
+    """Return a number that is exact, or has a fraction, as text without trailing zeros; other values as they
+    are.
+    """
+    if isinstance(value, float) and isfinite(value):
+        value = Decimal(repr(value))
     return format(value.normalize(), "f") if isinstance(value, Decimal) else value
+
+
+def _digits(value: Any) -> str:
+    """Return a number as text, or the text that it was stored as."""
+    return str(plain_value(value))
 
 
 @dataclass(frozen=True, slots=True)

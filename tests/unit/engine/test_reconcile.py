@@ -91,11 +91,20 @@ def test_a_mapping_that_loses_something_makes_no_change_by_itself() -> None:
         (Decimal("5.00"), "5", "money", True),
         (Decimal("5.10"), "5.1", "money", True),
         (Decimal("5.10"), "5.01", "money", False),
+        (Decimal("45.990"), 45.99, "money", True),  # as JSON has it, and as it was agreed
+        ("45.99", 45.99, "money", True),
+        (Decimal("20.00"), 20, "money", True),
+        (Decimal("20.00"), 20.01, "money", False),
         ("478", 478, "text", False),
     ],
 )
 def test_same(one: Any, other: Any, kind: str, expected: bool) -> None:
     assert same(one, other, kind) is expected
+
+
+def test_what_was_stored_is_what_comes_again() -> None:
+    """Storage reads fractions as exact numbers, which are not the floats that an answer holds."""
+    assert plain({"a": 45.99, "b": Decimal("45.990"), "c": 20}) == {"a": "45.99", "b": "45.99", "c": 20}
 
 
 def test_fingerprint_ignores_key_order_and_trailing_zeros() -> None:
