@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine import Credentials, Secret, load_platform
@@ -35,6 +35,7 @@ TOKEN = Credentials(
 )
 FEW = settings(
     max_examples=4,
+    phases=[Phase.generate],  # a smaller example would take minutes to find
     deadline=None,
     derandomize=True,
     database=None,
@@ -204,7 +205,7 @@ def orders(draw: Callable[..., Any]) -> list[Record]:
                 number,
                 status=draw(st.sampled_from(["paid", "paid", "paid", "pending", "refunded"])),
                 source=draw(st.sampled_from(["platform", "platform", "provider"])),
-                customer_id=draw(st.sampled_from(["cu-0", "cu-1", None])),
+                customer_id=("cu-0", "cu-1", None)[number % 3],  # an order keeps its buyer
                 event_id=draw(st.sampled_from(["ev-0", "ev-1"])),
                 quantity=quantity,
                 total=price * quantity,
