@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from server.embedded import StoreProcess, Stores
-from tests.integration.hub import Hub, Provider, check_everything_is_in_step
+from tests.integration.hub import PROVIDERS, Hub, Provider, check_everything_is_in_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class OwnStores:
 def own(connected: Hub, own_stores: Stores) -> OwnStores:
     assert own_stores.postgres is not None
     assert own_stores.redis is not None
+    for provider in PROVIDERS:  # so that there is a middle of a sync to hit
+        connected.control(provider, "POST", "latency", {"seconds": 0.1})
     return OwnStores(connected, own_stores.postgres, own_stores.redis)
 
 
