@@ -128,6 +128,7 @@ async def test_slots_of_a_killed_process_are_free_soon(
     await slot.__aenter__()
     async with asyncio.timeout(5), other.lane(critical=False).slot(key, 1):
         pass
+    await slot.__aexit__(None, None, None)  # while there is a connection to do it with
 
 
 async def test_a_slot_lasts_as_long_as_its_call(
