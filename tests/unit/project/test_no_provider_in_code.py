@@ -1,4 +1,4 @@
-"""A provider is one manifest: Python names none, neither in code nor in comments."""
+"""A provider is one manifest: nothing else of the hub names one, neither in code nor in comments."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,10 @@ PLANNED = {
 PROVIDERS = PLANNED | {path.stem for path in (PROJECT / "connectors").glob("*.yaml")} - {"platform"}
 NAMED = re.compile(r"(?<![A-Za-z])(" + "|".join(sorted(PROVIDERS)) + r")(?![a-z])", re.IGNORECASE)
 FILES = [
-    path for folder in ("engine", "server", "migrations") for path in sorted((PROJECT / folder).rglob("*.py"))
+    path
+    for folder in ("engine", "server", "migrations")
+    for path in sorted((PROJECT / folder).rglob("*"))
+    if path.is_file() and "__pycache__" not in path.parts
 ]
 
 
