@@ -102,7 +102,7 @@ async def connect(
     """
     connector = context.catalog.connector(provider)
     method, secrets = read_credentials(connector, credentials)
-    known = {**kept_of_credentials(method, secrets), **read_connection(connector, values)}
+    known = {**read_connection(connector, values), **kept_of_credentials(method, secrets)}
     check_connection(connector, known, found_out=found_out(connector, method))
     venue = await read_venue(context, venue_id)
     connection = await explore(

@@ -137,7 +137,7 @@ async def finish(
     try:
         returned = _returned(connector, method, parameters) if code else {}
         grant = await _exchange(context, connector, method, begun, code, error)
-        known = {**returned, **grant.connection, **begun.connection}
+        known = {**begun.connection, **returned, **grant.connection}  # whose account it is, nobody chooses
         venue = await integrations.read_venue(context, begun.venue_id)
         values = {"access_token": grant.access_token}
         if grant.refresh_token is not None:

@@ -77,6 +77,23 @@ async def test_a_venue_chooses(hub: Hub, credentials: dict[str, str]) -> None:
     assert values["list_id"] == chosen["list_id"]
 
 
+@pytest.mark.parametrize(
+    ("provider", "chosen", "told"),
+    [
+        ("square", {"merchant_id": "ANOTHER"}, "MDEMO"),
+        ("quickbooks", {"realm_id": "9341450000000002"}, DEFAULT_REALM),
+    ],
+)
+async def test_whose_account_it_is_says_the_provider(
+    hub: Hub, provider: str, chosen: dict[str, str], told: str
+) -> None:
+    answer = await by_consent(hub, provider, {}, connection=chosen)
+    assert answer.status_code == 200, answer.text
+    account, values = await connection(hub)
+    assert account == told
+    assert not chosen.items() & values.items()
+
+
 @pytest.mark.parametrize("credentials", [{"apiKey": DEFAULT_KEY}, {}])
 @pytest.mark.parametrize(
     ("given", "field", "words"),
