@@ -163,6 +163,28 @@ async def test_one_bad_address_harms_nobody_else(world: World) -> None:
     assert world.addresses() == ["good@example.com"]
 
 
+async def test_who_was_put_out_of_the_audience_is_not_brought_back(world: World) -> None:
+    """Not even by a change of ours: it would be a new consent, which nobody gave."""
+    world.put("c1", email="left@example.com", first_name="Lea", accepts_marketing=True)
+    await world.run("pull", "push")
+    (row,) = world.members()
+    assert row["status"] == "subscribed"
+    url = f"{world.url}/3.0/lists/{row['list_id']}/members/{row['id']}"
+    httpx.delete(url, auth=("", DEFAULT_KEY)).raise_for_status()
+    await world.run("pull", "push")
+    world.put("c1", first_name="Léa")
+    tallies = await world.run("pull", "push")
+    assert [each.failures for each in tallies] == [[], []]
+    assert [row["status"] for row in world.members()] == ["archived"]
+    httpx.patch(url, auth=("", DEFAULT_KEY), json={"status": "subscribed"}).raise_for_status()
+    await world.run("pull", "push")
+    world.put("c1", first_name="Leah")
+    await world.run("pull", "push")
+    (row,) = world.members()
+    assert (row["status"], row["merge_fields"]["FNAME"]) == ("subscribed", "Leah")
+    assert list(world.customers) == ["c1"]
+
+
 # ---- an address that changes -------------------------------------------------------------------------
 
 
