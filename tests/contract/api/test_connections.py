@@ -121,6 +121,14 @@ async def test_a_value_the_provider_does_not_have(hub: Hub) -> None:
     assert "is not a value of a connection here; it takes" in answer.json()["details"][0]["message"]
 
 
+async def test_an_account_that_is_found_out_is_not_chosen(hub: Hub) -> None:
+    credentials = {"apiKey": "sk_test_demo"}
+    answer = await connect(hub, "stripe", credentials=credentials, connection={"account": "acct_another"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR")
+    assert [each["field"] for each in answer.json()["details"]] == ["connection.account"]
+    assert await hub.rows("SELECT * FROM venue_api_keys") == []
+
+
 async def test_the_redirect_names_the_company(hub: Hub) -> None:
     answer = await by_consent(hub, "quickbooks", {})
     assert answer.status_code == 200, answer.text
