@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import structlog
 from sqlalchemy import func, select, text, update
 from structlog.testing import capture_logs
 
@@ -268,6 +269,16 @@ async def test_a_run_that_finds_its_lease_lost_writes_nothing(context: WorkerCon
     assert (row.status, row.result, row.last_error) == ("processing", None, None)
 
 
+@pytest.fixture
+def every_event() -> Iterator[None]:
+    """Let every event through, whatever level another test has configured in this process."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("every_event")
 async def test_shutting_down_gives_an_operation_back_at_the_next_page(context: WorkerContext) -> None:
     worker = Worker(context, "w", run=_until_stopped)
     operation_id = await _enqueue(context)
