@@ -374,7 +374,7 @@ class _Sender:
                 record = await self._write(spec, final, scope, content_key(key, content), remote_id)
             except RefusedError as refused:
                 if refused.action == "recreate":
-                    if current is not None and await self._reader.get(resource, remote_id) is not None:
+                    if await self._is_there(remote_id):
                         raise  # it is there, though out of use: another one would be its twin
                     return await self._recreate(write, key, recreate, refused)
                 if refused.action != "reload_and_retry" or not left:
@@ -387,6 +387,9 @@ class _Sender:
                 done = await self._follow_up(done, spec.then, {**scope, "result": record})
                 return await self._parts(done)
         raise AssertionError("the last reload raises or returns")
+
+    async def _is_there(self, remote_id: str) -> bool:
+        return _can_be_asked(self._resource) and await self._reader.get(self._resource, remote_id) is not None
 
     async def _recreate(
         self, write: Write, key: str, allowed: bool, why: RefusedError | None = None
@@ -628,7 +631,7 @@ class _Sender:
         """Return those of some refused writes whose records aren't there; others are only out of use, and
         would get a twin.
         """
-        if not writes or not self._reads_first:
+        if not writes or not _can_be_asked(self._resource):
             return list(writes)
         there = await self._reader.get_many(self._resource, [_id(write) for write in writes])
         return [write for write in writes if _id(write) not in there]
@@ -965,6 +968,10 @@ def _is_gone(error: ProviderError) -> bool:
     """Say whether a write failed because the record isn't there any more."""
     recreate = isinstance(error, RefusedError) and error.action == "recreate"
     return isinstance(error, RecordRejectedError) and (recreate or error.status in (404, 410))
+
+
+def _can_be_asked(resource: Resource) -> bool:
+    return resource.get is not None or resource.get_many is not None
 
 
 def _id(write: Write) -> str:

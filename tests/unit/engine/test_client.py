@@ -1109,13 +1109,21 @@ async def test_what_ends_a_run_is_raised(code: str, status: int, kind: type[HubE
 
 
 async def test_a_record_that_is_gone_is_made_again() -> None:
-    result, provider = await sent(
-        READING, [error("GONE", 404), reply({"customer": {"id": "r2"}})], old(name="Ana", phone=None)
-    )
-    assert provider.calls == ["PUT /v3/customers/r1", "POST /v3/customers"]
+    answers: list[Reply] = [error("GONE", 404), error("GONE", 404), reply({"customer": {"id": "r2"}})]
+    result, provider = await sent(READING, answers, old(name="Ana", phone=None))
+    assert provider.calls == ["PUT /v3/customers/r1", "GET /v3/customers/r1", "POST /v3/customers"]
     assert provider.body() == {"name": "Ana"}
-    assert provider.requests[0].headers["Idempotency-Key"] != provider.requests[1].headers["Idempotency-Key"]
+    assert provider.requests[0].headers["Idempotency-Key"] != provider.requests[2].headers["Idempotency-Key"]
     assert (result.remote_id, result.write.remote_id) == ("r2", "r1")
+
+
+async def test_a_record_that_is_only_said_to_be_gone_gets_no_twin() -> None:
+    """A 404 may mean another thing: an address that isn't there, a record that is out of use."""
+    answers: list[Reply] = [error("GONE", 404), reply({"customer": {"id": "r1", "name": "Ann"}})]
+    result, provider = await sent(READING, answers, old(name="Ana"))
+    assert provider.calls == ["PUT /v3/customers/r1", "GET /v3/customers/r1"]
+    assert isinstance(result.error, RecordRejectedError)
+    assert not result.retryable
 
 
 async def test_a_stale_update_is_made_again_over_the_version_that_is_there() -> None:
@@ -1162,7 +1170,9 @@ async def test_a_record_that_is_there_already_is_adopted() -> None:
 
 
 async def test_adopting_and_making_again_do_not_chase_each_other() -> None:
-    result, _ = await sent(NEW_IDS, [error("EXISTS"), error("GONE", 404)], new(name="Ana"))
+    result, _ = await sent(
+        NEW_IDS, [error("EXISTS"), error("GONE", 404), error("GONE", 404)], new(name="Ana")
+    )
     assert isinstance(result.error, RecordRejectedError)
 
 
@@ -1523,11 +1533,15 @@ class Keyed:
 
     failures: dict[str, list[str]] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
     seen: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, request: httpx.Request) -> Reply:
         if request.method == "GET":
-            return reply({"customer": {"id": request.url.path.rpartition("/")[2], "version": 7}})
+            asked = request.url.path.rpartition("/")[2]
+            return (
+                error("GONE", 404) if asked in self.gone else reply({"customer": {"id": asked, "version": 7}})
+            )
         responses: dict[str, Any] = {}
         for key, body in json.loads(request.content)["customers"].items():
             self.seen[key] += 1
@@ -1580,7 +1594,7 @@ async def test_a_record_that_keeps_failing_for_the_moment_may_be_tried_later() -
 
 async def test_updates_of_a_map_by_id_with_a_stale_one_and_one_that_is_gone() -> None:
     manifest = KEYED.replace("    - {code: STOP", "    - {code: GONE, then: recreate}\n    - {code: STOP")
-    keyed = Keyed(failures={"a": ["CONFLICT"], "b": ["GONE"]})
+    keyed = Keyed(failures={"a": ["CONFLICT"], "b": ["GONE"]}, gone=frozenset({"x1"}))
     provider = FakeProvider(keyed)
     results = await written(
         client_of(manifest, provider), items(["a", "b", "c"], ["x0", "x1", "x2"]), "customer"
