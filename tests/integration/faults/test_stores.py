@@ -1,6 +1,8 @@
 """Redis emptied or gone, PostgreSQL restarted: the sync that was asked for ends by itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import redis
@@ -23,7 +25,7 @@ def own(connected: Hub, own_stores: Stores) -> OwnStores:
     assert own_stores.postgres is not None
     assert own_stores.redis is not None
     for provider in PROVIDERS:  # so that there is a middle of a sync to hit
-        connected.control(provider, "POST", "latency", {"seconds": 0.1})
+        connected.control(provider, "POST", "latency", {"seconds": 0.2})
     return OwnStores(connected, own_stores.postgres, own_stores.redis)
 
 
@@ -32,9 +34,25 @@ def _empty(hub: Hub) -> None:
         client.flushall()
 
 
-def _until_calls(hub: Hub, count: int) -> None:
-    enough = hub.calls() + count
-    hub.until(lambda: hub.calls() >= enough, f"{count} more calls at the providers")
+def _syncing(hub: Hub) -> bool:
+    open_syncs = "operation_type = 'sync' AND status IN ('pending', 'processing')"
+    return bool(hub.database.one(f"SELECT count(*) FROM sync_queue WHERE {open_syncs}"))
+
+
+def _after(hub: Hub, calls: int) -> bool:
+    """Wait for some more calls at the providers, or the end; say whether a sync goes on."""
+    enough = hub.calls() + calls
+    hub.until(lambda: hub.calls() >= enough or not _syncing(hub), f"{calls} more calls or the end")
+    return _syncing(hub)
+
+
+def _strike(hub: Hub, times: int, strike: Callable[[], None]) -> None:
+    """Do something up to so many times, with some calls in between, and at least once in mid-sync."""
+    hits = 0
+    while hits < times and _after(hub, 8):
+        strike()
+        hits += 1
+    assert hits
 
 
 def _end_well(hub: Hub, syncs: dict[Provider, str]) -> None:
@@ -45,9 +63,7 @@ def _end_well(hub: Hub, syncs: dict[Provider, str]) -> None:
 
 def test_redis_is_emptied_in_mid_sync(own: OwnStores) -> None:
     syncs = own.hub.begin_all()
-    for _ in range(5):
-        _until_calls(own.hub, 8)
-        _empty(own.hub)
+    _strike(own.hub, 5, partial(_empty, own.hub))
     _end_well(own.hub, syncs)
 
 
@@ -61,10 +77,7 @@ def test_redis_is_emptied_before_a_worker_has_looked(own: OwnStores) -> None:
 
 def test_redis_restarts_in_mid_sync(own: OwnStores) -> None:
     syncs = own.hub.begin_all()
-    _until_calls(own.hub, 10)
-    own.redis.restart()
-    _until_calls(own.hub, 5)
-    own.redis.restart()
+    _strike(own.hub, 2, own.redis.restart)
     _end_well(own.hub, syncs)
 
 
@@ -78,8 +91,6 @@ def test_syncs_are_asked_for_and_done_without_redis(own: OwnStores) -> None:
 
 def test_postgresql_restarts_in_mid_sync(own: OwnStores) -> None:
     syncs = own.hub.begin_all()
-    for _ in range(3):
-        _until_calls(own.hub, 12)
-        own.postgres.restart()
+    _strike(own.hub, 3, own.postgres.restart)
     _end_well(own.hub, syncs)
     assert own.hub.database.one("SELECT count(*) FROM pending_writes") == 0
