@@ -100,6 +100,14 @@ class LinkState(StrEnum):
     ARCHIVED = "archived"
 
 
+class MaintenanceStatus(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
 def _enum(members: type[StrEnum], name: str) -> Enum:
     return Enum(members, name=name, values_callable=lambda kind: [member.value for member in kind])
 
@@ -120,6 +128,7 @@ class Base(DeclarativeBase):
         WebhookStatus: _enum(WebhookStatus, "webhook_status"),
         Direction: _enum(Direction, "direction"),
         LinkState: _enum(LinkState, "link_state"),
+        MaintenanceStatus: _enum(MaintenanceStatus, "maintenance_status"),
     }
 
 
@@ -641,4 +650,42 @@ class IdempotencyKey(Base):
     created_at: Mapped[Now]
     expires_at: Mapped[datetime] = mapped_column(
         server_default=text("now() + interval '24 hours'"), index=True
+    )
+
+
+class MaintenanceRun(Base):
+    """Work on what is stored itself, done in batches by `server.services.maintenance`.
+
+    At most one of a kind is unfinished for a venue, and one for the whole hub where `venue_id` is null.
+    """
+
+    __tablename__ = "maintenance_runs"
+
+    id: Mapped[ID]
+    kind: Mapped[str] = mapped_column(String(50))
+    venue_id: Mapped[UUID | None] = mapped_column(index=True)
+    status: Mapped[MaintenanceStatus] = mapped_column(server_default="pending")
+    position: Mapped[EmptyObject] = mapped_column(doc="Where the next batch goes on.")
+    progress: Mapped[EmptyObject] = mapped_column(doc="`step`, `done`, `total` and `failed`.")
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None]
+    requested_by: Mapped[Name]
+    requested_ip: Mapped[str | None] = mapped_column(INET())
+    attempts: Mapped[Count] = mapped_column(doc="Of the batch that is next; one that succeeds sets it to 0.")
+    next_attempt_at: Mapped[Now]
+    created_at: Mapped[Now]
+    started_at: Mapped[datetime | None]
+    updated_at: Mapped[Now]
+    completed_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("attempts >= 0", name="attempts_not_negative"),
+        Index(
+            "uq_maintenance_runs_unfinished",
+            "kind",
+            "venue_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("status = ANY (ARRAY['pending', 'running']::maintenance_status[])"),
+        ),
     )

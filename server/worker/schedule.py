@@ -30,7 +30,7 @@ from server.db.models import (
     OperationType,
     Priority,
 )
-from server.services import health, oauth, operations, retention
+from server.services import health, maintenance, oauth, operations, retention
 from server.services.operations import WAITING, lane_of
 from server.services.runs import schedule_next, sync_interval
 from server.worker import relay
@@ -43,11 +43,15 @@ AT_ONCE = 100  # integrations or tokens in one go; the rest follow with the next
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Something to do every so many seconds; an error is logged and the next turn tries again."""
+    """Something to do every so many seconds; an error is logged and the next turn tries again.
+
+    One that works a backlog is run again at once for as long as it returns that there was something.
+    """
 
     name: str
     every: float
     run: Callable[[WorkerContext], Awaitable[object]]
+    backlog: bool = False
 
 
 async def run_jobs(
@@ -62,7 +66,8 @@ async def run_jobs(
 async def _repeat(context: WorkerContext, stopping: asyncio.Event, job: Job) -> None:
     while not stopping.is_set():
         try:
-            await job.run(context)
+            while await job.run(context) and job.backlog and not stopping.is_set():
+                pass
         except Exception as error:  # most often a store that is away
             log.warning("job.failed", job=job.name, error=type(error).__name__)
         try:
@@ -203,6 +208,11 @@ async def measure_health(context: WorkerContext) -> int:
         return await health.write(session)
 
 
+async def work_maintenance(context: WorkerContext) -> bool:
+    """Do a batch of a rotation, export or erasure; returns whether there was one to do."""
+    return await maintenance.work_one(context)
+
+
 JOBS: tuple[Job, ...] = (
     Job("announce_due", relay.SWEEP_SECONDS, announce_due),
     Job("start_scheduled_syncs", 1.0, start_scheduled_syncs),
@@ -210,4 +220,5 @@ JOBS: tuple[Job, ...] = (
     Job("forget_expired", 60.0, forget_expired),
     Job("measure_health", 300.0, measure_health),
     Job("forget_old", 3600.0, forget_old),
+    Job("work_maintenance", 1.0, work_maintenance, backlog=True),
 )

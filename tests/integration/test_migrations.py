@@ -26,6 +26,7 @@ from server.db.models import (
     IntegrationCost,
     IntegrationHealth,
     LinkState,
+    MaintenanceRun,
     MappingVersion,
     OAuthState,
     OAuthToken,
@@ -77,6 +78,7 @@ def one_of_each() -> list[Base]:
         ObservedField(**OURS, resource="customer", path="given_name", types=["text", "null"]),
         OutboxMessage(topic="sync.completed", payload={"run": str(RUN)}),
         IdempotencyKey(caller="u", key="k", request_hash="0" * 64),
+        MaintenanceRun(kind="rotation", requested_by="u", progress={"step": "é", "done": 1}),
     ]
 
 
