@@ -9,6 +9,7 @@ Decimal in major units, ids are text.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -29,7 +30,11 @@ RecordKey = tuple[
 
 
 class Secret:
-    """A value that can't be printed, formatted, compared, pickled or serialised by accident."""
+    """A value that can't be printed, formatted, pickled, copied elsewhere or serialised by accident.
+
+    Two are compared in constant time, and one never equals a plain text. It can't be hashed, so it is no key
+    of a dictionary and no member of a set.
+    """
 
     __slots__ = ("_value",)
 
@@ -50,6 +55,16 @@ class Secret:
 
     def __bool__(self) -> bool:
         return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    __hash__ = None  # type: ignore[assignment]  # how Python says that a type can't be hashed
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a secret can't be pickled")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret can't be pickled")
