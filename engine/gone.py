@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.client import ProviderClient, ReadRecord
+from engine.client import ReadRecord
 from engine.errors import (
     HubError,
     MappingError,
@@ -22,11 +22,11 @@ from engine.errors import (
     UnavailableError,
     UnexpectedResponseError,
 )
-from engine.manifest import Resource
-from engine.mapping import GoneRule, MappingScope
-from engine.mapping import Mapping as FieldMapping
-from engine.ports import Commit, HostStore, Link, LinkState, Record, RecordFailure, RecordKey, SyncState
+from engine.mapping import GoneRule
+from engine.ports import Commit, Link, LinkState, Record, RecordFailure, RecordKey
 from engine.reconcile import fingerprint
+from engine.sides import Sides, batched
+from engine.tally import Tally
 
 FEW = 5  # gone records are never too many
 COMPARED = 500  # links at once
@@ -81,28 +81,23 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Deals with the gone records of one mapping. `check_stop` is asked between pages and may raise."""
+    """Deals with the gone records of one mapping. `approved`: a person wants them all to go."""
 
-    mapping: FieldMapping
-    resource: Resource
-    client: ProviderClient
-    host: HostStore
-    state: SyncState
-    scope: MappingScope
+    sides: Sides
     approved: bool
-    check_stop: Callable[[], None]
 
     def rule(self, link: Link, ours: Record | None) -> GoneRule:
         """Say what becomes of their record, given ours as it is now (None: it isn't there any more)."""
-        if ours is None or self.mapping.is_deleted(ours, self.scope):
-            return self.mapping.when_ours_is_gone
-        wanted = "key" not in link.agreed or self.mapping.wants(ours, self.scope)  # we never wrote it, or do
-        return "keep" if wanted else self.mapping.when_no_longer_wanted
+        mapping, scope = self.sides.mapping, self.sides.scope({})
+        if ours is None or mapping.is_deleted(ours, scope):
+            return mapping.when_ours_is_gone
+        wanted = "key" not in link.agreed or mapping.wants(ours, scope)  # we never wrote it, or do
+        return "keep" if wanted else mapping.when_no_longer_wanted
 
     def leaves(self, link: Link, ours: Record | None) -> bool:
         """Say whether their record has to go. One that can't be told stays."""
         try:
-            return self.mapping.removes and link.state == "linked" and self.rule(link, ours) != "keep"
+            return self.sides.mapping.removes and link.state == "linked" and self.rule(link, ours) != "keep"
         except MappingError:
             return False
 
@@ -110,13 +105,14 @@ class Gone:
 
     async def compare_ours(self) -> None:
         """Look at every link for whether ours is still there and wanted."""
-        if not self.mapping.removes:
+        if not self.sides.mapping.removes:
             return
         async for links in self._pages("linked", COMPARED):
-            ours = await self.host.fetch(self.mapping.entity, [link.local_id for link in links])
+            ours = await self.sides.host.fetch(self.sides.mapping.entity, [link.local_id for link in links])
             leaving = [link for link in links if self.leaves(link, ours.get(link.local_id))]
             if leaving:
-                await self.state.commit(Commit(links=[replace(link, state="leaving") for link in leaving]))
+                moved = [replace(link, state="leaving") for link in leaving]
+                await self.sides.state.commit(Commit(links=moved))
 
     async def settle_ours(self, parted: Parted) -> None:
         """Archive or delete theirs where ours is gone or not wanted any more, unless they are too many.
@@ -129,7 +125,7 @@ class Gone:
             await self._part(links, parted)
 
     async def _part(self, links: Sequence[Link], parted: Parted) -> None:
-        ours = await self.host.fetch(self.mapping.entity, [link.local_id for link in links])
+        ours = await self.sides.host.fetch(self.sides.mapping.entity, [link.local_id for link in links])
         now = await asyncio.gather(*(self._put_away(link, ours.get(link.local_id)) for link in links))
         left = [each for each in now if isinstance(each, Link)]
         deleted = [link for link, each in zip(links, now, strict=True) if each is None]
@@ -140,7 +136,8 @@ class Gone:
             for link, error in failed
         ]
         settled = [_key(link) for link in (*archived, *deleted)]
-        await self.state.commit(Commit(links=left, unlinked=deleted, failures=failures, settled=settled))
+        commit = Commit(links=left, unlinked=deleted, failures=failures, settled=settled)
+        await self.sides.state.commit(commit)
         parted.archived += len(archived)
         parted.deleted += len(deleted)
         parted.failures += failures
@@ -157,10 +154,10 @@ class Gone:
             if rule == "keep":
                 return replace(link, state="linked")
             if rule == "delete":
-                await self.client.delete(link.resource, link.remote_id)
+                await self.sides.client.delete(link.resource, link.remote_id)
                 return None
             key = fingerprint([link.resource, link.remote_id, link.agreed.get("key"), "archive"])
-            await self.client.archive(link.resource, link.remote_id, key)
+            await self.sides.client.archive(link.resource, link.remote_id, key)
             return replace(link, state="archived", fingerprint=None)
         except HubError as error:
             return error
@@ -169,25 +166,26 @@ class Gone:
 
     async def compare_theirs(self, seen: Seen) -> None:
         """After a complete read, ask for every linked record that wasn't in it; note those that are gone."""
-        if self.resource.get is None and self.resource.get_many is None:
+        if self.sides.resource.get is None and self.sides.resource.get_many is None:
             return  # nobody to ask, and a list alone is no proof
         async for links in self._pages("linked", COMPARED):
             unseen = [link for link in links if link.remote_id not in seen]
-            for start in range(0, len(unseen), AT_ONCE):
-                self.check_stop()
-                missing = await self._missing(unseen[start : start + AT_ONCE])
+            for some in batched(unseen, AT_ONCE):
+                self.sides.check_stop()
+                missing = await self._missing(some)
                 if missing:
-                    await self.state.commit(Commit(links=[replace(link, state="broken") for link in missing]))
+                    moved = [replace(link, state="broken") for link in missing]
+                    await self.sides.state.commit(Commit(links=moved))
 
     async def _missing(self, links: Sequence[Link]) -> Sequence[Link]:
         """Return the links whose remote record the provider doesn't have; a batch is only a first answer."""
-        name = self.resource.name
-        if self.resource.get_many is not None:
-            there = await self.client.get_many(name, [link.remote_id for link in links])
+        name = self.sides.resource.name
+        if self.sides.resource.get_many is not None:
+            there = await self.sides.client.get_many(name, [link.remote_id for link in links])
             links = [link for link in links if link.remote_id not in there]
-        if self.resource.get is not None:
+        if self.sides.resource.get is not None:
             records = await asyncio.gather(
-                *(self.client.get(name, link.remote_id) for link in links), return_exceptions=True
+                *(self.sides.client.get(name, link.remote_id) for link in links), return_exceptions=True
             )
             for record in records:
                 if isinstance(record, BaseException):
@@ -197,33 +195,47 @@ class Gone:
 
     async def settle_theirs(self, parted: Parted) -> None:
         """Unlink what is gone at the provider, where the mapping says so and they aren't too many."""
-        unlinks = self.mapping.when_theirs_is_gone == "unlink"
+        unlinks = self.sides.mapping.when_theirs_is_gone == "unlink"
         if not unlinks or await self._too_many("broken", ("linked", "leaving", "broken"), parted):
             return
         async for links in self._pages("broken", COMPARED):
-            await self.state.commit(Commit(unlinked=links))
+            await self.sides.state.commit(Commit(unlinked=links))
             parted.deleted += len(links)
 
     # ---- both -------------------------------------------------------------------------------------------
 
+    async def settle(self, how: Callable[[Parted], Awaitable[None]], tally: Tally) -> None:
+        """Deal with the gone of one side, and count what became of them even if it is cut short."""
+        parted, calls = Parted(), self.sides.client.calls
+        try:
+            await how(parted)
+        finally:
+            tally.archived += parted.archived
+            tally.deleted += parted.deleted
+            tally.held += parted.held
+            tally.note = parted.note(self.sides.mapping.at_most_gone) or tally.note
+            for failure in parted.failures:
+                tally.add_failure(failure)
+            tally.api_calls += self.sides.client.calls - calls
+
     async def _too_many(self, state: LinkState, among: Sequence[LinkState], parted: Parted) -> bool:
         """Say whether more links are in a state than may go unasked, and note how many they are."""
-        here = (self.mapping.entity, self.mapping.resource)
-        if self.approved or len(await self.state.links_in_state(*here, state, limit=FEW + 1)) <= FEW:
+        here = self.sides.here
+        if self.approved or len(await self.sides.state.links_in_state(*here, state, limit=FEW + 1)) <= FEW:
             return False
-        counts = await self.state.count_links(*here)
+        counts = await self.sides.state.count_links(*here)
         gone, links = counts.get(state, 0), sum(counts.get(each, 0) for each in among)
-        if gone <= allowed(links, self.mapping.at_most_gone):
+        if gone <= allowed(links, self.sides.mapping.at_most_gone):
             return False
         parted.held, parted.links = gone, links
         return True
 
     async def _pages(self, state: LinkState, size: int) -> AsyncIterator[list[Link]]:
         after = ""
-        while links := await self.state.links_in_state(
-            self.mapping.entity, self.mapping.resource, state, after=after, limit=size
+        while links := await self.sides.state.links_in_state(
+            *self.sides.here, state, after=after, limit=size
         ):
-            self.check_stop()
+            self.sides.check_stop()
             yield links
             if len(links) < size:
                 return

@@ -1,0 +1,378 @@
+"""Bring the platform in step with the provider: page by page, each saved whole before the next counts.
+
+The way of a page: its links are looked up, its records are mapped, those that are as agreed are done, the
+others are merged with ours, the platform is written, and links and position are saved together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine.client import ReadRecord
+from engine.errors import AuthenticationError, HubError, MappingError, ProviderError, StaleCursorError
+from engine.fields import FieldCatalog
+from engine.gone import Gone, Seen, is_parted, told_gone
+from engine.linking import followed, match
+from engine.mapping import MappingScope
+from engine.ports import Commit, HostChange, Link, Record, RecordFailure
+from engine.reconcile import local_id_for, moment, plain, resolve
+from engine.sides import Sides, batched
+from engine.tally import Tally
+
+LOOKED_UP = 50  # records asked for by their ids, merged and saved together
+MOST_GONE = 10_000  # deleted records that a walk through a feed remembers
+
+
+@dataclass(slots=True)
+class _Page:
+    """What a page of theirs changes in our books."""
+
+    links: list[Link] = field(default_factory=list)
+    unlinked: list[Link] = field(default_factory=list)
+    failures: list[RecordFailure] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """A record of theirs laid over ours: the link they have then, and what ours is then."""
+
+    row: ReadRecord
+    link: Link
+    record: Record
+    ours_win: bool = False
+    change: HostChange | None = None  # what is to be written here
+
+
+class Pull:
+    """One pull of one mapping, counted in `tally`."""
+
+    def __init__(
+        self,
+        sides: Sides,
+        gone: Gone,
+        tally: Tally,
+        *,
+        fields: FieldCatalog,
+        report: Callable[[Tally], None],
+        complete: bool,
+    ) -> None:
+        self._sides = sides
+        self._gone = gone
+        self._tally = tally
+        self._fields = fields
+        self._report = report
+        self._complete = complete
+
+    async def changed(self) -> None:
+        """Take over what changed since the last finished pull."""
+        sides = self._sides
+        position = dict(await sides.state.position(*sides.here, "pull") or {})
+        if self._complete and sides.mapping.pushes:  # else a lost link would change nothing on either side
+            position = {}
+        try:
+            seen = await self._walk(position)
+        except StaleCursorError:
+            position.pop("walk", None)  # the cursor died; the watermark is still good
+            seen = await self._walk(position)
+        if seen is not None:
+            await self._gone.compare_theirs(seen)
+        await self._gone.settle(self._gone.settle_theirs, self._tally)
+
+    async def some(self, ids: Sequence[str]) -> None:
+        """Take over these records, as far as the provider can be asked for them."""
+        sides, tally = self._sides, self._tally
+        if sides.resource.get is None and sides.resource.get_many is None:
+            return  # nobody to ask: they come with the next change, or with a complete read
+        started, calls = sides.clock.monotonic(), sides.client.calls
+        for some in batched(ids, LOOKED_UP):
+            sides.check_stop()
+            found, failures = await self._look_up(some)
+            await self._take(list(found.values()), None, failures, settle=some)
+            tally.seconds = sides.clock.monotonic() - started
+            tally.api_calls = sides.client.calls - calls
+            self._report(tally)
+
+    # ---- pages ------------------------------------------------------------------------------------------
+
+    async def _walk(self, position: dict[str, Any]) -> Seen | None:
+        """Pull page by page; returns the ids that were read when those are all the provider has."""
+        sides, tally = self._sides, self._tally
+        walk: dict[str, Any] = {
+            "started": sides.clock.now().isoformat(),
+            "resume": None,
+            "gone": {},
+            **(position.get("walk") or {}),
+        }
+        feeds = sides.resource.changes is not None
+        since = moment(position.get("since"))
+        seen, complete = Seen(), False
+        # What was seen at the edge of the last page: feeds repeat a record.
+        newest: dict[str, str | None] = {}
+        started, calls = sides.clock.monotonic(), sides.client.calls
+        seconds, api_calls = tally.seconds, tally.api_calls
+        reading = sides.client.pages(sides.mapping.resource, since=since, resume=walk["resume"])
+        async with aclosing(reading) as pages:  # a page that is fetched ahead ends with it
+            async for batch in pages:
+                rows = _without_gone(batch.records, walk["gone"]) if feeds else batch.records
+                complete = batch.complete
+                if complete:
+                    seen.add(row.id for row in batch.records)
+                walked: Mapping[str, Any] = {"since": walk["started"]}
+                if batch.resume is not None:
+                    walked = {**position, "walk": {**walk, "resume": batch.resume}}
+                await self._take(_first_of_each(rows, newest), walked)
+                tally.seconds = seconds + sides.clock.monotonic() - started
+                tally.api_calls = api_calls + sides.client.calls - calls
+                self._report(tally)
+                if batch.resume is not None:
+                    sides.check_stop()
+        tally.api_calls = api_calls + sides.client.calls - calls
+        return seen if complete else None
+
+    async def _look_up(self, ids: Sequence[str]) -> tuple[dict[str, ReadRecord], list[RecordFailure]]:
+        """Return what there is of these records; an id that the provider doesn't take fails alone."""
+        try:
+            return await self._sides.client.look_up(self._sides.mapping.resource, ids), []
+        except ProviderError as error:
+            if error.retryable or isinstance(error, AuthenticationError):
+                raise
+            if len(ids) == 1:
+                return {}, [self._sides.failure("pull", ids[0], error)]
+        found: dict[str, ReadRecord] = {}
+        failures: list[RecordFailure] = []
+        for each in ids:
+            one, failed = await self._look_up([each])
+            found.update(one)
+            failures.extend(failed)
+        return found, failures
+
+    async def _take(
+        self,
+        rows: Sequence[ReadRecord],
+        position: Mapping[str, Any] | None,
+        failures: Iterable[RecordFailure] = (),
+        *,
+        settle: Iterable[str] = (),
+    ) -> None:
+        """Take over a page of records, and save how far that is. What failed of `settle` earlier is over,
+        unless it is among the `failures`.
+        """
+        sides, tally, page = self._sides, self._tally, _Page(failures=list(failures))
+        tally.read += len(rows)
+        linked = await sides.state.links_by_remote(sides.mapping.resource, [row.id for row in rows])
+        known, lasting = await followed(sides, rows, linked)
+        rows = [row for row in rows if not _is_older(row, known.get(row.id), tally)]
+        seen = {*settle, *(row.id for row in rows)}
+        page.links, page.unlinked = told_gone(rows, known)
+        kept = [row for row in rows if not (row.deleted or is_parted(known.get(row.id)))]
+        tally.skipped += len(rows) - len(kept)
+
+        scope = sides.scope(await sides.local_ids_of_links(kept))
+        theirs = self._mapped(kept, scope, page)
+        changed: list[ReadRecord] = []
+        for row in (row for row in kept if row.id in theirs):
+            link = linked.get(row.id)
+            if link and link.state == "linked" and link.agreed.get("theirs") == plain(theirs[row.id]):
+                tally.unchanged += 1
+                page.links.extend(lasting(row, link.local_id))
+                if row.changed_at and row.changed_at != link.remote_version:
+                    page.links.append(replace(link, remote_version=row.changed_at))
+            else:
+                changed.append(row)
+
+        merged = await self._merge(changed, theirs, known, scope, page)
+        await self._write(merged, lasting, page)
+        for failure in page.failures:
+            tally.add_failure(failure)
+        failed = {failure.record_id for failure in page.failures}
+        await sides.state.commit(
+            Commit(
+                links=page.links,
+                unlinked=page.unlinked,
+                failures=page.failures,
+                settled=[sides.key("pull", record_id) for record_id in sorted(seen - failed)],
+                position=(*sides.here, "pull", position) if position is not None else None,
+            )
+        )
+
+    # ---- the steps of a page ----------------------------------------------------------------------------
+
+    def _mapped(
+        self, rows: Sequence[ReadRecord], scope: MappingScope, page: _Page
+    ) -> dict[str, dict[str, Any]]:
+        """Return the records that are wanted here as ours would be, by their ids."""
+        mapping = self._sides.mapping
+        theirs: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            try:
+                if mapping.wants_pull(row.record, scope):
+                    theirs[row.id] = mapping.pull(row.record, scope)
+                else:
+                    self._tally.skipped += 1
+            except HubError as error:
+                page.failures.append(self._failure(row.id, error))
+        return theirs
+
+    async def _merge(
+        self,
+        rows: Sequence[ReadRecord],
+        theirs: Mapping[str, dict[str, Any]],
+        known: Mapping[str, Link],
+        scope: MappingScope,
+        page: _Page,
+    ) -> list[_Merged]:
+        """Lay records over ours, field by field; those without a link are paired, or are new."""
+        sides, mapping = self._sides, self._sides.mapping
+        matched = await match(sides, [row for row in rows if row.id not in known])
+        local_ids = {
+            row.id: known[row.id].local_id
+            if row.id in known
+            else matched.get(row.id)
+            or local_id_for(str(sides.venue["id"]), sides.connector.name, mapping.resource, row.id)
+            for row in rows
+        }
+        ours = await sides.host.fetch(mapping.entity, list(local_ids.values())) if rows else {}
+        echoes = await self._echoes([ours[matched[row.id]] for row in rows if matched.get(row.id) in ours])
+        merged: list[_Merged] = []
+        for row in rows:
+            local_id, their = local_ids[row.id], theirs[row.id]
+            our, link = ours.get(local_id), known.get(row.id)
+            leaves = link is not None and self._gone.leaves(link, our)
+            if leaves or (our is not None and mapping.is_deleted(our, scope)):
+                self._tally.skipped += 1  # what was deleted here doesn't come back with a change of theirs
+                page.links += [replace(link, state="leaving")] if link is not None and leaves else []
+                continue
+            change: HostChange | None = HostChange(local_id, their, create=True)
+            taken: Mapping[str, Any] = their
+            ours_win = False
+            if our is not None:
+                echo = echoes.get(local_id, {})
+                resolution = resolve(
+                    our,
+                    {name: value for name, value in their.items() if name not in echo or value != echo[name]},
+                    link.agreed if link else {},
+                    rule="provider_wins" if mapping.direction == "pull" else mapping.when_both_changed,
+                    theirs_newer=_theirs_newer(row.changed_at, our.get("changed_at")),
+                    fields=self._fields,
+                )
+                self._tally.conflicts += len(resolution.conflicts)
+                taken, ours_win = resolution.take, resolution.ours_win
+                change = HostChange(local_id, taken) if taken else None
+            record = {**(our or {"id": local_id}), **taken}
+            key = {"key": link.agreed["key"]} if link and "key" in link.agreed else {}
+            new = Link(
+                entity=mapping.entity,
+                resource=mapping.resource,
+                local_id=local_id,
+                remote_id=row.id,
+                agreed=sides.agreed(record, their) | key,
+                remote_version=row.changed_at,
+                last_direction="pull",
+            )
+            merged.append(_Merged(row, new, record, ours_win, change))
+        return merged
+
+    async def _write(
+        self, merged: Sequence[_Merged], lasting: Callable[[ReadRecord, str], list[Link]], page: _Page
+    ) -> None:
+        """Write the platform's records, and note the links they have then."""
+        sides, tally = self._sides, self._tally
+        changes = [each.change for each in merged if each.change is not None]
+        refused = await sides.host.upsert(sides.mapping.entity, changes) if changes else {}
+        written = {change.local_id: change for change in changes}
+        pairs = {each.link.local_id: each for each in merged}
+        if sides.mapping.pushes:  # what a new record looks like to a push, the platform's defaults included
+            new_ids = [each.local_id for each in changes if each.create and each.local_id not in refused]
+            made = await sides.host.fetch(sides.mapping.entity, new_ids) if new_ids else {}
+            for local_id, record in made.items():
+                pairs[local_id] = replace(pairs[local_id], record=record)
+        scope = sides.scope(await sides.remote_ids_of_links([each.record for each in pairs.values()]))
+        for local_id, each in pairs.items():
+            if local_id in refused:
+                page.failures.append(self._failure(each.row.id, MappingError(refused[local_id])))
+                continue
+            # Where ours won, theirs has to be written.
+            print_ = None if each.ours_win else sides.push_fingerprint(each.record, scope)
+            page.links.append(replace(each.link, fingerprint=print_))
+            page.links.extend(lasting(each.row, local_id))
+            change = written.get(local_id)
+            if change is None:
+                tally.unchanged += 1
+            elif change.create:
+                tally.created += 1
+            else:
+                tally.updated += 1
+
+    async def _echoes(self, records: Sequence[Record]) -> dict[str, Mapping[str, Any]]:
+        """Return, by id, what would come back of records if they were pushed as they are.
+
+        Of a pair just matched, a value that is the other's own echo is no difference: pulling what a mapping
+        makes of `Cher` without a first name must not invent one.
+        """
+        sides = self._sides
+        if not records or not sides.mapping.pushes:
+            return {}
+        scope = sides.scope(await sides.remote_ids_of_links(records))
+        echoes: dict[str, Mapping[str, Any]] = {}
+        for record in records:
+            try:
+                body, _ = sides.body(record, scope)
+                echoes[str(record["id"])] = sides.mapping.pull(body, sides.scope({}))
+            except HubError:
+                continue  # it can't be pushed as it is, so nothing there is its echo
+        return echoes
+
+    def _failure(self, record_id: str, error: HubError) -> RecordFailure:
+        """Return a failure to try again: what was missing on this side may be here by then, and as long as
+        the record itself stays as it is no later pull brings it.
+        """
+        return self._sides.failure("pull", record_id, error, getattr(error, "field", None), retryable=True)
+
+
+def _first_of_each(rows: Sequence[ReadRecord], newest: dict[str, str | None]) -> list[ReadRecord]:
+    """Keep the first row of each id, on a page and over its edge.
+
+    A feed reports one record many times, newest first. Later, older rows are also caught by the link's
+    version; only rows of the very same moment need to be remembered, so `newest` stays small.
+    """
+    kept = []
+    for row in rows:
+        if row.id in newest and not _theirs_newer(row.changed_at, newest[row.id]):
+            continue
+        newest[row.id] = row.changed_at
+        kept.append(row)
+    if rows:
+        edge = rows[-1].changed_at
+        for known_id in [known_id for known_id, at in newest.items() if at != edge or at is None]:
+            del newest[known_id]
+    return kept
+
+
+def _without_gone(rows: Sequence[ReadRecord], gone: dict[str, str | None]) -> list[ReadRecord]:
+    """Leave out what a feed, newest first, still tells of records it has told are deleted; add to `gone`.
+
+    Nothing else would know them: their links are gone, so an older state would make them new records.
+    """
+    kept = [row for row in rows if row.id not in gone or _theirs_newer(row.changed_at, gone[row.id])]
+    gone.update((row.id, row.changed_at) for row in kept if row.deleted)
+    for record_id in list(gone)[: max(0, len(gone) - MOST_GONE)]:
+        del gone[record_id]
+    return kept
+
+
+def _is_older(row: ReadRecord, link: Link | None, tally: Tally) -> bool:
+    """Say whether the platform has already seen a newer state of this record."""
+    if link is None or row.changed_at is None or link.remote_version is None:
+        return False
+    seen, now = moment(link.remote_version), moment(row.changed_at)
+    older = bool(seen and now and now < seen)
+    tally.unchanged += older
+    return older
+
+
+def _theirs_newer(theirs: str | None, ours: str | None) -> bool:
+    their_moment, our_moment = moment(theirs), moment(ours)
+    return bool(their_moment and our_moment and their_moment > our_moment)

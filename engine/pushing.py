@@ -1,0 +1,165 @@
+"""Bring the provider in step with the platform: page by page, each call announced before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine.announcing import Announcer, Call, chunks
+from engine.bodies import own_id
+from engine.client import Write
+from engine.errors import HubError, RecordRejectedError
+from engine.gone import Gone
+from engine.mapping import MappingScope
+from engine.ports import Commit, Link, PendingItem, PendingWrite, Record, RecordFailure
+from engine.reconcile import fingerprint
+from engine.recovery import repeat_unanswered
+from engine.sides import Sides
+from engine.tally import Tally
+
+
+@dataclass(slots=True)
+class _Page:
+    """What a page of ours comes to before anything is sent."""
+
+    writes: list[Write] = field(default_factory=list)
+    items: dict[str, PendingItem] = field(default_factory=dict)  # by local id
+    fine: list[str] = field(default_factory=list)  # nothing to write, so whatever failed earlier is over
+    moved: list[Link] = field(default_factory=list)
+    failures: list[RecordFailure] = field(default_factory=list)
+
+
+class Push:
+    """One push of one mapping, counted in `tally`."""
+
+    def __init__(
+        self, sides: Sides, gone: Gone, tally: Tally, *, report: Callable[[Tally], None], complete: bool
+    ) -> None:
+        self._sides = sides
+        self._gone = gone
+        self._tally = tally
+        self._announcer = Announcer(sides, tally)
+        self._told = report
+        self._complete = complete
+        self._started = sides.clock.monotonic()
+        self._calls = sides.client.calls
+
+    async def changed(self) -> None:
+        """Send what changed since the last push; then deal with what is gone here."""
+        sides = self._sides
+        waiting = await repeat_unanswered(sides, self._announcer, self._report, jobs=True)
+        since = await sides.state.position(*sides.here, "push")
+        async for page in sides.host.changed(sides.mapping.entity, since):
+            sides.check_stop()
+            await self._send(page.records, page.position, waiting)
+        if self._complete:
+            await self._gone.compare_ours()
+        try:
+            await self._gone.settle(self._gone.settle_ours, self._tally)
+        finally:
+            self._report()
+
+    async def some(self, ids: Sequence[str]) -> None:
+        """Send these records, as far as they need it."""
+        waiting = await repeat_unanswered(self._sides, self._announcer, self._report, jobs=False)
+        records = await self._sides.host.fetch(self._sides.mapping.entity, ids)
+        await self._send(list(records.values()), None, waiting)
+
+    def _report(self) -> None:
+        self._tally.seconds = self._sides.clock.monotonic() - self._started
+        self._tally.api_calls = self._sides.client.calls - self._calls
+        self._told(self._tally)
+
+    async def _send(
+        self, records: Sequence[Record], position: Mapping[str, Any] | None, waiting: frozenset[str]
+    ) -> None:
+        """Send a page of records, and save how far that is."""
+        sides, tally, page = self._sides, self._tally, _Page()
+        # An open call comes first: it may be carried out yet, and what is written besides would be made twice
+        # or overwritten. Its failure is kept, so its record is pushed again by itself.
+        records = [record for record in records if str(record["id"]) not in waiting]
+        tally.read += len(records)
+        resource = sides.mapping.resource
+        links = await sides.state.links_by_local(resource, [str(record["id"]) for record in records])
+        scope = sides.scope(await sides.remote_ids_of_links(records))
+        for record in records:
+            self._look_at(record, links.get(str(record["id"])), scope, page)
+        taken = await self._taken(page.writes)
+        page.writes = [write for write in page.writes if write.local_id not in taken]
+        page.failures.extend(sides.failure("push", *each, retryable=True) for each in taken.items())
+        for failure in page.failures:
+            tally.add_failure(failure)
+        calls: list[Call] = []
+        for group in sides.client.plan(resource, page.writes):
+            items = tuple(page.items[write.local_id] for write in group.writes)
+            calls.append((PendingWrite(group.key, *sides.here, items), group))
+        for chunk in chunks(sides.resource, calls):
+            sides.check_stop()
+            await sides.state.announce([write for write, _ in chunk])
+            await self._announcer.send(chunk)
+            self._report()
+        await sides.state.commit(
+            Commit(
+                links=page.moved,
+                failures=page.failures,
+                settled=[sides.key("push", local_id) for local_id in page.fine],
+                position=(*sides.here, "push", position) if position is not None else None,
+            )
+        )
+        self._report()
+
+    def _look_at(self, record: Record, link: Link | None, scope: MappingScope, page: _Page) -> None:
+        """Say what has to be done for a record: nothing, a write, or to note why not."""
+        sides, mapping, tally = self._sides, self._sides.mapping, self._tally
+        local_id = str(record["id"])
+        try:
+            if mapping.is_deleted(record, scope) or not mapping.wants(record, scope):
+                tally.skipped += 1
+                page.fine.append(local_id)
+                if link and self._gone.leaves(link, record):
+                    page.moved.append(replace(link, state="leaving"))
+                return
+            if link and link.state == "broken":
+                tally.skipped += 1  # theirs was deleted; it isn't for a push to make it again
+                return
+            body, cut = sides.body(record, scope)
+        except HubError as error:
+            page.failures.append(sides.failure("push", local_id, error, getattr(error, "field", None)))
+            return
+        print_ = fingerprint(body)
+        if link and link.fingerprint == print_:
+            tally.unchanged += 1
+            page.fine.append(local_id)
+            if link.state != "linked":
+                page.moved.append(replace(link, state="linked"))
+            return
+        tally.add_cut(cut)
+        remote_id, key = link.remote_id if link else None, sides.write_key(local_id, print_, link)
+        agreed = {**sides.agreed(record, {}), "key": key}
+        page.items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
+        page.writes.append(Write(local_id, remote_id, body, key))
+
+    async def _taken(self, writes: Sequence[Write]) -> dict[str, HubError]:
+        """Return what is wrong with writes, by local id, that would overwrite what another record of the
+        platform is over there: where an id follows from the content, two can come to the same one.
+        """
+        sides, resource = self._sides, self._sides.resource
+        if resource.own_id is None:
+            return {}
+        ids = {write.local_id: own for write in writes if (own := own_id(resource, write.body)) is not None}
+        links = await sides.state.links_by_remote(resource.name, list(set(ids.values()))) if ids else {}
+        others = {link.local_id for link in links.values()} - ids.keys()
+        there = {*ids, *(await sides.host.fetch(sides.mapping.entity, list(others)) if others else {})}
+        owners = {
+            remote_id: link.local_id
+            for remote_id, link in links.items()
+            if link.state == "linked" and link.local_id in there
+        }
+        return {
+            local_id: RecordRejectedError(
+                f"{sides.mapping.entity} `{owner}` is this {resource.name} already, and would be overwritten"
+            )
+            for local_id, remote_id in ids.items()
+            if (owner := owners.setdefault(remote_id, local_id)) != local_id
+        }
