@@ -560,7 +560,7 @@ class OAuthState(Base):
 
 
 class AuditEntry(Base):
-    """Who did what. Rows are only ever added."""
+    """Who did what. Rows are only ever added: the database refuses nearly all else, as migration 0006 says."""
 
     __tablename__ = "audit_log"
 
@@ -574,8 +574,20 @@ class AuditEntry(Base):
     ip: Mapped[str | None] = mapped_column(INET())
     request_id: Mapped[Name | None]
     created_at: Mapped[Now] = mapped_column(index=True)
+    role: Mapped[str | None] = mapped_column(String(50))
+    before: Mapped[dict[str, Any] | None] = mapped_column(doc="What changed, as it was.")
+    after: Mapped[dict[str, Any] | None] = mapped_column(doc="What changed, as it is now.")
+    count: Mapped[int] = mapped_column(
+        server_default=text("1"), doc="How often; more than once only for attempts that were refused."
+    )
+    same: Mapped[str | None] = mapped_column(
+        String(64), unique=True, doc="What refused attempts have in common that are counted in one entry."
+    )
 
-    __table_args__ = (Index("ix_audit_log_venue_id_created_at", "venue_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_audit_log_venue_id_created_at", "venue_id", "created_at"),
+        CheckConstraint("count > 0", name="count_positive"),
+    )
 
 
 class MappingVersion(Base):
@@ -689,3 +701,17 @@ class MaintenanceRun(Base):
             postgresql_where=text("status = ANY (ARRAY['pending', 'running']::maintenance_status[])"),
         ),
     )
+
+
+class ExportPart(Base):
+    """A piece of an export's archive; all of them in order are the file."""
+
+    __tablename__ = "export_parts"
+
+    run_id: Mapped[UUID] = mapped_column(
+        ForeignKey("maintenance_runs.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes]
+
+    __table_args__ = (CheckConstraint("octet_length(data) <= 1048576", name="data_not_large"),)

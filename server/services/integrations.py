@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -52,6 +52,7 @@ from server.errors import (
 from server.host import SqlHost
 from server.services import audit, operations
 from server.services.audit import Actor
+from server.services.paging import Page as Page  # most lists find it here
 from server.worker.relay import announce
 
 log = structlog.get_logger(__name__)
@@ -113,16 +114,18 @@ async def connect(
         Credentials(secrets, known, environment, method=method.name),
         config,
     )
+    # Its id is new even where it takes another's place: what is sealed is bound to it.
+    row = VenueApiKey(id=uuid4(), venue_id=venue_id, integration_type=provider, environment=environment)
+    sealed = await context.vault.seal(
+        orjson.dumps({name: value.reveal() for name, value in secrets.items()}).decode(),
+        place(row, "encrypted_api_key"),
+    )
     async with context.sessions.begin() as session:
         # Tokens before the integration, as a refresh does it: so the two never wait for each other in a ring.
         await session.execute(delete(OAuthToken).filter_by(venue_id=venue_id, integration_type=provider))
         integration, initial = await establish(session, context, actor, connection)
-        row = VenueApiKey(venue_id=venue_id, integration_type=provider, environment=environment)
-        sealed = context.vault.seal(
-            orjson.dumps({name: value.reveal() for name, value in secrets.items()}).decode(),
-            place(row, "encrypted_api_key"),
-        )
         stored = {
+            "id": row.id,
             "encrypted_api_key": sealed,
             "key_name": method.name,
             "is_valid": True,
@@ -175,7 +178,10 @@ def read_credentials(connector: Connector, given: Mapping[str, str]) -> tuple[Au
 
 
 def read_connection(connector: Connector, given: Mapping[str, str]) -> dict[str, str]:
-    """Check values of the connection that a venue chose; raises InvalidRequestError with what is wrong."""
+    """Check values of the connection that a venue chose; raises InvalidRequestError with what is wrong.
+
+    A list is none of them: it is looked up, and again each day, which would undo a choice.
+    """
     declared = connector.connection
     problems: list[Detail] = []
     for name in given:
@@ -186,6 +192,11 @@ def read_connection(connector: Connector, given: Mapping[str, str]) -> dict[str,
             message = f"`{name}` is not a value of a connection here; {advice[0]}"
             problems.append(Detail(f"connection.{name}", message))
     chosen = {name: value for name, value in given.items() if value}
+    problems += [
+        Detail(f"connection.{name}", f"{declared[name].title} are looked up at {connector.title}: leave it out")
+        for name in chosen
+        if name in declared and declared[name].list
+    ]
     problems += [_unlike(each) for each in misfits(connector, chosen)]
     if problems:
         raise InvalidRequestError(f"{connector.title} can't be connected with these values", problems)
@@ -395,15 +406,6 @@ async def _forget_records(session: AsyncSession, venue_id: UUID, provider: str) 
 
 
 # --- list and get
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some rows, how many there are in all, and where the next page starts."""
-
-    rows: Sequence[Any]
-    total: int
-    next_key: tuple[str, ...] | None
 
 
 async def list_integrations(

@@ -20,6 +20,7 @@ from server.db.models import (
     AuditEntry,
     Base,
     Direction,
+    ExportPart,
     FieldMappingTemplate,
     IdempotencyKey,
     IntegrationConfig,
@@ -78,7 +79,8 @@ def one_of_each() -> list[Base]:
         ObservedField(**OURS, resource="customer", path="given_name", types=["text", "null"]),
         OutboxMessage(topic="sync.completed", payload={"run": str(RUN)}),
         IdempotencyKey(caller="u", key="k", request_hash="0" * 64),
-        MaintenanceRun(kind="rotation", requested_by="u", progress={"step": "é", "done": 1}),
+        MaintenanceRun(id=RUN, kind="rotation", requested_by="u", progress={"step": "é", "done": 1}),
+        ExportPart(run_id=RUN, number=1, data=b"PK"),
     ]
 
 
@@ -95,7 +97,9 @@ def on_database(url: str, work: Callable[[AsyncEngine], Coroutine[Any, Any, T]])
 
 async def fill(engine: AsyncEngine) -> None:
     async with session_factory(engine).begin() as session:
-        session.add_all(one_of_each())
+        for row in one_of_each():  # one by one: some belong to others
+            session.add(row)
+            await session.flush()
 
 
 async def tables(engine: AsyncEngine) -> set[str]:
