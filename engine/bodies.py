@@ -252,5 +252,6 @@ def only_on_create(resource: Resource) -> frozenset[Steps]:
 
 
 def parts_of(resource: Resource) -> frozenset[Steps]:
-    """Return the paths of fields that are written by a call of their own."""
-    return frozenset(path_of(text).steps for text in resource.parts)
+    """Return the paths of fields that no body holds: written by a call of their own, or never sent."""
+    unsent = (text for text, each in resource.fields.items() if not each.sent)
+    return frozenset(path_of(text).steps for text in (*resource.parts, *unsent))

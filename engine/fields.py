@@ -25,6 +25,7 @@ class Field:
     required: bool = False  # a new record can't do without it
     read_only: bool = False
     on_create_only: bool = False
+    sent: bool = True  # else it's for the templates of calls, and no part of a body
     unit: str | None = None  # of money on the platform: major or minor
     currency: str | None = None  # of money on the platform: the field that holds its currency
     column: str | None = None  # on the platform: its column, when it isn't the field's name

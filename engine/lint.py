@@ -27,7 +27,6 @@ from engine.manifest import (
     PART_NAMES,
     PLACEHOLDER,
     POLL_NAMES,
-    REVOKE_NAMES,
     THEN_NAMES,
     UPDATE_NAMES,
     WRITE_NAMES,
@@ -38,6 +37,7 @@ from engine.manifest import (
     check_connector,
     check_platform,
     parse_statuses,
+    revoke_names,
 )
 from engine.mapping import COPY
 from engine.schema import violations
@@ -51,6 +51,7 @@ MEMBER = re.compile(r"(?<![\w.])(record|venue)\.([A-Za-z_]\w*)")
 READS = ("list", "changes", "get", "get_many")
 WRITES = ("create", "update", "delete", "retire")
 BATCHES = ("create_many", "update_many", "write_many")
+FORESEEABLE = ("offset", "page_number")  # pagination whose next request doesn't wait for the page's content
 LENGTHY = ("text", "email", "phone", "url", "id", "any")
 
 
@@ -287,7 +288,7 @@ class _Manifest:
                 yield from self.credential((*path, key), self.group((*path, "credentials")))
             for key in ("authorize_url", "token_url"):
                 yield from self.placeholders((*path, key), COMMON_NAMES | credentials | self.kept())
-            yield from self.call((*path, "revoke"), REVOKE_NAMES, {})
+            yield from self.call((*path, "revoke"), revoke_names(self.at((*path, "revoke"))), {})
             yield from self.shown_secrets(path)
             name = self.at((*path, "name")) or self.at((*path, "type"))
             if name is not None and name in names:
@@ -455,6 +456,7 @@ class _Manifest:
             elif not self.mentions(path, name):
                 advice = f"for example `{{{{ {name} }}}}` in `query`"
                 yield self.report("unused-name", f"no template of the call uses `{name}`", at, advice)
+        yield from self.at_once(path, read, kind)
         if "full_at" in read and (kind != "changes" or "pagination" in read):
             message = "`full_at` is about a feed of changes that has no pages"
             yield self.report("no-effect", message, (*path, "full_at"), key=True)
@@ -474,6 +476,29 @@ class _Manifest:
                 break
         for place in ("since", "until", "ids", ("page_size", "send"), ("pagination", "send")):
             yield from self.no_body_on_get(path, (place,) if isinstance(place, str) else place)
+
+    def at_once(self, path: Steps, read: Mapping[str, Any], kind: str) -> Iterator[Diagnostic]:
+        """Look at whether the pages asked for at once can be."""
+        if "pages_at_once" not in read:
+            return
+        type_ = self.group((*path, "pagination")).get("type")
+        known = self.group(("limits",)).get("concurrent", 4)
+        at = (*path, "pages_at_once")
+        advice = f"leave it out; it goes with {listed(FORESEEABLE)}"
+        if self.lacks(path, "pagination"):
+            yield self.report("no-effect", "`pages_at_once` has no effect without `pagination`", at, key=True)
+        elif type_ is not None and type_ not in FORESEEABLE:
+            message = f"pages of type `{type_}` can't be asked for at once: each says where the next one is"
+            yield self.report("no-effect", message, at, advice, key=True)
+        elif type_ == "offset" and self.lacks(path, "page_size"):
+            message = (
+                "`pages_at_once` needs `page_size`: else nobody knows where the page after the next begins"
+            )
+            yield self.report("no-effect", message, at, "add `page_size`", key=True)
+        elif isinstance(known, int) and read["pages_at_once"] > known:
+            message = f"`pages_at_once` is more than the {known} calls that `limits` lets go at once"
+            found = self.report("no-effect", message, at, "lower it, or raise `concurrent` in `limits`")
+            yield replace(found, severity="warning")
 
     def named(self, path: Steps) -> Iterator[tuple[str, Steps]]:
         """Walk the names that a read's places give to its templates, and where each is written."""
@@ -937,6 +962,7 @@ class _MappingCheck:
             yield from self.one_way(rule, at)
             yield from self.names_within((*at, "push"), rule.get("push"), ours=True)
             yield from self.names_within((*at, "pull"), rule.get("pull"), ours=False)
+            yield from self.rule_conditions(rule, at)
             yield from self.items(rule, at)
             sent |= {rule["path"], *_paths_of_items(rule)} if pushes else set()
         yield from self.required(sent)
@@ -1022,7 +1048,7 @@ class _MappingCheck:
 
     def items(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
         """What is said of the items of a list: their fields must exist, and what braces name."""
-        for key in ("pull", "link", "optional"):
+        for key in ("pull", "only_pull_when", "link", "optional"):
             if "each" in rule and key in rule:
                 message = f"`{key}` has no effect beside `each`, which pushes the items of a list"
                 yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
@@ -1086,6 +1112,15 @@ class _MappingCheck:
                     "says that it goes this way alone"
                 )
                 yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
+
+    def rule_conditions(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
+        for key, goes in zip(("only_when", "only_pull_when"), self.ways(rule), strict=True):
+            if key in rule and not goes:
+                message = (
+                    f"`{key}` has no effect on a rule that never {'pulls' if 'pull' in key else 'pushes'}"
+                )
+                yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
+            yield from self.names_within((*at, key), rule.get(key), ours=key == "only_when")
 
     def required(self, sent: Collection[str]) -> Iterator[Diagnostic]:
         """A new record must get every field it cannot do without: by a rule, or by `new`."""

@@ -39,6 +39,7 @@ LIST_NAMES = WRITE_NAMES | {"number"}  # each new item of a list within a record
 POLL_NAMES = COMMON_NAMES | {"job"}
 LOOKUP_NAMES = COMMON_NAMES | {"access_token"}  # of a lookup that signs itself
 REVOKE_NAMES = frozenset({"client_id", "client_secret", "access_token", "refresh_token", "connection"})
+REVOKE_EACH_NAMES = REVOKE_NAMES | {"token", "token_type_hint"}  # with `tokens`, of the one a call is for
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 # A `;` outside backticks divides what is wrong from what helps.
 ADVICE = re.compile(r"; (?=(?:[^`]*`[^`]*`)*[^`]*$)")
@@ -105,6 +106,7 @@ class ConnectionValue:
     title: str
     pattern: str | None = None
     optional: bool = False
+    list: bool = False  # of several values, which a lookup finds and nobody types
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,9 @@ class OAuth:
     refresh_token: Literal["keeps", "rotates"] = "rotates"  # noqa: S105 - whether using it ends it
     keep: Mapping[str, Expression] = field(default_factory=dict)  # connection values from the token answer
     keep_from_callback: Mapping[str, str] = field(default_factory=dict)  # and from the redirect's parameters
+    issuer: str | None = None  # what the redirect's `iss` must be (RFC 9207); None: not looked at
     revoke: CallSpec | None = None  # sees client_id, client_secret, access_token, refresh_token, connection
+    revoke_tokens: tuple[str, ...] = ()  # one call for each, which sees token and token_type_hint as well
     revoke_client: Literal["header"] | None = None  # where client id and secret go; None: as written
     revoke_encoding: Literal["json", "form"] = "json"
 
@@ -233,6 +237,7 @@ class ReadSpec:
     deleted: Expression | None = None  # within each of `records`
     pagination: TypeSpec | None = None
     page_size: PageSize | None = None
+    pages_at_once: int = 1  # on their way at once
     ids: Place | None = None  # reads by id: where the list of ids goes
     at_most: int = 100  # ids in one call
     for_each: ForEach | None = None
@@ -684,7 +689,9 @@ def _call(part: _Part, names: Collection[str] = COMMON_NAMES) -> CallSpec:
 
 def _connection_value(name: str, part: _Part) -> ConnectionValue:
     pattern = (part / "pattern").compiled(_pattern, "bad-pattern")
-    return ConnectionValue(name, part.get("title", ""), pattern, part.get("optional", False))
+    return ConnectionValue(
+        name, part.get("title", ""), pattern, part.get("optional", False), part.get("list", False)
+    )
 
 
 def _lookup(part: _Part) -> AfterConnecting:
@@ -765,10 +772,17 @@ def _oauth(part: _Part, kept: Mapping[str, Expression]) -> OAuth:
         refresh_token=part.get("refresh_token", "rotates"),
         keep=kept,
         keep_from_callback=part.get("keep_from_callback", {}),
-        revoke=_call(revoke, REVOKE_NAMES) if revoke.value else None,
+        issuer=part.get("issuer"),
+        revoke=_call(revoke, revoke_names(revoke.value)) if revoke.value else None,
+        revoke_tokens=tuple(revoke.get("tokens", ())),
         revoke_client=revoke.get("client"),
         revoke_encoding=revoke.get("encoding", "json"),
     )
+
+
+def revoke_names(revoke: Any) -> frozenset[str]:
+    """Return what the templates of a `revoke` see, as it is written."""
+    return REVOKE_EACH_NAMES if isinstance(revoke, Mapping) and "tokens" in revoke else REVOKE_NAMES
 
 
 def _expiry(part: _Part, usual: str | None) -> tuple[str | None, str | None]:
@@ -902,6 +916,7 @@ def _fields(part: _Part) -> FieldCatalog:
             required=each.get("required", False),
             read_only=each.get("read_only", False),
             on_create_only=each.get("only_on") == "create",
+            sent=each.get("sent", True),
             unit=each.get("unit"),
             currency=each.get("currency"),
             column=each.get("column"),
@@ -917,6 +932,7 @@ def _read(part: _Part, names: frozenset[str]) -> ReadSpec:
         pagination.pointer(key)
     paging = pagination.place("send")
     pagination.expression("more")
+    (pagination / "overlap").compiled(partial(_overlap, size.get("at_most")), "out-of-range")
     values = loop.expression("in", COMMON_NAMES)
     if values:
         names |= {loop.get("as", "")}
@@ -935,11 +951,23 @@ def _read(part: _Part, names: frozenset[str]) -> ReadSpec:
         deleted=part.expression("deleted"),
         pagination=_type_spec(pagination) if pagination.value else None,
         page_size=PageSize(send, size.get("at_most", 1)) if send else None,
+        pages_at_once=part.get("pages_at_once", 1),
         ids=ids,
         at_most=part.get("at_most", 100),
         for_each=ForEach(values, loop.get("as", ""), loop.get("at_most", 1)) if values else None,
         full_at=part.get("full_at"),
     )
+
+
+def _overlap(size: int | None, rows: int) -> int:
+    """Return an overlap that a walk over pages of this size gets on with."""
+    if size is None:
+        raise ExpressionError("`overlap` needs to know how long a page is; add `page_size`")
+    if rows >= size:
+        raise ExpressionError(
+            f"an overlap of {rows} rows doesn't get on in pages of {size}; a small part of a page will do"
+        )
+    return rows
 
 
 def _type_spec(part: _Part) -> TypeSpec:

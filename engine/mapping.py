@@ -6,6 +6,7 @@ template doesn't mention is never sent. *Absent* stays absent, *null* stays null
 
 A field's rule is a path (copied both ways) or `{path, push, pull, link, optional}`; a field may have several.
 With `push` and no `pull` the rule only pushes, and the other way round; a `link` is then for that way alone.
+Where its `only_when` (of a pull: `only_pull_when`) doesn't hold, a rule says nothing and its field stays absent.
 With `each` the value is a list whose items are mapped one by one, by rules whose paths start in the item;
 such a rule only pushes.
 """
@@ -191,6 +192,8 @@ class _Rule:
     optional: bool = False
     each: tuple[_Rule, ...] = ()  # how the items of a list are mapped
     each_is: str | None = None  # the resource they are records of
+    only_when: Expression | None = None  # over our record: else nothing is pushed
+    only_pull_when: Expression | None = None  # over theirs: else nothing is pulled
 
 
 class _Reader:
@@ -257,6 +260,8 @@ class _Reader:
             bool(options.get("optional")),
             tuple(each for each in items if each is not None),
             options.get("each_is"),
+            self.expression(options.get("only_when"), (*at, "only_when"), CONDITION_NAMES),
+            self.expression(options.get("only_pull_when"), (*at, "only_pull_when"), CONDITION_NAMES),
         )
 
     def item_rule(self, name: str, written: Any, at: Steps) -> _Rule | None:
@@ -429,7 +434,7 @@ def _write_children(
         declared = remote.get(child.path.text)
         required = declared is not None and declared.required
         clears = declared is None or declared.clears
-        if child.push is None and child.link is None and not child.each:
+        if child.push is None and child.link is None and not child.each and child.only_when is None:
             known = local.get(name)
             exact = known is not None and known.type in _JSON_TYPES
             check = source.keep(_check_of(declared)) if declared is not None else "checked"
@@ -439,7 +444,8 @@ def _write_children(
             there = f"{name!r} in record" if clears else f"record.get({name!r}) is not None"
             source.add(1, f"if {there}: {store(value)}")
         else:
-            kept = source.keep(_push_compute(child, links, remote))
+            compute = _push_compute(child, links, remote)
+            kept = source.keep(_conditional(compute, child.only_when, "only_when"))
             source.add(1, f"v = {kept}(record, scope)")
             if required:
                 source.add(1, f"if v is ABSENT or v in (None, ''): raise missing({name!r})")
@@ -458,8 +464,10 @@ def _push_compute(rule: _Rule, links: tuple[LinkRule, ...], remote: FieldCatalog
         return _list_compute(rule, made or (lambda record, scope: source(record)), remote)
     if rule.link is not None:
         return _link_compute(rule, source)
-    assert rule.push is not None
-    return _evaluate(rule, rule.push, source, links, _check_of(remote.get(rule.path.text)))
+    check = _check_of(remote.get(rule.path.text))
+    if rule.push is None:
+        return lambda record, scope: value if (value := source(record)) is ABSENT else check(value, name)
+    return _evaluate(rule, rule.push, source, links, check)
 
 
 def _list_compute(rule: _Rule, items_of: Compute, remote: FieldCatalog) -> Compute:
@@ -506,13 +514,17 @@ def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRul
     computed: list[tuple[str, Compute]] = []
     for name, several in by_field.items():
         first = several[0]
-        if len(several) == 1 and first.pull is None and first.link is None:
+        if len(several) == 1 and first.pull is None and first.link is None and first.only_pull_when is None:
             node = root
             for step in first.path.steps:
                 node = node.below.setdefault(step, _Node())
             node.fields.append(name)
         else:
-            computed.append((name, _first_value([_pull_compute(rule, links) for rule in several])))
+            computes = [
+                _conditional(_pull_compute(rule, links), rule.only_pull_when, "only_pull_when")
+                for rule in several
+            ]
+            computed.append((name, _first_value(computes)))
     required = {name for name in by_field if name in local and local[name].required}
     _read_children(source, root, "record", 1, required)
     for name, compute in computed:
@@ -553,6 +565,13 @@ def _pull_compute(rule: _Rule, links: tuple[LinkRule, ...]) -> Compute:
     if rule.pull is None:
         return lambda record, scope: find(record)
     return _evaluate(rule, rule.pull, find, links, _listed)
+
+
+def _conditional(compute: Compute, condition: Expression | None, name: str) -> Compute:
+    """Let a rule say nothing of records for which its condition doesn't hold."""
+    if condition is None:
+        return compute
+    return lambda record, scope: compute(record, scope) if _holds(condition, name, record, scope) else ABSENT
 
 
 def _first_value(computes: list[Compute]) -> Compute:

@@ -121,6 +121,16 @@ async def test_a_value_the_provider_does_not_have(hub: Hub) -> None:
     assert "is not a value of a connection here; it takes" in answer.json()["details"][0]["message"]
 
 
+async def test_a_list_that_is_looked_up_is_not_typed(hub: Hub) -> None:
+    """As text, its first letter would have been taken for the first location."""
+    answer = await connect(hub, "square", connection={"location_ids": "LMAIN"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR")
+    [detail] = answer.json()["details"]
+    assert detail["field"] == "connection.location_ids"
+    assert "are looked up at Square" in detail["message"]
+    assert await hub.rows("SELECT * FROM oauth_states") == []
+
+
 async def test_an_account_that_is_found_out_is_not_chosen(hub: Hub) -> None:
     credentials = {"apiKey": "sk_test_demo"}
     answer = await connect(hub, "stripe", credentials=credentials, connection={"account": "acct_another"})

@@ -48,6 +48,7 @@ connection:
   region: {title: Region, pattern: "^[a-z]{2}$"}
   location: {title: Location}
   label: {title: Label, optional: true}
+  rooms: {title: Rooms, list: true, optional: true}
 """
 
 
@@ -70,6 +71,14 @@ def test_everything_wrong_with_a_choice_is_named() -> None:
     assert found.keys() == {"connection.shp", "connection.shop"}
     assert "did you mean `shop`?" in found["connection.shp"]
     assert found["connection.shop"] == "this doesn't look like: Shop"
+
+
+@pytest.mark.parametrize("typed", ["r1", "r1, r2", '["r1"]'])
+def test_a_list_that_is_looked_up_is_not_typed(typed: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        read_connection(made(), {"shop": "duc", "rooms": typed})
+    found = problems(refused)
+    assert found == {"connection.rooms": "Rooms are looked up at Juniper: leave it out"}
 
 
 def test_a_connector_that_declares_none_takes_none() -> None:
