@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl, quote
 
 import httpx
 import orjson
@@ -36,7 +37,12 @@ from engine.transport import encode_body, form_text, rewrite_origin, with_query
 
 LONGEST_MESSAGE = 500  # characters of a provider's own words
 LONGEST_CALL = 30.0  # seconds, however slowly the answer comes
+LONGEST_CODE = 100  # characters of a provider's own code
 LARGEST_ANSWER = 2**20  # bytes
+MILLISECONDS = 10**11  # a moment above it is counted in them: in seconds it would be the year 5138
+FORM = "application/x-www-form-urlencoded"
+DEAD = ("invalid_token", "invalid_grant", "token_expired", "token_revoked")  # of a token that is over
+REFUSED = ("invalid_client", "unauthorized_client", "unsupported_token_type")  # of a call that isn't right
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,11 @@ def _value(expression: Expression | None, values: Mapping[str, str], method: Aut
     return found
 
 
+def _client_header(client_id: str, client_secret: str) -> str:
+    # RFC 6749, 2.3.1: both are encoded first, so that a colon in the id doesn't divide them.
+    return _basic_header(quote(client_id, safe=""), quote(client_secret, safe=""))
+
+
 def _basic_header(username: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
@@ -234,6 +245,16 @@ def kept_of_callback(
     return kept
 
 
+def check_issuer(connector: Connector, method: AuthMethod, parameters: Mapping[str, str]) -> None:
+    """Raise UnexpectedResponseError unless the redirect comes from the issuer the manifest names (RFC 9207).
+
+    It keeps the code of one authorization server from being shown to another.
+    """
+    issuer = _oauth_of(method).issuer
+    if issuer is not None and parameters.get("iss") != issuer:
+        raise UnexpectedResponseError(f"the browser didn't come back from {connector.title}'s own server")
+
+
 def check_kept(connector: Connector, values: Mapping[str, Any]) -> None:
     """Raise UnexpectedResponseError unless values a provider gave are as the manifest declares them."""
     wrong = misfits(connector, values)
@@ -286,11 +307,12 @@ async def revoke(
 ) -> bool:
     """End the tokens at the provider; False when the manifest names no call for it.
 
-    Tokens that are already dead count as ended. Raises UnavailableError, RateLimitedError,
+    Where the manifest says that each token is revoked by itself, one that can't be doesn't keep the others
+    from it. Tokens that are already dead count as ended. Raises UnavailableError, RateLimitedError,
     AuthenticationError.
     """
-    call = _oauth_of(method).revoke
-    if call is None:
+    oauth = _oauth_of(method)
+    if oauth.revoke is None:
         return False
     secrets = {name: secret.reveal() for name, secret in credentials.values.items()}
     scope = {
@@ -300,24 +322,46 @@ async def revoke(
         "refresh_token": secrets.get("refresh_token", ""),
         "connection": credentials.connection,
     }
-    url = _endpoint(connector, environment, call.path, credentials.connection, scope)
+    failure: ProviderError | None = None
+    for name in oauth.revoke_tokens or ("",):
+        if name and not secrets.get(name):
+            continue
+        token = {"token": secrets[name], "token_type_hint": name} if name else {}
+        try:
+            await _revoke_call(connector, oauth, oauth.revoke, environment, http, {**scope, **token})
+        except ProviderError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return True
+
+
+async def _revoke_call(
+    connector: Connector,
+    oauth: OAuth,
+    call: CallSpec,
+    environment: str,
+    http: httpx.AsyncClient,
+    scope: Mapping[str, Any],
+) -> None:
+    url = _endpoint(connector, environment, call.path, scope["connection"], scope)
     headers = {**_rendered(call, "headers", scope)}
     body = call.body.render(scope) if call.body else None
-    content, content_type = encode_body(body, _oauth_of(method).revoke_encoding)
+    content, content_type = encode_body(body, oauth.revoke_encoding)
     if content_type:
         headers["Content-Type"] = content_type
-    if _oauth_of(method).revoke_client == "header":
-        headers["Authorization"] = _basic_header(client_id, client_secret.reveal() if client_secret else "")
+    if oauth.revoke_client == "header":
+        headers["Authorization"] = _client_header(scope["client_id"], scope["client_secret"])
     query = [(name, str(value)) for name, value in _rendered(call, "query", scope).items()]
     response = await _send(http, call.method, with_query(url, query), headers, content)
-    if response.status_code in (400, 401, 404):
-        error = _oauth_error(response, [value for value in scope.values() if isinstance(value, str)])
-        if error.provider_code in ("invalid_client", "unauthorized_client"):
-            raise error
-        return True
-    if not response.is_success:
-        raise _oauth_error(response, [value for value in scope.values() if isinstance(value, str)])
-    return True
+    if response.is_success and not _said(response).get("error"):
+        return
+    error = _oauth_error(
+        response, [scope[name] for name in ("client_secret", "access_token", "refresh_token")]
+    )
+    unknown = response.status_code in (400, 404, 410) and isinstance(error, AuthenticationError)
+    if error.provider_code not in DEAD and (not unknown or error.provider_code in REFUSED):
+        raise error
 
 
 def _oauth_of(method: AuthMethod) -> OAuth:
@@ -355,10 +399,10 @@ async def _token_call(
     hidden: Collection[str],
 ) -> Mapping[str, Any]:
     secret = client_secret.reveal() if client_secret else None
-    headers = {"Accept": "application/json"}
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     sent = dict(fields)
     if oauth.client == "header" and secret is not None:
-        headers["Authorization"] = _basic_header(client_id, secret)
+        headers["Authorization"] = _client_header(client_id, secret)
     else:
         sent["client_id"] = client_id
         if secret is not None:
@@ -367,32 +411,49 @@ async def _token_call(
         headers["Content-Type"] = "application/json"
         content = orjson.dumps(sent)
     else:
-        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        headers["Content-Type"] = FORM
         content = form_text(sent.items()).encode()
     response = await _send(http, "POST", url, headers, content)
+    hidden = [*hidden, secret or ""]
     if not response.is_success:
-        raise _oauth_error(response, [*hidden, secret or ""])
-    try:
-        answer = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
+        raise _oauth_error(response, hidden)
+    answer = _decoded(response)
+    if answer is None:
         raise UnavailableError(
             "the authorization server answered with something that isn't JSON", status=response.status_code
-        ) from None
+        )
     if not isinstance(answer, dict):
         raise UnexpectedResponseError("the authorization server's answer isn't an object")
     if answer.get("error") and not answer.get("access_token"):
-        raise _oauth_error(response, [*hidden, secret or ""])  # some report errors with status 200
+        raise _oauth_error(response, hidden)  # some report errors with status 200
     return answer
+
+
+def _decoded(response: httpx.Response) -> Any:
+    """Read an answer: JSON, whatever it calls itself, or a form where it says so. None for neither."""
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        pass
+    if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() != FORM:
+        return None
+    return dict(parse_qsl(response.content.decode("utf-8", "replace")))
+
+
+def _said(response: httpx.Response) -> Mapping[str, Any]:
+    answer = _decoded(response)
+    return answer if isinstance(answer, dict) else {}
 
 
 async def _send(
     http: httpx.AsyncClient, method: str, url: str, headers: Mapping[str, str], content: bytes | None
 ) -> httpx.Response:
-    request = http.build_request(method, url, headers=dict(headers), content=content)
     raw = b""
     try:
+        request = http.build_request(method, url, headers=dict(headers), content=content)
         async with asyncio.timeout(LONGEST_CALL):
-            response = await http.send(request, stream=True)
+            # A redirect isn't followed, whatever the client does else: it would carry a secret elsewhere.
+            response = await http.send(request, stream=True, follow_redirects=False)
             try:
                 async for chunk in response.aiter_bytes():
                     raw += chunk
@@ -402,29 +463,38 @@ async def _send(
                 await response.aclose()
     except (httpx.RequestError, TimeoutError):
         raise UnavailableError("the authorization server can't be reached or doesn't answer") from None
-    return httpx.Response(response.status_code, content=raw)
+    except httpx.InvalidURL:
+        raise ManifestError("the authorization server has no address that can be called") from None
+    kind = {"Content-Type": response.headers.get("Content-Type", "")}
+    return httpx.Response(response.status_code, headers=kind, content=raw)
 
 
 def _oauth_error(response: httpx.Response, hidden: Collection[str]) -> ProviderError:
     """Tell a refusal from a server that is down: only a refusal means that the venue must reconnect."""
     status = response.status_code
-    body: Any = None
-    try:
-        body = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
-        body = None
+    body = _decoded(response)
     if status == 429:
         return RateLimitedError("the authorization server asks to slow down", status=status)
+    if 300 <= status < 400:
+        return UnavailableError(
+            f"the authorization server sends elsewhere ({status}), which isn't followed", status=status
+        )
     if status >= 500 or (body is None and status not in (400, 401, 403)):
         return UnavailableError(f"the authorization server answered {status}", status=status)
-    code, message = _code_and_message(body)
-    for secret in hidden:
-        if secret and message:
-            message = message.replace(secret, "***")
+    code, message = (_without(text, hidden) for text in _code_and_message(body))
+    code = code[:LONGEST_CODE] if code else None
     said = f": {message[:LONGEST_MESSAGE]}" if message else ""
     return AuthenticationError(
         f"the authorization server refused ({code or status}){said}", status=status, provider_code=code
     )
+
+
+def _without(text: str | None, hidden: Collection[str]) -> str | None:
+    """Return a provider's words on one line and without the secrets of the call; None for none."""
+    for secret in hidden:
+        if secret and text:
+            text = text.replace(secret, "***")
+    return " ".join(text.split()) or None if text else None
 
 
 def _code_and_message(body: Any) -> tuple[str | None, str | None]:
@@ -450,11 +520,11 @@ def _grant(
     token, kind = answer.get("access_token"), answer.get("token_type")
     if not isinstance(token, str) or not token:
         raise UnexpectedResponseError("the authorization server's answer holds no access token")
+    if not token.isprintable() or not token.isascii() or " " in token:
+        raise UnexpectedResponseError("the authorization server granted a token that no header can carry")
     if isinstance(kind, str) and kind and kind.lower() != "bearer":
         raise UnexpectedResponseError("the authorization server granted a token that isn't a bearer token")
     new = answer.get("refresh_token")
-    scope = answer.get("scope")
-    separator = oauth.scope_separator.strip() or None
     found = {name: expression.evaluate(answer) for name, expression in oauth.keep.items()}
     connection = {name: value for name, value in found.items() if value is not None}
     check_kept(connector, connection)
@@ -462,10 +532,17 @@ def _grant(
         access_token=Secret(token),
         refresh_token=Secret(new) if isinstance(new, str) and new else previous,
         expires_at=_expiry(answer, clock, oauth.expires_in, oauth.expires_at),
-        scopes=tuple(scope.split(separator)) if isinstance(scope, str) and scope else oauth.scopes,
+        scopes=_scopes(answer.get("scope"), oauth.scope_separator) or oauth.scopes,
         connection=connection,
         refresh_expires_at=_expiry(answer, clock, oauth.refresh_expires_in, oauth.refresh_expires_at),
     )
+
+
+def _scopes(granted: Any, separator: str) -> tuple[str, ...]:
+    """Return what an answer says was granted: text with the manifest's separator, or a list."""
+    if isinstance(granted, str):
+        return tuple(granted.split(separator.strip() or None)) if granted else ()
+    return tuple(each for each in granted if isinstance(each, str)) if isinstance(granted, list) else ()
 
 
 def _expiry(
@@ -476,19 +553,24 @@ def _expiry(
     None when the answer doesn't say, or says 0: it doesn't end.
     """
     if moment:
-        at = Path.parse(moment).find(answer)
-        if isinstance(at, str) and at and not at.isdecimal():
-            try:
-                read = datetime.fromisoformat(at)
-            except ValueError:
-                raise UnexpectedResponseError(f"`{moment}` isn't a time") from None
-            return read if read.tzinfo else read.replace(tzinfo=UTC)
-        if isinstance(at, int | float | str) and at:
-            return datetime.fromtimestamp(float(at), UTC)
-        return None
+        try:
+            return _moment(Path.parse(moment).find(answer))
+        except (TypeError, ValueError, OverflowError):
+            raise UnexpectedResponseError(f"`{moment}` isn't a time") from None
     found = Path.parse(lifetime).find(answer) if lifetime else None
     try:
-        seconds = float(found) if found else 0.0
-    except (TypeError, ValueError):
+        seconds = float(found) if found and not isinstance(found, bool) else 0.0
+        return clock.now() + timedelta(seconds=seconds) if seconds > 0 else None
+    except (TypeError, ValueError, OverflowError):
         raise UnexpectedResponseError(f"`{lifetime}` isn't a number of seconds") from None
-    return clock.now() + timedelta(seconds=seconds) if seconds > 0 else None
+
+
+def _moment(said: Any) -> datetime | None:
+    """Read RFC 3339 text, or seconds or milliseconds since 1970; raises for anything else."""
+    if isinstance(said, str) and said and not said.isdecimal():
+        read = datetime.fromisoformat(said)
+        return read if read.tzinfo else read.replace(tzinfo=UTC)
+    if isinstance(said, bool) or not isinstance(said, int | float | str) or not said:
+        return None
+    seconds = float(said)
+    return datetime.fromtimestamp(seconds / 1000 if seconds > MILLISECONDS else seconds, UTC)

@@ -1,5 +1,6 @@
 """OAuth: where the browser is sent, what the token endpoint is asked, and what its answers mean."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -11,9 +12,11 @@ import httpx
 import pytest
 
 from engine.auth import (
+    FORM,
     Authenticator,
     Grant,
     authorization_url,
+    check_issuer,
     exchange_code,
     kept_of_callback,
     refresh,
@@ -171,7 +174,7 @@ async def test_exchange_with_a_form_and_the_client_in_the_header() -> None:
     grant = await exchanged(provider)
     (request,) = provider.requests
     assert str(request.url) == "https://login.juniper.example/oauth/token"
-    assert request.headers["Authorization"] == "Basic " + base64.b64encode(b"app-1:hush:1").decode()
+    assert request.headers["Authorization"] == "Basic " + base64.b64encode(b"app-1:hush%3A1").decode()
     assert form_of(request) == {
         "grant_type": "authorization_code",
         "code": "code-1",
@@ -409,6 +412,180 @@ async def test_an_answer_that_can_not_be_decoded_is_no_refusal() -> None:
         await refreshed(FakeProvider([answer]))
 
 
+# ------------------------------------------------------------- answers as authorization servers send them
+
+
+async def test_what_is_not_asked_for_is_left_alone() -> None:
+    more = {"id_token": "x.y.z", "user": {"name": "Zoë"}, "error": "", "x" * 300: [1, None]}
+    grant = await exchanged(FakeProvider([reply({**GRANTED, **more})]))
+    assert (grant.access_token.reveal(), grant.connection) == ("at-1", {})
+
+
+@pytest.mark.parametrize("kind", ["bearer", "BEARER", "", None, 7])
+async def test_the_token_type_in_any_case_or_none(kind: Any) -> None:
+    grant = await exchanged(FakeProvider([reply({**GRANTED, "token_type": kind})]))
+    assert grant.access_token.reveal() == "at-1"
+
+
+@pytest.mark.parametrize(
+    ("scope", "granted"),
+    [
+        ("x y", ("x", "y")),
+        (["x", "y"], ("x", "y")),
+        ("", ("a.read", "b.write")),  # not said: those asked for
+        (None, ("a.read", "b.write")),
+        ([], ("a.read", "b.write")),
+        ({"x": 1}, ("a.read", "b.write")),
+    ],
+)
+async def test_scopes_as_text_or_as_a_list(scope: Any, granted: tuple[str, ...]) -> None:
+    assert (await exchanged(FakeProvider([reply({**GRANTED, "scope": scope})]))).scopes == granted
+
+
+@pytest.mark.parametrize("lifetime", ["inf", 1e300, "-", [60], {"s": 60}])
+async def test_a_lifetime_that_is_no_number_of_seconds(lifetime: Any) -> None:
+    with pytest.raises(UnexpectedResponseError, match="`expires_in`"):
+        await exchanged(FakeProvider([reply({**GRANTED, "expires_in": lifetime})]))
+
+
+@pytest.mark.parametrize(
+    ("moment", "expires"),
+    [
+        ("2026-03-01T13:00:00+01:00", datetime(2026, 3, 1, 12, 0, tzinfo=UTC)),
+        (1772370000000, datetime(2026, 3, 1, 13, 0, tzinfo=UTC)),  # milliseconds
+        ("1772370000", datetime(2026, 3, 1, 13, 0, tzinfo=UTC)),
+        (None, None),
+        (0, None),
+    ],
+)
+async def test_moments_as_providers_send_them(moment: Any, expires: datetime | None) -> None:
+    connector = oauth_connector(PLAIN + "  expires: {at: ends}\n")
+    assert (
+        await exchanged(FakeProvider([reply({**GRANTED, "ends": moment})]), connector)
+    ).expires_at == expires
+
+
+@pytest.mark.parametrize("moment", ["soon", "9" * 40, 10**30])
+async def test_a_moment_that_is_none(moment: Any) -> None:
+    connector = oauth_connector(PLAIN + "  expires: {at: ends}\n")
+    with pytest.raises(UnexpectedResponseError, match="`ends`"):
+        await exchanged(FakeProvider([reply({**GRANTED, "ends": moment})]), connector)
+
+
+@pytest.mark.parametrize("token", ["at\r\nX-Evil: 1", "two words", "at\u00e9", "\x7f"])
+async def test_a_token_that_no_header_can_carry(token: str) -> None:
+    with pytest.raises(UnexpectedResponseError, match="no header") as refused:
+        await exchanged(FakeProvider([reply({**GRANTED, "access_token": token})]))
+    assert token not in refused.value.message
+
+
+async def test_an_answer_is_json_whatever_it_calls_itself() -> None:
+    answer = httpx.Response(200, content=json.dumps(GRANTED), headers={"Content-Type": "text/html"})
+    assert (await exchanged(FakeProvider([answer]))).access_token.reveal() == "at-1"
+
+
+async def test_an_answer_that_is_a_form() -> None:
+    answer = httpx.Response(
+        200,
+        text="access_token=at-1&token_type=bearer&expires_in=60&scope=x+y",
+        headers={"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"},
+    )
+    grant = await exchanged(FakeProvider([answer]))
+    assert (grant.access_token.reveal(), grant.scopes) == ("at-1", ("x", "y"))
+    assert grant.expires_at == datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("status", [400, 401, 200])
+async def test_a_refusal_that_is_a_form(status: int) -> None:
+    answer = httpx.Response(
+        status,
+        text="error=invalid_grant&error_description=The+code%0A+of+code-1+was%20used",
+        headers={"Content-Type": FORM},
+    )
+    with pytest.raises(AuthenticationError) as refused:
+        await exchanged(FakeProvider([answer]))
+    assert refused.value.provider_code == "invalid_grant"
+    assert refused.value.message == (
+        "the authorization server refused (invalid_grant): The code of *** was used"
+    )
+
+
+async def test_a_refusal_is_told_briefly() -> None:
+    with pytest.raises(AuthenticationError) as refused:
+        await exchanged(
+            FakeProvider([reply({"error": "x" * 10_000, "error_description": "y" * 10_000}, 400)])
+        )
+    assert len(refused.value.message) < 700
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed_with_the_secret(status: int) -> None:
+    away = httpx.Response(status, headers={"Location": "https://elsewhere.example/token"})
+    provider = FakeProvider([away, reply(GRANTED)])
+    connector = oauth_connector()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(provider), follow_redirects=True) as http:
+        with pytest.raises(UnavailableError, match="isn't followed"):
+            await exchange_code(
+                connector,
+                connector.auth[0],
+                "production",
+                http=http,
+                client_id="app-1",
+                client_secret=Secret("hush:1"),
+                redirect_uri="https://hub.example/callback",
+                code="code-1",
+            )
+    assert [request.url.host for request in provider.requests] == ["login.juniper.example"]
+
+
+class Slow(httpx.AsyncByteStream):
+    """An answer that never ends, a byte at a time."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.001)
+
+
+async def test_an_answer_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.auth.LONGEST_CALL", 0.05)
+    with pytest.raises(UnavailableError):
+        await exchanged(FakeProvider([httpx.Response(200, stream=Slow())]))
+
+
+async def test_client_id_and_secret_are_encoded_before_they_are_joined() -> None:
+    connector, provider = oauth_connector(), FakeProvider([reply(GRANTED)])
+    async with httpx.AsyncClient(transport=httpx.MockTransport(provider)) as http:
+        await exchange_code(
+            connector,
+            connector.auth[0],
+            "production",
+            http=http,
+            client_id="a:b c",
+            client_secret=Secret("50%+é/"),
+            redirect_uri="https://hub.example/callback",
+            code="code-1",
+        )
+    sent = provider.requests[0].headers["Authorization"].removeprefix("Basic ")
+    assert base64.b64decode(sent) == b"a%3Ab%20c:50%25%2B%C3%A9%2F"
+
+
+# ------------------------------------------------------------------------------------------- callback
+
+
+@pytest.mark.parametrize("parameters", [{}, {"iss": ""}, {"iss": "https://login.juniper.example/"}])
+def test_a_redirect_of_another_server_is_refused(parameters: dict[str, str]) -> None:
+    connector = oauth_connector(PLAIN + "  issuer: https://login.juniper.example\n")
+    check_issuer(connector, connector.auth[0], {"iss": "https://login.juniper.example"})
+    with pytest.raises(UnexpectedResponseError, match="Juniper's own server"):
+        check_issuer(connector, connector.auth[0], parameters)
+
+
+def test_an_issuer_nobody_declared_is_not_looked_at() -> None:
+    connector = oauth_connector()
+    check_issuer(connector, connector.auth[0], {"iss": "https://elsewhere.example"})
+
+
 # -------------------------------------------------------------------------------------------- revoke
 
 REVOKING = """
@@ -456,18 +633,64 @@ async def test_revoke_elsewhere_with_the_client_in_the_header() -> None:
     assert await revoked(provider, oauth_connector(options)) is True
     (request,) = provider.requests
     assert str(request.url) == "https://login.juniper.example/revoke"
-    assert base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")) == b"app-1:hush:1"
+    assert base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")) == b"app-1:hush%3A1"
     assert json.loads(request.content) == {"token": "rt-1"}
 
 
-async def test_a_token_that_is_dead_already_counts_as_revoked() -> None:
-    answer = reply({"errors": [{"code": "UNAUTHORIZED"}]}, 401)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply({"errors": [{"code": "NOT_FOUND"}]}, 404),
+        reply({"error": "invalid_request"}, 400),  # as one says of a token it doesn't know
+        reply({"error": "invalid_token"}, 401),
+        httpx.Response(400, text="error=invalid_grant", headers={"Content-Type": FORM}),
+    ],
+)
+async def test_a_token_that_is_dead_already_counts_as_revoked(answer: httpx.Response) -> None:
     assert await revoked(FakeProvider([answer]), oauth_connector(REVOKING)) is True
 
 
-async def test_revoke_says_when_the_application_itself_is_refused() -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply({"error": "invalid_client"}, 401),
+        reply({"error": "invalid_client"}, 400),
+        reply({"errors": [{"code": "UNAUTHORIZED"}]}, 401),  # the application's secret is wrong
+        reply({"error": "unsupported_token_type"}, 400),
+        reply({"error": "invalid_client"}, 200),
+    ],
+)
+async def test_revoke_says_when_the_application_itself_is_refused(answer: httpx.Response) -> None:
     with pytest.raises(AuthenticationError):
-        await revoked(FakeProvider([reply({"error": "invalid_client"}, 401)]), oauth_connector(REVOKING))
+        await revoked(FakeProvider([answer]), oauth_connector(REVOKING))
+
+
+EACH = """
+  authorize_url: /oauth2/authorize
+  token_url: /oauth2/token
+  revoke:
+    call: POST /oauth2/revoke
+    client: header
+    tokens: [refresh_token, access_token]
+    encoding: form
+    body: {token: "{{ token }}", token_type_hint: "{{ token_type_hint }}"}
+"""
+
+
+async def test_each_token_is_revoked_where_the_provider_wants_it() -> None:
+    provider = FakeProvider([reply({}), reply({})])
+    assert await revoked(provider, oauth_connector(EACH)) is True
+    assert [form_of(request) for request in provider.requests] == [
+        {"token": "rt-1", "token_type_hint": "refresh_token"},
+        {"token": "at-1", "token_type_hint": "access_token"},
+    ]
+
+
+async def test_a_token_that_can_not_be_revoked_keeps_no_other_from_it() -> None:
+    provider = FakeProvider([reply({}, 503), reply({})])
+    with pytest.raises(UnavailableError):
+        await revoked(provider, oauth_connector(EACH))
+    assert [form_of(request)["token"] for request in provider.requests] == ["rt-1", "at-1"]
 
 
 async def test_revoke_says_when_the_provider_is_down() -> None:
