@@ -20,7 +20,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
 from server import telemetry
-from server.api import health, integrations, oauth, syncs
+from server.api import admin, health, integrations, oauth, syncs
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, request_id, send_request_id
@@ -32,7 +32,7 @@ from server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-HANDLERS = (*integrations.HANDLERS, *oauth.HANDLERS, *syncs.HANDLERS, *health.HANDLERS)
+HANDLERS = (*integrations.HANDLERS, *oauth.HANDLERS, *syncs.HANDLERS, *health.HANDLERS, *admin.HANDLERS)
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
 SHUTDOWN_SECONDS = 20
 DATABASE_SECONDS = 3.0  # to wait for the database at the start, before serving without it
@@ -177,6 +177,7 @@ def _openapi() -> OpenAPIConfig:
             Tag("OAuth", "Where providers send browsers back to."),
             Tag("Syncs", "Start, follow and stop syncs."),
             Tag("Health", "How integrations and the service itself are doing."),
+            Tag("Administration", "What administrators of the platform see and do across venues."),
         ],
         components=Components(
             security_schemes={"token": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}

@@ -1,21 +1,25 @@
 """How integrations and the service itself are doing."""
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from litestar import Request, Response, get
+import msgspec
+from litestar import Request, Response, get, post
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import QueryParameter
 
+from engine.errors import ProviderError
 from server import telemetry
 from server.api import schemas
 from server.api.dependencies import Shared
 from server.api.described import good
 from server.api.errors import error_answers
-from server.api.guards import ADMINS, PUBLIC, TOKEN, identify
+from server.api.guards import ADMINS, MANAGERS, PUBLIC, READERS, TOKEN, CallerRequest, identify
 from server.api.integrations import PATH
 from server.api.schemas import ProviderName, VenueId
 from server.errors import IntegrationNotFoundError
-from server.services import health, integrations
+from server.services import health, integrations, overview, recovery
 
 TAGS = ["Health"]
 
@@ -66,6 +70,111 @@ async def integration_health(
             row = None
         measured = await health.measure(session, venue_id) if row else {}
     return schemas.HealthAnswer(schemas.health_answer(row, measured.get(provider)))
+
+
+@get(
+    f"{PATH}/health/{{provider:str}}/metrics",
+    operation_id="getIntegrationMetrics",
+    summary="What an integration's syncs came to",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.MetricsAnswer,
+            "The period that ends now.",
+            Example(
+                summary="a day",
+                value={
+                    "success": True,
+                    "data": {
+                        "total_syncs": 48,
+                        "successful": 47,
+                        "failed": 1,
+                        "avg_duration": 3500,
+                        "total_success_count": 4700,
+                        "total_error_count": 12,
+                    },
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", "INTEGRATION_NOT_FOUND"),
+    },
+)
+async def integration_metrics(
+    request: CallerRequest,
+    context: Shared,
+    provider: ProviderName,
+    venue_id: VenueId,
+    period: Annotated[
+        Literal["24h", "7d", "30d"], QueryParameter(description="How far back to look.")
+    ] = "24h",
+) -> schemas.MetricsAnswer:
+    request.user.require(venue_id)
+    context.catalog.connector(provider)
+    async with context.sessions() as session:
+        await integrations.get_integration(session, venue_id, provider)
+        found = await overview.metrics(session, venue_id, provider, overview.PERIODS[period])
+    return schemas.MetricsAnswer(msgspec.convert(found, schemas.IntegrationMetrics, from_attributes=True))
+
+
+@post(
+    f"{PATH}/health/{{provider:str}}/test",
+    operation_id="testConnection",
+    summary="Try the stored credentials",
+    description="Makes the cheap call that proves them. `connected` is false when the provider refuses them "
+    "or can't answer, and `error` says which.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            schemas.ConnectionTestAnswer,
+            "What the provider said.",
+            Example(
+                summary="connected",
+                value={
+                    "success": True,
+                    "data": {"connected": True, "timestamp": "2026-01-15T11:00:00Z", "error": None},
+                },
+            ),
+            Example(
+                summary="refused",
+                value={
+                    "success": True,
+                    "data": {
+                        "connected": False,
+                        "timestamp": "2026-01-15T11:00:00Z",
+                        "error": "Juniper refuses to renew the connection: connect again",
+                    },
+                },
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "CREDENTIALS_NOT_FOUND",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def test_connection(
+    request: CallerRequest, context: Shared, provider: ProviderName, data: schemas.VenueRequest
+) -> schemas.ConnectionTestAnswer:
+    request.user.require(data.venue_id)
+    context.catalog.connector(provider)
+    async with context.sessions() as session:
+        await integrations.get_integration(session, data.venue_id, provider)
+    error: str | None = None
+    try:
+        await recovery.try_connection(context, data.venue_id, provider)
+    except ProviderError as refused:
+        error = refused.message
+    return schemas.ConnectionTestAnswer(schemas.ConnectionTest(error is None, datetime.now(UTC), error))
 
 
 @get(
@@ -140,4 +249,4 @@ async def metrics(context: Shared) -> Response[Any]:
         )
 
 
-HANDLERS = (integration_health, liveness, readiness, metrics)
+HANDLERS = (integration_health, integration_metrics, test_connection, liveness, readiness, metrics)

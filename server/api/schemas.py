@@ -14,7 +14,14 @@ from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg, HeaderParameter, PathParameter, QueryParameter
 from msgspec import Meta, Struct
 
-from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus, Operation, OperationStatus
+from server.db.models import (
+    HealthStatus,
+    IntegrationConfig,
+    IntegrationStatus,
+    Operation,
+    OperationStatus,
+    Priority,
+)
 from server.errors import Detail, InvalidRequestError
 from server.services import health, syncs
 from server.services.integrations import Page
@@ -116,6 +123,33 @@ class SyncBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     ] = 25
 
 
+class RetryBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Which operations to queue again."""
+
+    venue_id: UUID
+    queue_item_id: Annotated[UUID | None, Meta(description="One operation; all that failed without it.")] = (
+        None
+    )
+
+
+class ForceSyncBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The integration to bring in step."""
+
+    venue_id: UUID
+    integration_type: Annotated[str, Meta(max_length=50)]
+    wait: Annotated[
+        float, Meta(ge=0, le=60, description="Seconds to wait for the result before answering 202.")
+    ] = 25
+
+
+class ClearQueueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Which operations to delete: those that fit all that is given."""
+
+    venue_id: UUID | None = None
+    integration_type: Annotated[str, Meta(max_length=50)] | None = None
+    status: OperationStatus | None = None
+
+
 _VENUE = "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f"
 
 
@@ -141,6 +175,23 @@ SyncRequest = Annotated[
     _body(
         everything={"venueId": _VENUE},
         products_without_waiting={"venueId": _VENUE, "syncType": "products", "wait": 0},
+    ),
+]
+RetryRequest = Annotated[
+    RetryBody,
+    _body(
+        all_that_failed={"venueId": _VENUE},
+        one={"venueId": _VENUE, "queueItemId": "3c1d6a52-0f5e-4f59-8b39-0d3a5be5a3f1"},
+    ),
+]
+ForceSyncRequest = Annotated[
+    ForceSyncBody, _body(an_integration={"venueId": _VENUE, "integrationType": "juniper"})
+]
+ClearQueueRequest = Annotated[
+    ClearQueueBody,
+    _body(
+        what_failed={"status": "failed"},
+        one_integration={"venueId": _VENUE, "integrationType": "juniper"},
     ),
 ]
 
@@ -403,6 +454,102 @@ class HealthAnswer(Struct, frozen=True):
     success: Literal[True] = True
 
 
+class IntegrationMetrics(Struct, frozen=True):
+    """An integration's syncs in a period. `avg_duration` is in milliseconds, the totals are of records."""
+
+    total_syncs: int
+    successful: int
+    failed: int
+    avg_duration: int | None
+    total_success_count: int
+    total_error_count: int
+
+
+class MetricsAnswer(Struct, frozen=True):
+    data: IntegrationMetrics
+    success: Literal[True] = True
+
+
+class ConnectionTest(Struct, frozen=True):
+    """Whether the provider takes the stored credentials. `error` says why when it doesn't."""
+
+    connected: bool
+    timestamp: datetime
+    error: str | None = None
+
+
+class ConnectionTestAnswer(Struct, frozen=True):
+    data: ConnectionTest
+    success: Literal[True] = True
+
+
+class VenueIntegration(Struct, frozen=True):
+    """An integration among those of all venues."""
+
+    venue_id: UUID
+    integration_type: str
+    environment: str
+    status: IntegrationStatus
+    health_status: HealthStatus
+    health_checked_at: datetime | None
+    last_sync_at: datetime | None
+    next_sync_at: datetime | None
+    failure_count: int
+    last_error: str | None
+
+
+class VenueIntegrationsAnswer(Struct, frozen=True):
+    data: list[VenueIntegration]
+    meta: PageMeta
+    success: Literal[True] = True
+
+
+class IntegrationCounts(Struct, frozen=True):
+    """Integrations of all venues; those by health are the connected ones."""
+
+    total: int
+    connected: int
+    healthy: int
+    degraded: int
+    unhealthy: int
+    unknown: int
+
+
+class HealthSummary(Struct, frozen=True):
+    integrations: IntegrationCounts
+    queues: list[QueueCount]
+    measured_at: datetime
+
+
+class HealthSummaryAnswer(Struct, frozen=True):
+    data: HealthSummary
+    success: Literal[True] = True
+
+
+class QueueCell(Struct, frozen=True):
+    priority: Priority
+    status: OperationStatus
+    count: int
+
+
+class QueueMetricsAnswer(Struct, frozen=True):
+    data: list[QueueCell]
+    success: Literal[True] = True
+
+
+class ForcedSync(Struct, frozen=True, rename="camel"):
+    """What a forced sync did, over all it touched."""
+
+    synced_count: int
+    failed_count: int
+    sync_id: UUID
+
+
+class ForcedSyncAnswer(Struct, frozen=True):
+    data: ForcedSync
+    success: Literal[True] = True
+
+
 class Liveness(Struct, frozen=True):
     status: Literal["healthy"] = "healthy"
     service: Literal["integration-hub"] = "integration-hub"
@@ -452,6 +599,11 @@ def sync_result(operation: Operation) -> SyncResult:
         customers=counts.get("customers"),
         transactions=counts.get("transactions"),
     )
+
+
+def forced_sync(operation: Operation) -> ForcedSync:
+    overall = syncs.report(operation).overall
+    return ForcedSync(overall.synced, overall.failed, cast(UUID, operation.run_id))
 
 
 def sync_state(operation: Operation) -> SyncState:

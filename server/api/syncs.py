@@ -1,8 +1,8 @@
 """Start, follow and stop syncs."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -31,8 +31,9 @@ from server.api.schemas import (
 )
 from server.context import Context
 from server.db.models import Operation
-from server.services import syncs
+from server.services import recovery, syncs
 
+T = TypeVar("T")
 TAGS = ["Syncs"]
 SYNC = f"{PATH}/sync/{{provider:str}}/sync"
 QUIET_SECONDS = 15  # after which a watcher is told that the connection lives
@@ -163,16 +164,77 @@ async def start_sync(
             approve_deletes=data.options.approve_deletes,
         )
         operation = await syncs.wait_for(context, operation, data.wait, stopping)
-        if not syncs.ended(operation):
-            state = schemas.sync_state(operation)
-            return Response(
-                schemas.SyncAcceptedAnswer(schemas.SyncAccepted(state.sync_id, state.status)),
-                status_code=202,
-                headers={"Location": f"{PATH}/sync/{provider}/sync/{state.sync_id}"},
+        return answer_for(operation, lambda ended: schemas.SyncResultAnswer(schemas.sync_result(ended)))
+
+    return await answer_once(request, context, idempotency_key, work)
+
+
+def answer_for(operation: Operation, result: Callable[[Operation], T]) -> Response[Any]:
+    """Return the result of a sync that has ended well, or 202; raises SyncFailedError."""
+    if not syncs.ended(operation):
+        state = schemas.sync_state(operation)
+        return Response(
+            schemas.SyncAcceptedAnswer(schemas.SyncAccepted(state.sync_id, state.status)),
+            status_code=202,
+            headers={"Location": f"{PATH}/sync/{operation.integration_type}/sync/{state.sync_id}"},
+        )
+    if operation.status in syncs.FAILED:
+        raise syncs.failure(operation)
+    return Response(result(operation))
+
+
+@post(
+    f"{SYNC}/retry",
+    operation_id="retryFailed",
+    summary="Queue failed work again",
+    description="Operations that failed or ran out of attempts start over, in their lane. Records that "
+    "failed in a sync that ended are no operations: the next sync tries those again.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            schemas.MessageAnswer,
+            "Queued, or there was nothing to queue.",
+            Example(
+                summary="queued",
+                value={"success": True, "message": "Failed items re-queued for retry: 3"},
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "NOT_FOUND",
+            "IDEMPOTENCY_KEY_IN_USE",
+            "IDEMPOTENCY_KEY_REUSED",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def retry_failed(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: schemas.RetryRequest,
+    idempotency_key: IdempotencyKeyText = None,
+) -> Response[schemas.MessageAnswer]:
+    request.user.require(data.venue_id)
+    context.catalog.connector(provider)
+
+    async def work() -> Response[schemas.MessageAnswer]:
+        queued = await recovery.retry_failed(
+            context, actor, venue_id=data.venue_id, provider=provider, operation_id=data.queue_item_id
+        )
+        return Response(
+            schemas.MessageAnswer(
+                f"Failed items re-queued for retry: {queued}" if queued else "Nothing had failed"
             )
-        if operation.status in syncs.FAILED:
-            raise syncs.failure(operation)
-        return Response(schemas.SyncResultAnswer(schemas.sync_result(operation)))
+        )
 
     return await answer_once(request, context, idempotency_key, work)
 
@@ -400,4 +462,4 @@ async def _events(
         operation = await syncs.look(context, operation)
 
 
-HANDLERS = (start_sync, stop_sync, sync_status, sync_history, get_sync, watch_sync)
+HANDLERS = (start_sync, stop_sync, retry_failed, sync_status, sync_history, get_sync, watch_sync)

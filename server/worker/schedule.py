@@ -30,7 +30,7 @@ from server.db.models import (
     OperationType,
     Priority,
 )
-from server.services import health, maintenance, oauth, operations, retention
+from server.services import health, maintenance, oauth, operations, recovery, retention
 from server.services.operations import WAITING, lane_of
 from server.services.runs import schedule_next, sync_interval
 from server.worker import relay
@@ -202,6 +202,11 @@ async def forget_old(context: WorkerContext) -> int:
     return await retention.forget_old(context.sessions, timedelta(days=context.settings.retention_days))
 
 
+async def revive_dead_letters(context: WorkerContext) -> int:
+    """Queue dead letters again where the provider answers; returns how many."""
+    return (await recovery.revive_dead_letters(context)).requeued
+
+
 async def measure_health(context: WorkerContext) -> int:
     """Write down how each integration is doing; returns how many were measured."""
     async with context.sessions.begin() as session:
@@ -220,5 +225,6 @@ JOBS: tuple[Job, ...] = (
     Job("forget_expired", 60.0, forget_expired),
     Job("measure_health", 300.0, measure_health),
     Job("forget_old", 3600.0, forget_old),
+    Job("revive_dead_letters", 3600.0, revive_dead_letters),
     Job("work_maintenance", 1.0, work_maintenance, backlog=True),
 )

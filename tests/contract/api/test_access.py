@@ -31,6 +31,7 @@ from tests.contract.api.conftest import (
 
 READ = ("admin", "venue_admin", "user")
 MANAGE = ("admin", "venue_admin")
+ADMIN = ("admin",)
 # method, path, where the venue goes, roles that may, and what a caller who may is answered here
 ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", API, "query", READ, 200),
@@ -39,8 +40,18 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("POST", f"{API}/stripe/disconnect", "body", MANAGE, 404),
     ("POST", f"{API}/sync/stripe/sync", "body", MANAGE, 404),
     ("POST", f"{API}/sync/stripe/sync/stop", "body", MANAGE, 404),
+    ("POST", f"{API}/sync/stripe/sync/retry", "body", MANAGE, 404),
+    ("GET", f"{API}/health/stripe/metrics", "query", READ, 404),
+    ("POST", f"{API}/health/stripe/test", "body", MANAGE, 404),
     ("GET", f"{API}/sync/stripe/sync/status", "query", READ, 404),
     ("GET", f"{API}/sync/stripe/sync/history", "query", READ, 404),
+    ("GET", f"{API}/admin/all-venues", "query", ADMIN, 200),
+    ("GET", f"{API}/admin/health-summary", "query", ADMIN, 200),
+    ("POST", f"{API}/admin/force-sync", "body", ADMIN, 400),
+    ("POST", f"{API}/admin/clear-queue", "body", ADMIN, 200),
+    ("POST", f"{API}/admin/process-dead-letter", "body", ADMIN, 200),
+    ("POST", f"{API}/admin/recover-stale", "body", ADMIN, 200),
+    ("GET", f"{API}/admin/queue-metrics", "query", ADMIN, 200),
 )
 PUBLIC = {
     f"{API}/oauth/callback/{{provider:str}}",
