@@ -15,7 +15,7 @@ from engine.batching import Write, WriteGroup, split
 from engine.caller import Answer, Caller, CallReport, whole
 from engine.calls import Request
 from engine.clock import SystemClock
-from engine.errors import ManifestError, ProviderError, UnexpectedResponseError
+from engine.errors import ManifestError, NothingFoundError, ProviderError
 from engine.filling import call_label, fill_call
 from engine.manifest import AfterConnecting, CallSpec, Connector, Resource
 from engine.pagination import Ceilings
@@ -96,11 +96,12 @@ class ProviderClient:
 
         A lookup whose values are all known already is left out, and so is an optional one that the provider
         forbids. This client knows what it learned. With `check` the manifest's cheap call is made as well, as
-        soon as it is known where the account is. Raises UnexpectedResponseError for a value that is missing,
-        or isn't as the manifest declares it.
+        soon as it is known where the account is. Raises NothingFoundError for a value that isn't there, and
+        UnexpectedResponseError for one that isn't as the manifest declares it.
 
-        With `again`, only those are made that keep a list, and what is returned are the lists that hold
-        something else by now. A single value stays what it is: a venue may have chosen it.
+        With `again`, only those are made that keep a list, or a value that wasn't there so far; what is
+        returned are such values, and the lists that hold something else by now. A single value stays what it
+        is: a venue may have chosen it.
         """
         learned: dict[str, Any] = {}
         for lookup in self.connector.after_connecting:
@@ -108,7 +109,7 @@ class ProviderClient:
             known = account.scope["connection"]
             lists = {name for name in lookup.keep if again and isinstance(known.get(name), list)}
             other = bool(lookup.methods) and account.method not in lookup.methods
-            if other or (not lists if again else lookup.keep.keys() <= known.keys()):
+            if other or (lookup.keep.keys() <= known.keys() and not lists):
                 continue
             elsewhere = lookup.call.path.startswith("https://")
             if check and not elsewhere:
@@ -130,7 +131,7 @@ class ProviderClient:
             new = {
                 name: value
                 for name, value in found.items()
-                if (_differ(value, known[name]) if name in lists else not again and name not in known)
+                if (_differ(value, known[name]) if name in lists else name not in known)
             }
             learned.update(new)
             self._caller.learn(new)
@@ -146,7 +147,12 @@ class ProviderClient:
             if value is not None:
                 kept[name] = value
             elif declared is None or not declared.optional:
-                raise UnexpectedResponseError(f"the provider's answer holds no `{name}`")
+                what = declared.title if declared is not None else name
+                raise NothingFoundError(
+                    f"this account at {self.connector.title} has none of these: {what} (`{name}`), which "
+                    f"`{call_label(lookup.call)}` looks up",
+                    field=f"connection.{name}",
+                )
         check_kept(self.connector, kept)
         return kept
 

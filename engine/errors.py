@@ -128,6 +128,13 @@ class UnexpectedResponseError(ProviderError):
     retryable = True
 
 
+class NothingFoundError(UnexpectedResponseError):
+    """The account holds nothing of what the connector looks up in it; somebody has to make it there."""
+
+    code = "REQUIRED_FIELD_MISSING"
+    retryable = False
+
+
 class StaleCursorError(ProviderError):
     """A cursor is no longer good: the read starts again from the watermark."""
 

@@ -18,6 +18,7 @@ from engine.errors import (
     AuthenticationError,
     HubError,
     ManifestError,
+    NothingFoundError,
     ProviderError,
     RateLimitedError,
     RecordRejectedError,
@@ -187,10 +188,24 @@ async def test_any_other_refusal_of_a_lookup_is_told(answer: httpx.Response, opt
         await client_of(HEAD + lookups + CUSTOMERS, FakeProvider([answer])).learn()
 
 
-async def test_learn_refuses_an_answer_that_lacks_the_value() -> None:
+async def test_a_lookup_that_finds_nothing_is_named() -> None:
     manifest = HEAD + "\nafter_connecting:\n  - {call: GET /me, keep: {account: id}}\n" + CUSTOMERS
-    with pytest.raises(UnexpectedResponseError):
+    with pytest.raises(NothingFoundError) as refused:
         await client_of(manifest, FakeProvider([reply({})])).learn()
+    assert (refused.value.field, refused.value.retryable) == ("connection.account", False)
+    assert "`account`" in refused.value.message
+    assert "`GET /me`" in refused.value.message
+
+
+async def test_what_was_not_there_is_looked_up_again() -> None:
+    lookups = "connection:\n  account: {title: Account, optional: true}\n"
+    lookups += "after_connecting:\n  - {call: GET /me, keep: {account: id}}\n"
+    provider = FakeProvider([reply({}), reply({"id": "a1"})])
+    client = client_of(HEAD + lookups + CUSTOMERS, provider)
+    assert await client.learn() == {}
+    assert await client.learn(again=True) == {"account": "a1"}
+    assert await client.learn(again=True) == {}
+    assert provider.calls == ["GET /v3/me"] * 2
 
 
 SOMEWHERE = """
