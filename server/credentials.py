@@ -47,15 +47,17 @@ def client_app(settings: Settings, connector: Connector) -> tuple[str, Secret]:
 
 
 def place(row: OAuthToken | VenueApiKey, column: str) -> vault.Context:
-    """Return where a sealed column of a row lives, for the vault."""
-    return vault.Context(row.__tablename__, column, row.venue_id, row.integration_type, row.environment)
+    """Return where a sealed column of a row lives, for the vault; a new row needs its id first."""
+    return vault.Context(
+        row.__tablename__, column, row.id, row.venue_id, row.integration_type, row.environment
+    )
 
 
-def seal_grant(token: OAuthToken, grant: auth.Grant, keys: Vault) -> None:
+async def seal_grant(token: OAuthToken, grant: auth.Grant, keys: Vault) -> None:
     """Put a grant into its row. A provider that sends no new refresh token keeps the old one valid."""
-    token.encrypted_access_token = keys.seal(grant.access_token, place(token, "encrypted_access_token"))
+    token.encrypted_access_token = await keys.seal(grant.access_token, place(token, "encrypted_access_token"))
     if grant.refresh_token is not None:
-        token.encrypted_refresh_token = keys.seal(
+        token.encrypted_refresh_token = await keys.seal(
             grant.refresh_token, place(token, "encrypted_refresh_token")
         )
     token.expires_at = grant.expires_at
@@ -109,7 +111,9 @@ class StoredCredentials:
     async def stored(self, session: AsyncSession) -> Credentials:
         """Return the credentials as they are, about to expire or not; nobody renews them until its end."""
         integration, token, key = await self._rows(session, lock=True)
-        return self._open_key(integration, key) if token is None else self._open_token(integration, token)
+        if token is None:
+            return await self._open_key(integration, key)
+        return await self._open_token(integration, token)
 
     async def current(self) -> Credentials:
         # Opened once per run: whoever replaces them makes the provider answer 401, and `refresh` reads again.
@@ -118,12 +122,12 @@ class StoredCredentials:
         async with self._sessions() as session:
             integration, token, key = await self._rows(session)
             if token is None:
-                return self._keep(self._open_key(integration, key))
-            opened = self._open_token(integration, token)
+                return self._keep(await self._open_key(integration, key))
+            opened = await self._open_token(integration, token)
         if not self._is_due(token.expires_at) or token.encrypted_refresh_token is None:
             return self._keep(opened)
         try:
-            return await self._renew(lambda row: self._is_due(row.expires_at))
+            return await self._renew(lambda row, _: self._is_due(row.expires_at))
         except TokenRefreshError:
             raise
         except ProviderError:
@@ -137,25 +141,20 @@ class StoredCredentials:
         access_token = refused.values.get("access_token")
         if access_token is not None:
             return await self._renew(
-                lambda row: (
-                    self._vault.open(
-                        row.encrypted_access_token, place(row, "encrypted_access_token")
-                    ).reveal()
-                    == access_token.reveal()
-                )
+                lambda _, opened: opened.values["access_token"].reveal() == access_token.reveal()
             )
         async with self._sessions.begin() as session:
             integration, token, key = await self._rows(session)
             if token is not None:
-                return self._keep(self._open_token(integration, token))
-            opened = self._open_key(integration, key)
+                return self._keep(await self._open_token(integration, token))
+            opened = await self._open_key(integration, key)
             if _revealed(opened.values) != _revealed(refused.values):
                 return self._keep(opened)
             if key is not None:
                 key.is_valid, key.validation_error = False, "refused by the provider"
         raise AuthenticationError("the provider refuses the stored credentials: connect again", status=401)
 
-    async def _renew(self, needed: Callable[[OAuthToken], bool]) -> Credentials:
+    async def _renew(self, needed: Callable[[OAuthToken, Credentials], bool]) -> Credentials:
         """Refresh the token if it is still `needed` once the lock is ours."""
         connector = self._catalog.connector(self._provider)
         found = oauth_method(connector)
@@ -169,8 +168,8 @@ class StoredCredentials:
                 raise CredentialsNotFoundError(
                     f"this {connector.title} integration has no credentials: connect it"
                 )
-            opened = self._open_token(integration, token)
-            if not needed(token):
+            opened = await self._open_token(integration, token)
+            if not needed(token, opened):
                 return self._keep(opened)
             refresh_token = opened.values.get("refresh_token")
             try:
@@ -197,12 +196,12 @@ class StoredCredentials:
                 integration.last_error = f"{connector.title} no longer accepts this connection: connect again"
                 integration.last_error_at = self._now()
             else:
-                seal_grant(token, grant, self._vault)
+                await seal_grant(token, grant, self._vault)
                 token.refresh_count += 1
                 token.refresh_failed_count = 0
                 token.last_refreshed_at = token.updated_at = self._now()
                 integration.connection = {**integration.connection, **grant.connection}
-                renewed = self._open_token(integration, token)
+                renewed = await self._open_token(integration, token)
                 await session.commit()
                 await log.ainfo("token.refreshed", provider=self._provider, venue_id=str(self._venue))
                 return self._keep(renewed)
@@ -242,14 +241,14 @@ class StoredCredentials:
         )
         return integration, None, key
 
-    def _open_token(self, integration: IntegrationConfig, token: OAuthToken) -> Credentials:
+    async def _open_token(self, integration: IntegrationConfig, token: OAuthToken) -> Credentials:
         values = {
-            "access_token": self._vault.open(
+            "access_token": await self._vault.open(
                 token.encrypted_access_token, place(token, "encrypted_access_token")
             )
         }
         if token.encrypted_refresh_token is not None:
-            values["refresh_token"] = self._vault.open(
+            values["refresh_token"] = await self._vault.open(
                 token.encrypted_refresh_token, place(token, "encrypted_refresh_token")
             )
         found = oauth_method(self._catalog.connector(self._provider))
@@ -261,12 +260,12 @@ class StoredCredentials:
             found[0].name if found else None,
         )
 
-    def _open_key(self, integration: IntegrationConfig, key: VenueApiKey | None) -> Credentials:
+    async def _open_key(self, integration: IntegrationConfig, key: VenueApiKey | None) -> Credentials:
         if key is None:
             raise CredentialsNotFoundError(
                 f"this `{self._provider}` integration has no credentials: connect it"
             )
-        sealed = self._vault.open(key.encrypted_api_key, place(key, "encrypted_api_key"))
+        sealed = await self._vault.open(key.encrypted_api_key, place(key, "encrypted_api_key"))
         values = msgspec.json.decode(sealed.reveal(), type=dict[str, str])
         return Credentials(
             {name: Secret(value) for name, value in values.items()},

@@ -5,6 +5,7 @@ The engine's exceptions carry a code too; `http_status` knows them all, so one h
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from engine.errors import HubError
 
@@ -57,11 +58,17 @@ class Detail:
 
 
 class ServerError(HubError):
-    """The service refuses. `details` go into the answer; like the message, they hold no secret."""
+    """The service refuses. `details` go into the answer; like the message, they hold no secret.
 
-    def __init__(self, message: str, details: Sequence[Detail] = ()) -> None:
+    `foreign_venue` is one that isn't the caller's: the audit log is told of it, the caller never.
+    """
+
+    def __init__(
+        self, message: str, details: Sequence[Detail] = (), *, foreign_venue: UUID | None = None
+    ) -> None:
         super().__init__(message)
         self.details = tuple(details)
+        self.foreign_venue = foreign_venue
 
 
 class InvalidRequestError(ServerError):
@@ -172,3 +179,10 @@ class VaultError(ServerError):
     """A secret can't be opened: altered, moved to another row, or sealed under a key we don't have."""
 
     code = "VAULT_ERROR"
+
+
+class KeysUnavailableError(VaultError):
+    """The service that keeps the vault's keys doesn't answer: nothing is wrong with the value."""
+
+    code = "STORE_UNAVAILABLE"
+    retryable = True

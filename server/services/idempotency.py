@@ -58,7 +58,7 @@ async def once(
         async with context.sessions.begin() as session:
             await session.execute(delete(IdempotencyKey).filter_by(caller=caller, key=key, status=None))
         raise
-    sealed = context.vault.seal(
+    sealed = await context.vault.seal(
         orjson.dumps({"body": answer.body, "headers": dict(answer.headers)}).decode(), _place(caller, key)
     )
     async with context.sessions.begin() as session:
@@ -100,10 +100,12 @@ async def _take(context: Context, caller: str, key: str, fingerprint: str) -> An
         raise KeyReusedError("this Idempotency-Key belongs to a request with another body")
     if row.status is None or row.response is None:
         raise KeyInUseError("the first request with this Idempotency-Key isn't answered yet")
-    kept = orjson.loads(context.vault.open(row.response["sealed"], _place(caller, key)).reveal())
+    opened = await context.vault.open(row.response["sealed"], _place(caller, key))
+    kept = orjson.loads(opened.reveal())
     return Answer(row.status, kept["body"], kept["headers"], replayed=True)
 
 
 def _place(caller: str, key: str) -> vault.Context:
-    # The vault binds a value to a venue, a provider and an environment; a caller and a key stand for them.
-    return vault.Context(IdempotencyKey.__tablename__, "response", UUID(int=0), caller, key)
+    # An answer belongs to no venue, provider or environment; its row is known by two names.
+    row = orjson.dumps([caller, key]).decode()
+    return vault.Context(IdempotencyKey.__tablename__, "response", row, UUID(int=0), "", "")

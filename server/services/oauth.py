@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
-from uuid import UUID
+from typing import Any, Literal
+from uuid import UUID, uuid4
 
 import structlog
 from sqlalchemy import and_, case, delete, exists, func, literal, select, update
@@ -35,6 +35,21 @@ from server.settings import Settings
 log = structlog.get_logger(__name__)
 
 _ERROR_CODE = re.compile(r"[a-z_]{1,50}")  # what RFC 6749 allows and more; anything else isn't repeated
+# What the errors of RFC 6749, 4.1.2.1 mean for whoever wanted to connect.
+_DECLINED: Mapping[str, str] = MappingProxyType(
+    {
+        "access_denied": "{title} wasn't allowed to be connected: whoever was asked there said no",
+        "invalid_scope": "{title} doesn't grant what is asked for: look at the application registered there",
+        "unauthorized_client": "{title} doesn't let the application that is registered there ask",
+        "invalid_request": "{title} didn't understand what it was asked",
+        "unsupported_response_type": "{title} didn't understand what it was asked",
+        "server_error": "{title} failed on its side: try again",
+        "temporarily_unavailable": "{title} is too busy or closed for now: try again later",
+    }
+)
+
+_NOBODY = "nobody"  # the actor of an entry about a browser that could have been anybody's
+Refusal = Literal["unknown", "used", "expired", "other_provider", "other_user"]
 
 
 class ExchangeError(ServerError):
@@ -48,6 +63,23 @@ def redirect_uri(settings: Settings, provider: str) -> str:
     return f"{settings.api_url}/api/v1/integrations/oauth/callback/{provider}"
 
 
+def allowed_redirect(settings: Settings, provider: str, wanted: str | None) -> str:
+    """Return the redirect address to use: the hub's own, or a wanted one that an operator has listed.
+
+    Raises InvalidRequestError for any other. They are compared letter by letter (RFC 9700, 2.1).
+    """
+    own = redirect_uri(settings, provider)
+    listed = {each.replace("{provider}", provider) for each in settings.redirect_uris}
+    if wanted in (None, own):
+        return own
+    if wanted not in listed:
+        raise InvalidRequestError(
+            "this redirect address isn't allowed",
+            [Detail("redirectUri", "it isn't in HUB_REDIRECT_URIS; leave it out for the hub's own address")],
+        )
+    return str(wanted)
+
+
 async def begin(
     context: Context,
     actor: Actor,
@@ -57,22 +89,25 @@ async def begin(
     environment: str,
     config: Mapping[str, Any],
     values: Mapping[str, str] = MappingProxyType({}),
+    wanted_redirect: str | None = None,
 ) -> str:
     """Return where to send the venue's browser. What it comes back with works once, for ten minutes.
 
-    `values` are those of the connection that the venue chose. Raises InvalidRequestError when they aren't as
-    the manifest says, or the connector is connected with credentials, NotSupportedError when no application
-    is registered with the provider.
+    `values` are those of the connection that the venue chose. With `wanted_redirect` the browser comes back
+    there, and whoever is there finishes the authorization as the same user. Raises InvalidRequestError when
+    the values aren't as the manifest says, that address isn't allowed, or the connector is connected with
+    credentials; NotSupportedError when no application is registered with the provider.
     """
     connector = context.catalog.connector(provider)
     method, oauth = _method(connector)
+    integrations.check_environment(connector, environment)
+    uri = allowed_redirect(context.settings, provider, wanted_redirect)
     chosen = integrations.read_connection(connector, values)
     integrations.check_connection(connector, chosen, found_out=integrations.found_out(connector, method))
-    client_id, _ = client_app(context.settings, connector)
+    client_id, _ = client_app(context.settings, connector, environment)
     await integrations.read_venue(context, venue_id)
     state = secrets.token_urlsafe(32)
     verifier = secrets.token_urlsafe(64) if oauth.pkce else None
-    uri = redirect_uri(context.settings, provider)
     url = auth.authorization_url(
         connector,
         method,
@@ -95,7 +130,7 @@ async def begin(
         connection=chosen,
     )
     if verifier is not None:
-        row.encrypted_verifier = context.vault.seal(verifier, _place(row))
+        row.encrypted_verifier = await context.vault.seal(verifier, _place(row))
     async with context.sessions.begin() as session:
         session.add(row)
         integration = await integrations.own_integration(session, venue_id, provider)
@@ -116,13 +151,15 @@ async def finish(
     ip: str | None,
     request_id: str | None,
     parameters: Mapping[str, str] = MappingProxyType({}),
+    user_id: str | None = None,
 ) -> UUID:
     """Trade the code for tokens, store them and start the integration; returns the venue it is for.
 
-    `parameters` are all those of the address, for providers that say there what was connected.
+    `parameters` are all those of the address, for providers that say there what was connected. `user_id` is
+    whose token came with the call; a browser that a provider sends back has none.
 
     Raises InvalidRequestError without code and state, StateInvalidError for a state that is unknown, used,
-    too old or another provider's, ExchangeError when the provider refuses.
+    too old, another provider's or another user's, ExchangeError when the provider refuses.
     """
     connector = context.catalog.connector(provider)
     method, _ = _method(connector)
@@ -132,11 +169,13 @@ async def finish(
             f"{' and '.join(missing)} must be in the address",
             [Detail(name, f"{name} is required") for name in missing],
         )
-    begun = await _take(context, provider, state)
+    begun = await _take(context, provider, state, user_id, Actor(user_id or _NOBODY, ip, request_id))
     actor = Actor(begun.user_id, ip, request_id)
     try:
-        returned = _returned(connector, method, parameters) if code else {}
-        grant = await _exchange(context, connector, method, begun, code, error)
+        if error:
+            raise _declined(connector, error)
+        returned = _returned(connector, method, parameters)
+        grant = await _exchange(context, connector, method, begun, code or "")
         known = {**begun.connection, **returned, **grant.connection}  # whose account it is, nobody chooses
         venue = await integrations.read_venue(context, begun.venue_id)
         values = {"access_token": grant.access_token}
@@ -154,14 +193,16 @@ async def finish(
         await _give_up(context, actor, begun, failure)
         raise
     async with context.sessions.begin() as session:
+        # Two that end at once wait for each other here, and then one finds the other's token.
+        await integrations.take_turn(session, begun.venue_id, provider)
         mine = {"venue_id": begun.venue_id, "integration_type": provider}
         token = await session.scalar(select(OAuthToken).filter_by(**mine).with_for_update())
         if token is None:
-            token = OAuthToken(**mine)
+            token = OAuthToken(id=uuid4(), **mine)
             session.add(token)
         token.environment = begun.environment
         token.encrypted_refresh_token, token.refresh_expires_at, token.scopes = None, None, []
-        seal_grant(token, grant, context.vault)
+        await seal_grant(token, grant, context.vault)
         token.refresh_count = token.refresh_failed_count = 0
         token.created_by, token.created_ip = _uuid(begun.user_id), ip
         token.updated_at = datetime.now(UTC)
@@ -186,24 +227,66 @@ def _method(connector: Connector) -> tuple[AuthMethod, OAuth]:
     return found
 
 
-async def _take(context: Context, provider: str, state: str) -> OAuthState:
-    """Use up a state. One statement finds and marks it, so of two callbacks with it one gets it."""
+async def _take(
+    context: Context, provider: str, state: str, user_id: str | None, caller: Actor
+) -> OAuthState:
+    """Use up a state. Its row is locked meanwhile, so of two callbacks with it one gets it.
+
+    Whoever shows it where it isn't good uses it up as well: it has been in wrong hands.
+    """
     async with context.sessions.begin() as session:
-        rows = await session.scalars(
-            update(OAuthState)
-            .filter_by(state_hash=_hash(state), integration_type=provider)
-            .where(OAuthState.used_at.is_(None), OAuthState.expires_at > func.now())
-            .values(used_at=func.now())
-            .returning(OAuthState)
-        )
-        begun = rows.one_or_none()
-    if begun is None:
+        found = (
+            await session.execute(
+                select(OAuthState, OAuthState.expires_at <= func.now())
+                .filter_by(state_hash=_hash(state))
+                .with_for_update()
+            )
+        ).one_or_none()
+        begun = found[0] if found else None
+        refusal = _refusal(context.settings, begun, bool(found and found[1]), provider, user_id)
+        if begun is not None and begun.used_at is None:
+            begun.used_at = datetime.now(UTC)
+        if refusal is not None:
+            await audit.refuse(
+                session,
+                caller,
+                "oauth.refused",
+                venue_id=begun.venue_id if begun else None,
+                provider=begun.integration_type if begun else provider,
+                reason=refusal,
+            )
+    if begun is None or refusal is not None:
+        await log.awarning("oauth.refused", provider=provider, reason=refusal, ip=caller.ip)
         raise StateInvalidError("this authorization isn't known, is finished already, or is too old")
     return begun
 
 
+def _refusal(
+    settings: Settings, begun: OAuthState | None, expired: bool, provider: str, user_id: str | None
+) -> Refusal | None:
+    """Say why a state isn't taken; None when it is."""
+    if begun is None:
+        return "unknown"
+    if begun.integration_type != provider:
+        return "other_provider"
+    if begun.used_at is not None:
+        return "used"
+    if expired:
+        return "expired"
+    # A browser that comes straight back from the provider has no token to show; anybody else has to.
+    straight = begun.redirect_uri == redirect_uri(settings, provider)
+    return None if user_id == begun.user_id or (straight and user_id is None) else "other_user"
+
+
+def _declined(connector: Connector, error: str) -> ExchangeError:
+    code = error if _ERROR_CODE.fullmatch(error) else "error"
+    said = _DECLINED.get(code, "{title} didn't authorize the connection").format(title=connector.title)
+    return ExchangeError(said, [Detail("error", code)])
+
+
 def _returned(connector: Connector, method: AuthMethod, parameters: Mapping[str, str]) -> dict[str, str]:
     try:
+        auth.check_issuer(connector, method, parameters)
         return auth.kept_of_callback(connector, method, parameters)
     except ProviderError as failure:
         raise ExchangeError(failure.message) from failure
@@ -214,15 +297,11 @@ async def _exchange(
     connector: Connector,
     method: AuthMethod,
     begun: OAuthState,
-    code: str | None,
-    error: str | None,
+    code: str,
 ) -> auth.Grant:
-    if code is None:
-        said = f" ({error})" if error and _ERROR_CODE.fullmatch(error) else ""
-        raise ExchangeError(f"{connector.title} didn't authorize the connection{said}")
-    client_id, client_secret = client_app(context.settings, connector)
+    client_id, client_secret = client_app(context.settings, connector, begun.environment)
     verifier = (
-        context.vault.open(begun.encrypted_verifier, _place(begun)).reveal()
+        (await context.vault.open(begun.encrypted_verifier, _place(begun))).reveal()
         if begun.encrypted_verifier
         else None
     )
@@ -287,7 +366,12 @@ async def give_up_forgotten(session: AsyncSession) -> None:
 
 def _place(row: OAuthState) -> vault.Context:
     return vault.Context(
-        OAuthState.__tablename__, "encrypted_verifier", row.venue_id, row.integration_type, row.environment
+        OAuthState.__tablename__,
+        "encrypted_verifier",
+        row.state_hash,
+        row.venue_id,
+        row.integration_type,
+        row.environment,
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import orjson
@@ -122,11 +122,11 @@ async def store_grant(
                 connection={"location_ids": ["L1"]},
             )
         )
-        token = OAuthToken(venue_id=VENUE, integration_type="square", environment="sandbox")
+        token = OAuthToken(id=uuid4(), venue_id=VENUE, integration_type="square", environment="sandbox")
         grant = Grant(
             Secret("access-0"), Secret(refresh_token) if refresh_token else None, expires_at, ("ITEMS_READ",)
         )
-        seal_grant(token, grant, KEYS)
+        await seal_grant(token, grant, KEYS)
         session.add(token)
 
 
@@ -176,7 +176,8 @@ async def test_a_token_about_to_end_is_renewed_and_saved_first(
         "client_secret": "the-secret",
     }
     row = await token_row(sessions)
-    assert KEYS.open(row.encrypted_access_token, place(row, "encrypted_access_token")).reveal() == "access-1"
+    kept = await KEYS.open(row.encrypted_access_token, place(row, "encrypted_access_token"))
+    assert kept.reveal() == "access-1"
     assert (row.refresh_count, row.refresh_failed_count, row.last_refreshed_at) == (1, 0, NOW)
     assert row.expires_at == datetime(2026, 2, 14, 12, tzinfo=UTC)
     integration = await integration_row(sessions)
@@ -264,8 +265,8 @@ async def test_a_refresh_token_that_is_not_replaced_is_kept(
 
 
 async def test_a_key_is_opened_and_a_refused_one_is_marked(sessions: Sessions, build: Build) -> None:
-    key = VenueApiKey(venue_id=VENUE, integration_type="stripe", environment="production")
-    key.encrypted_api_key = KEYS.seal('{"apiKey":"sk_test_1"}', place(key, "encrypted_api_key"))
+    key = VenueApiKey(id=uuid4(), venue_id=VENUE, integration_type="stripe", environment="production")
+    key.encrypted_api_key = await KEYS.seal('{"apiKey":"sk_test_1"}', place(key, "encrypted_api_key"))
     async with sessions.begin() as session:
         session.add(
             IntegrationConfig(venue_id=VENUE, integration_type="stripe", status=IntegrationStatus.CONNECTED)
@@ -280,7 +281,7 @@ async def test_a_key_is_opened_and_a_refused_one_is_marked(sessions: Sessions, b
         row = (await session.scalars(select(VenueApiKey))).one()
     assert (row.is_valid, row.validation_error) == (False, "refused by the provider")
 
-    sealed = KEYS.seal('{"apiKey":"sk_test_2"}', place(row, "encrypted_api_key"))
+    sealed = await KEYS.seal('{"apiKey":"sk_test_2"}', place(row, "encrypted_api_key"))
     async with sessions.begin() as session:
         await session.execute(update(VenueApiKey).values(encrypted_api_key=sealed))
     assert revealed(await source.refresh(opened)) == {"apiKey": "sk_test_2"}
@@ -288,8 +289,8 @@ async def test_a_key_is_opened_and_a_refused_one_is_marked(sessions: Sessions, b
 
 async def test_a_ciphertext_moved_to_another_venue_does_not_open(sessions: Sessions, build: Build) -> None:
     await store_grant(sessions, LATER)
-    other = OAuthToken(venue_id=UUID(int=9), integration_type="square", environment="sandbox")
-    sealed = KEYS.seal("stolen", place(other, "encrypted_access_token"))
+    other = OAuthToken(id=uuid4(), venue_id=UUID(int=9), integration_type="square", environment="sandbox")
+    sealed = await KEYS.seal("stolen", place(other, "encrypted_access_token"))
     async with sessions.begin() as session:
         await session.execute(update(OAuthToken).values(encrypted_access_token=sealed))
     with pytest.raises(VaultError):

@@ -107,9 +107,13 @@ async def venue(context: WorkerContext) -> UUID:
             )
         )
         key = VenueApiKey(
-            venue_id=venue_id, integration_type="stripe", environment="sandbox", key_name="bearer"
+            id=uuid4(),
+            venue_id=venue_id,
+            integration_type="stripe",
+            environment="sandbox",
+            key_name="bearer",
         )
-        key.encrypted_api_key = context.vault.seal(
+        key.encrypted_api_key = await context.vault.seal(
             Secret('{"apiKey": "sk_test_demo"}'), place(key, "encrypted_api_key")
         )
         session.add(key)

@@ -48,8 +48,8 @@ async def test_the_key_is_sealed_and_bound_to_its_place(hub: Hub) -> None:
     await hub.connect_by_key()
     [row] = await hub.rows("SELECT * FROM venue_api_keys")
     assert KEY not in str(row)
-    place = Place(VenueApiKey.__tablename__, "encrypted_api_key", OURS, "stripe", "sandbox")
-    opened = hub.context.vault.open(row["encrypted_api_key"], place)
+    place = Place(VenueApiKey.__tablename__, "encrypted_api_key", row["id"], OURS, "stripe", "sandbox")
+    opened = await hub.context.vault.open(row["encrypted_api_key"], place)
     assert opened.reveal() == f'{{"apiKey":"{KEY}"}}'
 
 

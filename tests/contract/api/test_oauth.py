@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from engine.ports import Credentials
+from server.credentials import place
 from server.db.models import OAuthToken
 from server.vault import Context as Place
 from tests.contract.api.conftest import API, OURS, USER_ID, Hub, bearer
@@ -72,8 +73,8 @@ async def test_coming_back_connects(hub: Hub) -> None:
     assert len(integration["connection"]["location_ids"]) == 2
     assert integration["config"]["syncInterval"] == 900
     [token] = await hub.rows("SELECT * FROM oauth_tokens")
-    place = Place(OAuthToken.__tablename__, "encrypted_access_token", OURS, "square", "sandbox")
-    access_token = hub.context.vault.open(token["encrypted_access_token"], place).reveal()
+    where = Place(OAuthToken.__tablename__, "encrypted_access_token", token["id"], OURS, "square", "sandbox")
+    access_token = (await hub.context.vault.open(token["encrypted_access_token"], where)).reveal()
     assert access_token
     assert access_token not in str(token)
     assert str(token["created_by"]) == USER_ID
@@ -179,8 +180,8 @@ async def test_credentials_for_a_provider_that_wants_authorization(hub: Hub) -> 
 async def test_disconnect_revokes_at_the_provider(hub: Hub) -> None:
     await hub.http.get(CALLBACK, params=await approve(await begin(hub)), headers=JSON)
     [row] = await hub.rows("SELECT * FROM oauth_tokens")
-    place = Place(OAuthToken.__tablename__, "encrypted_access_token", OURS, "square", "sandbox")
-    token = hub.context.vault.open(row["encrypted_access_token"], place).reveal()
+    where = Place(OAuthToken.__tablename__, "encrypted_access_token", row["id"], OURS, "square", "sandbox")
+    token = (await hub.context.vault.open(row["encrypted_access_token"], where)).reveal()
     assert await _merchant(hub, token) == 200
     answer = await hub.post(f"{API}/square/disconnect", {"venueId": str(OURS)})
     assert answer.status_code == 200
@@ -200,8 +201,8 @@ async def test_disconnect_revokes_the_token_there_is_when_it_ends(
     monkeypatch.setattr("engine.auth.revoke", revoke)
     async with hub.context.sessions.begin() as session:  # a refresh that is under way
         token = (await session.scalars(select(OAuthToken).with_for_update())).one()
-        token.encrypted_access_token = hub.context.vault.seal(
-            "newer", Place(OAuthToken.__tablename__, "encrypted_access_token", OURS, "square", "sandbox")
+        token.encrypted_access_token = await hub.context.vault.seal(
+            "newer", place(token, "encrypted_access_token")
         )
         await session.flush()
         ending = asyncio.create_task(hub.post(f"{API}/square/disconnect", {"venueId": str(OURS)}))

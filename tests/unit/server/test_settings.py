@@ -3,15 +3,19 @@ import json
 import pickle
 import stat
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from server.settings import VARIABLES, SettingsError, read_settings
+from server.vault import Context, LocalKeyring, Vault
 
-SECRET = "s" * 32
-KEY = base64.b64encode(b"k" * 32).decode()
+SECRET = "3d0c1f7a-signs-tokens-of-callers"
+KEY = base64.b64encode(bytes(range(7, 231, 7))).decode()
+WORDS = "Thirty-two letters make one key."
+PLACE = Context("oauth_tokens", "encrypted_access_token", UUID(int=1), UUID(int=2), "juniper", "sandbox")
 PRODUCTION = {
     "HUB_ENV": "production",
     "DATABASE_URL": "postgres://hub:pa%2Fss@db.example:5432/hub",
@@ -57,7 +61,7 @@ def test_development_secrets_are_made_once_and_private(tmp_path: Path) -> None:
 
     assert first.jwt_key.reveal() == second.jwt_key.reveal()
     assert first.jwt_key.reveal() != elsewhere.jwt_key.reveal()
-    assert first.keyring().current == "dev"
+    assert first.keyring().ids[0] == "local:dev"
     kept = tmp_path / "secrets.json"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert set(json.loads(kept.read_text())) == {"jwt_secret", "vault_keys"}
@@ -85,7 +89,7 @@ def test_production() -> None:
     assert settings.redis_url == PRODUCTION["REDIS_URL"]
     assert settings.api_url == "https://hub.example/base"
     assert settings.jwt_key.reveal() == SECRET
-    assert settings.keyring().current == "2026"
+    assert settings.keyring().ids[0] == "local:2026"
 
 
 def test_production_names_everything_that_is_wrong_at_once() -> None:
@@ -209,33 +213,31 @@ def test_weak_and_wrong_public_keys(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["x" * 32, (b"x" * 32).hex(), base64.b64encode(b"x" * 32).decode()])
-def test_a_single_encryption_key(text: str) -> None:
+@pytest.mark.parametrize("text", [WORDS, WORDS.encode().hex(), base64.b64encode(WORDS.encode()).decode()])
+async def test_a_single_encryption_key(text: str) -> None:
     settings = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": text})
 
-    assert settings.keyring().current == "encryption_key"
-    wrapped = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": "x" * 32}).keyring()
-    assert (
-        settings.keyring().unwrap("encryption_key", wrapped.wrap("encryption_key", b"data", b"a"), b"a")
-        == b"data"
-    )
+    assert settings.keyring().ids == ("local:encryption_key",)
+    sealed = await Vault(LocalKeyring({"encryption_key": WORDS.encode()})).seal("s", PLACE)
+    assert (await Vault(settings.keyring()).open(sealed, PLACE)).reveal() == "s"
 
 
-def test_an_old_encryption_key_still_opens() -> None:
-    old = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": "x" * 32}).keyring()
-    both = read_settings({**PRODUCTION, "ENCRYPTION_KEY": "x" * 32}).keyring()
+async def test_an_old_encryption_key_still_opens() -> None:
+    old = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": WORDS}).keyring()
+    both = read_settings({**PRODUCTION, "ENCRYPTION_KEY": WORDS}).keyring()
 
-    assert both.current == "2026"
-    assert both.unwrap("encryption_key", old.wrap("encryption_key", b"data", b"a"), b"a") == b"data"
+    assert both.ids == ("local:2026", "local:encryption_key")
+    assert (await Vault(both).open(await Vault(old).seal("s", PLACE), PLACE)).reveal() == "s"
 
 
-def test_vault_keys_from_a_file(tmp_path: Path) -> None:
+async def test_vault_keys_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"new:{KEY}\nold:{base64.b64encode(b'o' * 32).decode()}\n")
+    file.write_text(f"new:{KEY}\nold:{base64.b64encode(WORDS.encode()).decode()}\n")
     keyring = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "HUB_VAULT_KEY_FILE": str(file)}).keyring()
 
-    assert keyring.current == "new"
-    assert keyring.unwrap("old", keyring.wrap("old", b"data", b"a"), b"a") == b"data"
+    assert keyring.ids == ("local:new", "local:old")
+    sealed = await Vault(LocalKeyring({"old": WORDS.encode()})).seal("s", PLACE)
+    assert (await Vault(keyring).open(sealed, PLACE)).reveal() == "s"
 
 
 def test_client_apps_of_any_connector(tmp_path: Path) -> None:
