@@ -227,9 +227,20 @@ class OAuthToken(Base):
     token_type: Mapped[str] = mapped_column(String(50), server_default="Bearer")
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
     refresh_expires_at: Mapped[datetime | None]
+    expires_in: Mapped[int | None] = mapped_column(doc="Seconds that the access token was granted for.")
+    granted_at: Mapped[Now] = mapped_column(doc="When the provider last gave tokens.")
+    grant_ended_at: Mapped[datetime | None] = mapped_column(
+        doc="When the provider said that it renews no more. Only a person asks it again."
+    )
     refresh_count: Mapped[Count]
     last_refreshed_at: Mapped[datetime | None]
-    refresh_failed_count: Mapped[Count]
+    refresh_failed_count: Mapped[Count] = mapped_column(doc="Since the last time it went well.")
+    refresh_started_at: Mapped[datetime | None] = mapped_column(
+        doc="Of a renewal whose answer may have been lost: the provider was asked, and nothing stored since."
+    )
+    refresh_next_at: Mapped[datetime | None] = mapped_column(
+        doc="After a failure: the provider isn't asked before."
+    )
     created_by: Mapped[UUID | None]
     created_ip: Mapped[str | None] = mapped_column(INET())
     last_used_at: Mapped[datetime | None]
