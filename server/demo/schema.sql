@@ -95,7 +95,7 @@ CREATE TABLE platform.orders (
     number text,
     email text,
     status text NOT NULL DEFAULT 'pending'
-        CHECK (status IN ('pending', 'paid', 'failed', 'refunded', 'cancelled')),
+        CHECK (status IN ('pending', 'paid', 'failed', 'partially_refunded', 'refunded', 'cancelled')),
     total bigint,  -- in the currency's smallest unit
     currency text,
     placed_at timestamptz NOT NULL DEFAULT now(),

@@ -31,7 +31,7 @@ from tests.sandbox.running import Sandbox
 VENUE = {"id": "v-1", "name": "Café Zoë", "currency": "USD", "books_from": "2026-10-01"}
 TOKEN = Credentials(
     {"access_token": Secret(quickbooks.LASTING_TOKEN)},
-    {"realm_id": quickbooks.DEFAULT_REALM, "income_account": "31"},
+    {"realm_id": quickbooks.DEFAULT_REALM, "income_account": "31", "refund_account": "34"},
 )
 FEW = settings(
     max_examples=4,
@@ -79,7 +79,7 @@ class World:
         for record in records:
             self.host.put(entity, dict(record))
 
-    async def run(self, *directions: str) -> list[Tally]:
+    async def run(self, *directions: str, complete: bool = False) -> list[Tally]:
         tallies: list[Tally] = []
         clock = NoWaiting()
         async with open_client(origin_overrides=self.standing.overrides) as http:
@@ -97,6 +97,7 @@ class World:
                         venue=await self.host.venue(),
                         clock=clock,
                         fields=self.platform.entities[mapping.entity].fields,
+                        complete=complete,
                     )
                     tallies.append(await (run.pull() if direction == "pull" else run.push()))
         return tallies
@@ -255,13 +256,16 @@ async def test_orders_settle(first: list[Record], second: list[Record], sandbox:
     world.fill("event", [event(0), event(1)])
     world.fill("customer", [customer(0), customer(1)])
     sold: dict[str, tuple[str, Decimal, str]] = {}
+    refunded: dict[str, Decimal] = {}
     for made in (first, second):
         world.fill("order", made)
-        sold |= {
-            row["id"]: (row["number"], row["total"], row["sold_on"])
-            for row in made
-            if (row["status"], row["source"]) == ("paid", "platform") and row["sold_on"] >= "2026-10-01"
-        }
+        for row in made:
+            if row["source"] == "platform" and row["sold_on"] >= "2026-10-01":
+                total = sold[row["id"]][1] if row["id"] in sold else row["total"]  # booked once
+                if row["status"] in ("paid", "refunded"):
+                    sold[row["id"]] = (row["number"], total, row["sold_on"])
+                if row["status"] == "refunded":
+                    refunded.setdefault(row["id"], row["total"])
         await world.agree()
         rows = world.objects("SalesReceipt")
         found = {
@@ -270,6 +274,9 @@ async def test_orders_settle(first: list[Record], second: list[Record], sandbox:
         }
         assert found == sold
         assert len(rows) == len(sold)
+        back = world.objects("RefundReceipt")
+        assert {row["PrivateNote"]: Decimal(str(row["TotalAmt"])) for row in back} == refunded
+        assert len(back) == len(refunded)
 
 
 async def test_a_receipt_names_the_item_the_buyer_and_the_exact_amount(world: World) -> None:
@@ -284,6 +291,105 @@ async def test_a_receipt_names_the_item_the_buyer_and_the_exact_amount(world: Wo
     detail = first["Line"][0]["SalesItemLineDetail"]
     assert (detail["ItemRef"]["value"], detail["Qty"], detail["UnitPrice"]) == (item["Id"], 2, 45.1)
     assert (first["Line"][0]["Amount"], second["TotalAmt"]) == (90.2, 0.1)
+
+
+async def test_a_price_that_is_not_exact_is_left_to_the_books(world: World) -> None:
+    """Three for 100.00: 33.33 times three is another amount."""
+    world.fill("event", [event(1)])
+    world.fill("order", [order(1, customer_id=None, quantity=3, total=Decimal("100.00"))])
+    await world.agree()
+    [row] = world.objects("SalesReceipt")
+    assert row["TotalAmt"] == row["Line"][0]["Amount"] == 100
+    assert row["Line"][0]["SalesItemLineDetail"].keys() == {"ItemRef"}
+
+
+async def test_a_refund_is_a_receipt_of_its_own_and_names_its_sale(world: World) -> None:
+    world.fill("event", [event(1)])
+    world.fill("customer", [customer(1)])
+    world.fill("order", [order(1)])
+    await world.agree()
+    assert world.objects("RefundReceipt") == []
+    world.fill("order", [order(1, status="refunded")])
+    await world.agree()
+    [sale], [refund] = world.objects("SalesReceipt"), world.objects("RefundReceipt")
+    assert (refund["TotalAmt"], refund["CustomerRef"]) == (90.2, sale["CustomerRef"])
+    assert (refund["DocNumber"], refund["PaymentRefNum"]) == ("J000001-R", sale["Id"])
+    assert refund["DepositToAccountRef"]["value"] == "34"
+    assert (sale["TotalAmt"], world.host.records["order"]["or-1"]["status"]) == (90.2, "refunded")
+
+
+async def test_what_was_refunded_before_it_was_booked_is_booked_with_its_refund(world: World) -> None:
+    world.fill("event", [event(1)])
+    world.fill("order", [order(1, customer_id=None, status="refunded")])
+    await world.agree()
+    assert [row["TotalAmt"] for row in world.objects("SalesReceipt")] == [90.2]
+    assert [row["TotalAmt"] for row in world.objects("RefundReceipt")] == [90.2]
+
+
+def void(world: World, entity: str, row: dict[str, Any]) -> None:
+    body = {"Id": row["Id"], "SyncToken": row["SyncToken"], "sparse": True}
+    world.office(entity, body, operation="update", include="void")
+
+
+async def test_a_void_receipt_cancels_its_order_and_takes_no_total_away(world: World) -> None:
+    world.fill("event", [event(1)])
+    world.fill("customer", [customer(1)])
+    world.fill("order", [order(1)])
+    await world.run("push", "pull")
+    [buyer] = world.objects("Customer")
+    world.office("Payment", {"CustomerRef": {"value": buyer["Id"]}, "TotalAmt": 33.5})
+    await world.run("pull", "push")
+    [paid] = [row for row in world.host.records["order"].values() if row["id"] != "or-1"]
+    assert (paid["total"], paid["status"]) == (33.5, "paid")
+
+    void(world, "SalesReceipt", world.objects("SalesReceipt")[0])
+    void(world, "Payment", world.objects("Payment")[0])
+    await world.run("pull", "push")
+    ours = world.host.records["order"]
+    assert (ours["or-1"]["total"], ours["or-1"]["status"]) == (Decimal("90.20"), "cancelled")
+    assert (ours[paid["id"]]["total"], ours[paid["id"]]["status"]) == (33.5, "cancelled")
+    assert [row["TotalAmt"] for row in world.objects("SalesReceipt")] == [0]
+    await world.agree()
+
+
+async def test_lines_that_the_office_added_stay(world: World) -> None:
+    world.fill("event", [event(1)])
+    world.fill("order", [order(1, customer_id=None)])
+    await world.run("push", "pull")
+    [row] = world.objects("SalesReceipt")
+    ours = [line for line in row["Line"] if "Id" in line]
+    fee = {"Amount": 5, "DetailType": "SalesItemLineDetail", "SalesItemLineDetail": {"ItemRef": {"value": "1"}}}
+    head = {"Id": row["Id"], "SyncToken": row["SyncToken"], "sparse": True}
+    world.office("SalesReceipt", {**head, "Line": [fee, *ours]})
+    world.fill("order", [order(1, customer_id=None) | {"number": "J000009"}])
+    await world.run("pull", "push", "pull", "push")
+    [row] = world.objects("SalesReceipt")
+    assert (row["DocNumber"], row["TotalAmt"]) == ("J000009", 95.2)
+    assert [line["Amount"] for line in row["Line"] if "Id" in line] == [5, 90.2]
+    await world.agree()
+
+
+async def test_what_is_gone_here_goes_out_of_use(world: World) -> None:
+    world.fill("event", [event(1), event(2)])
+    world.fill("customer", [customer(1), customer(2)])
+    await world.run("push", "pull")
+    del world.host.records["event"]["ev-1"], world.host.records["customer"]["cu-1"]
+    await world.run("pull", "push", complete=True)
+    assert {row["Sku"]: row["Active"] for row in world.objects("Item")} == {"ev-1": False, "ev-2": True}
+    active = {row["PrimaryEmailAddr"]["Address"]: row["Active"] for row in world.objects("Customer")}
+    assert active == {"guest1@example.com": False, "guest2@example.com": True}
+    assert world.host.records["customer"].keys() == {"cu-2"}
+    await world.agree()
+
+
+async def test_many_that_are_gone_here_are_held(world: World) -> None:
+    world.fill("customer", [customer(number) for number in range(20)])
+    await world.run("push", "pull")
+    for number in range(6):
+        del world.host.records["customer"][f"cu-{number}"]
+    tallies = await world.run("pull", "push", complete=True)
+    assert sum(each.held for each in tallies) == 6
+    assert all(row["Active"] for row in world.objects("Customer"))
 
 
 async def test_sales_and_payments_of_the_office_are_orders_once(world: World) -> None:
