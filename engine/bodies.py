@@ -50,8 +50,11 @@ def fitted(body: Body, limited: Sequence[tuple[Path, Field]]) -> tuple[Body, Seq
 def new_body(
     resource: Resource, body: Mapping[str, Any], new: Mapping[str, Template], scope: Mapping[str, Any]
 ) -> Body:
-    """Return the body of a new record: nulls left out, and `new` values where the mapping gives none."""
-    made: Body = without_nulls(body)
+    """Return the body of a new record: `new` values where the mapping gives none, and nothing that is empty.
+
+    There is nothing to clear yet, and a form would say so of an empty list or object.
+    """
+    made: Body = _without_empties(body)
     _fill(made, new, scope)
     for part in resource.lists.values():
         items = part.path.find(made)
@@ -73,6 +76,16 @@ def without_nulls(value: Any) -> Any:
         return {name: without_nulls(each) for name, each in value.items() if each is not None}
     if isinstance(value, list):
         return [without_nulls(each) for each in value]
+    return value
+
+
+def _without_empties(value: Any) -> Any:
+    """Return a copy without keys whose value is null, or a list or an object with nothing in it."""
+    if isinstance(value, Mapping):
+        kept = {name: _without_empties(each) for name, each in value.items() if each is not None}
+        return {name: each for name, each in kept.items() if each not in ({}, [])}
+    if isinstance(value, list):
+        return [_without_empties(each) for each in value]
     return value
 
 

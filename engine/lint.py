@@ -827,6 +827,11 @@ def _field_options(document: Document, path: Steps, field: Mapping[str, Any]) ->
             "`only_on` has no effect on a `read_only` field",
         ),
         (
+            field.get("read_only") and "sent" in field,
+            "sent",
+            "`sent` has no effect on a `read_only` field",
+        ),
+        (
             "at_most" in field and kind not in LENGTHY,
             "at_most",
             f"`at_most` has no effect on {kind}, which has no length",

@@ -6,7 +6,7 @@ template doesn't mention is never sent. *Absent* stays absent, *null* stays null
 
 A field's rule is a path (copied both ways) or `{path, push, pull, link, optional}`; a field may have several.
 With `push` and no `pull` the rule only pushes, and the other way round; a `link` is then for that way alone.
-Where its `only_when` (of a pull: `only_pull_when`) doesn't hold, a rule says nothing and its field stays absent.
+Where its `only_when` (of a pull: `only_pull_when`) doesn't hold, it says nothing: its field stays absent.
 With `each` the value is a list whose items are mapped one by one, by rules whose paths start in the item;
 such a rule only pushes.
 """

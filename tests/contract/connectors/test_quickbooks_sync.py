@@ -358,7 +358,11 @@ async def test_lines_that_the_office_added_stay(world: World) -> None:
     await world.run("push", "pull")
     [row] = world.objects("SalesReceipt")
     ours = [line for line in row["Line"] if "Id" in line]
-    fee = {"Amount": 5, "DetailType": "SalesItemLineDetail", "SalesItemLineDetail": {"ItemRef": {"value": "1"}}}
+    fee = {
+        "Amount": 5,
+        "DetailType": "SalesItemLineDetail",
+        "SalesItemLineDetail": {"ItemRef": {"value": "1"}},
+    }
     head = {"Id": row["Id"], "SyncToken": row["SyncToken"], "sparse": True}
     world.office("SalesReceipt", {**head, "Line": [fee, *ours]})
     world.fill("order", [order(1, customer_id=None) | {"number": "J000009"}])

@@ -13,8 +13,11 @@ from engine.bodies import (
     holds,
     limited_fields,
     new_body,
+    not_in_updates,
     own_id,
+    parts_of,
     renamed,
+    without,
 )
 from engine.expressions import Expression, Path, Template
 from engine.fields import Field, FieldCatalog
@@ -101,6 +104,17 @@ WITH_PARTS = replace(
 )
 
 
+def test_a_new_record_has_nothing_to_clear() -> None:
+    body = {
+        "name": "",
+        "note": None,
+        "address": {"city": None, "geo": {"lat": None}},
+        "tags": [],
+        "rows": [{}],
+    }
+    assert new_body(resource("sparse"), body, {}, {}) == {"name": "", "rows": [{}]}
+
+
 def test_each_item_of_a_new_record_gets_what_a_new_one_needs() -> None:
     body = {"parts": [{"data": {"ours": "a", "note": None}}, {"type": "OTHER", "data": {"ours": "b"}}]}
     assert new_body(WITH_PARTS, body, {}, {"key": "k"}) == {
@@ -182,3 +196,11 @@ def test_an_id_may_follow_from_the_content(body: Any, found: str | None) -> None
 
 def test_without_a_word_of_it_no_id_follows() -> None:
     assert own_id(resource("sparse"), {"name": "Ada"}) is None
+
+
+def test_a_field_that_only_calls_see_is_in_no_body() -> None:
+    fields = FieldCatalog({"shop": Field("shop", "id", sent=False), "name": Field("name")})
+    made = replace(resource("sparse"), fields=fields)
+    body = {"shop": "s1", "name": "Gala"}
+    assert without(body, parts_of(made)) == {"name": "Gala"}
+    assert without(body, not_in_updates(made)) == {"name": "Gala"}

@@ -507,3 +507,56 @@ def test_a_list_mapped_item_by_item_is_never_pulled() -> None:
     assert made is not None
     assert made.pulled_fields == ("name",)
     assert made.pull({"title": "Jazz", "parts": [{"data": {"ours": "t1"}}]}, SCOPE) == {"name": "Jazz"}
+
+
+# ---- rules with conditions
+
+
+@pytest.mark.parametrize(
+    ("rule", "note", "body"),
+    [
+        ({"path": "text", "only_when": "status == 'sold'"}, "x", {"text": "x"}),
+        ({"path": "text", "only_when": "status == 'draft'"}, "x", {}),
+        ({"path": "text", "only_when": "{{ record.status == 'draft' }}", "push": "{{ value }}!"}, "x", {}),
+        ({"path": "text", "only_when": "status", "push": "{{ value ~ '!' }}"}, "x", {"text": "x!"}),
+        ({"path": "text", "only_when": "{{ venue.currency == 'EUR' }}"}, None, {"text": None}),
+        ({"path": "text", "only_pull_when": "a == 'b'"}, "x", {"text": "x"}),
+    ],
+)  # fmt: skip
+def test_a_rule_pushes_only_when_its_condition_holds(
+    rule: dict[str, Any], note: str | None, body: dict[str, Any]
+) -> None:
+    made = mapping({"note": rule})
+    assert made.push({"note": note, "status": "sold"}, SCOPE) == body
+
+
+def test_a_copy_with_a_condition_of_what_is_not_there_stays_absent() -> None:
+    made = mapping({"note": {"path": "text", "only_when": "status == 'sold'"}})
+    assert made.push({"status": "sold"}, SCOPE) == {}
+
+
+@pytest.mark.parametrize(("total", "found"), [(0, {"status": "void"}), (5, {"status": "paid", "note": 5})])
+def test_a_rule_pulls_only_when_its_condition_holds(total: int, found: dict[str, Any]) -> None:
+    void, worth = "total == `0`", "{{ record.total > 0 }}"
+    made = mapping(
+        {
+            "note": {"path": "total", "only_pull_when": worth},
+            "status": [
+                {"path": "total", "only_pull_when": void, "pull": "{{ 'void' }}"},
+                {"path": "total", "only_pull_when": worth, "pull": "{{ 'paid' }}"},
+            ],
+        },
+        "pull",
+    )
+    assert made.pull({"total": total}, SCOPE) == found
+
+
+def test_a_condition_that_cannot_be_told_fails_its_record() -> None:
+    made = mapping({"note": {"path": "text", "only_when": "{{ record.price > 5 }}"}})
+    with pytest.raises(MappingError, match="only_when"):
+        made.push({"note": "x", "price": "many"}, SCOPE)
+
+
+def test_what_cannot_be_compiled_of_a_condition_is_named() -> None:
+    [fault] = faults({"note": {"path": "text", "only_when": "{{ value }}"}})
+    assert (fault.code, fault.at) == ("bad-template", ("fields", "note", "only_when"))
