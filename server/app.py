@@ -20,7 +20,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
 from server import telemetry
-from server.api import admin, health, integrations, oauth, syncs
+from server.api import admin, audit, health, integrations, oauth, schemas, syncs
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, request_id, send_request_id
@@ -28,11 +28,19 @@ from server.api.guards import PUBLIC, Caller, allow_named_roles, authentication
 from server.api.reference import ReferencePlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
+from server.services.denials import Denials
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-HANDLERS = (*integrations.HANDLERS, *oauth.HANDLERS, *syncs.HANDLERS, *health.HANDLERS, *admin.HANDLERS)
+HANDLERS = (
+    *integrations.HANDLERS,
+    *oauth.HANDLERS,
+    *syncs.HANDLERS,
+    *health.HANDLERS,
+    *admin.HANDLERS,
+    *audit.HANDLERS,
+)
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
 SHUTDOWN_SECONDS = 20
 DATABASE_SECONDS = 3.0  # to wait for the database at the start, before serving without it
@@ -49,6 +57,8 @@ def create_app(settings: Settings) -> Litestar:
         async with open_context(settings, application_name="integration-hub api") as context:
             app.state.context = context
             app.state.stopping = asyncio.Event()
+            app.state.denials = Denials()
+            writing = asyncio.create_task(app.state.denials.keep_writing(context.sessions))
             storing = asyncio.create_task(_store_templates(context))
             try:
                 await asyncio.wait({storing}, timeout=DATABASE_SECONDS)
@@ -57,7 +67,8 @@ def create_app(settings: Settings) -> Litestar:
                 yield
             finally:
                 storing.cancel()
-                await asyncio.gather(storing, return_exceptions=True)
+                writing.cancel()
+                await asyncio.gather(storing, writing, return_exceptions=True)
 
     return _application(
         lifespan=[lifespan], middleware=[DefineMiddleware(Observation), authentication(settings)]
@@ -119,6 +130,8 @@ def _application(**options: Any) -> Litestar:
         before_send=[send_request_id],
         exception_handlers={Exception: answer_error},
         dependencies=dict(DEPENDENCIES),
+        type_decoders=[(schemas.is_secret, schemas.read_secret)],
+        plugins=[schemas.SecretPlugin()],
         request_max_body_size=MOST_BODY_BYTES,
         openapi_config=_openapi(),
         logging_config=None,
@@ -178,6 +191,7 @@ def _openapi() -> OpenAPIConfig:
             Tag("Syncs", "Start, follow and stop syncs."),
             Tag("Health", "How integrations and the service itself are doing."),
             Tag("Administration", "What administrators of the platform see and do across venues."),
+            Tag("Audit and privacy", "Who did what; a venue's data as a file, and erasing it."),
         ],
         components=Components(
             security_schemes={"token": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}

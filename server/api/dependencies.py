@@ -29,7 +29,7 @@ async def _stopping(state: State) -> asyncio.Event:
 
 async def _actor(request: Request[Any, Any, Any]) -> Actor:
     host = request.client.host if request.client else None
-    return Actor(request.user.id, address(host), request_id(request.scope))
+    return Actor(request.user.id, address(host), request_id(request.scope), request.user.role)
 
 
 DEPENDENCIES: Mapping[str, Provide] = {

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, get_args
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 import structlog
@@ -21,7 +21,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from engine.diagnostics import did_you_mean, listed
 from engine.errors import HubError, RateLimitedError
-from server.errors import STATUSES, Detail, InvalidRequestError, VenueRequiredError, http_status
+from server.errors import (
+    STATUSES,
+    Detail,
+    InvalidRequestError,
+    ServerError,
+    VenueRequiredError,
+    http_status,
+)
+from server.services.audit import Actor, address
+from server.services.denials import Denial, Denials, stranger
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +44,7 @@ _FRAMEWORK_CODES = {
     503: "STORE_UNAVAILABLE",
 }
 _PUBLIC_CODES = frozenset(STATUSES) - {"VAULT_ERROR", "UNEXPECTED_RESPONSE"}
+DENIED = ("AUTH_REQUIRED", "INVALID_TOKEN", "TOKEN_EXPIRED", "FORBIDDEN", "OAUTH_STATE_INVALID")
 _AWAY = ("08", "53", "57")  # SQLSTATE classes: no connection, no resources, shut down or starting
 _RETRY_SECONDS = 5  # for a caller whom nobody told how long
 
@@ -76,6 +86,9 @@ def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[
     """Turn whatever was raised into an answer. What nobody foresaw says nothing of the inside."""
     known = _known(request, error)
     status, code, message, details = known or (500, "INTERNAL_ERROR", "something went wrong on our side", ())
+    foreign = error.foreign_venue if isinstance(error, ServerError) else None
+    if code in DENIED or foreign is not None:
+        _note_denial(request, code, foreign)
     if known is None or status >= 500:
         log.error(
             "request.failed", code=code, path=request.url.path, exc_info=error if known is None else None
@@ -92,6 +105,37 @@ def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         status_code=status,
         headers=_headers(status, code, error),
     )
+
+
+def _note_denial(request: Request[Any, Any, Any], code: str, foreign: UUID | None) -> None:
+    """Let the audit log know: who, what was asked for, and for which venue."""
+    denials: Denials | None = request.app.state.get("denials")
+    if denials is None:
+        return
+    ip = address(request.client.host if request.client else None)
+    caller = request.scope.get("user")
+    path = request.scope.get("path_template")
+    provider = request.path_params.get("provider")
+    venue = foreign or _uuid(request.path_params.get("venue_id") or request.query_params.get("venueId"))
+    if caller is None or (venue is not None and foreign is None and not caller.sees(venue)):
+        venue = None  # anybody can write a venue's id
+    denials.note(
+        Denial(
+            Actor(caller.id, ip, role=caller.role) if caller else stranger(ip),
+            code,
+            f"{request.method} {path}" if path else None,
+            venue,
+            provider if provider in request.app.state.context.catalog.connectors else None,
+            foreign is not None,
+        )
+    )
+
+
+def _uuid(text: Any) -> UUID | None:
+    try:
+        return UUID(str(text))
+    except ValueError:
+        return None
 
 
 def sentence(error: HubError) -> str:

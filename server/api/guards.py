@@ -44,7 +44,7 @@ class Caller:
     def require(self, venue_id: UUID) -> None:
         """Raise ForbiddenError for a venue that isn't the caller's, whether or not it exists."""
         if not self.sees(venue_id):
-            raise ForbiddenError("you may not act for this venue")
+            raise ForbiddenError("you may not act for this venue", foreign_venue=venue_id)
 
 
 CallerRequest = Request[Caller, Any, State]

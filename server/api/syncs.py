@@ -436,7 +436,7 @@ async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) 
     async with context.sessions() as session:
         operation = await syncs.find_sync(session, provider, sync_id)
     if not caller.sees(operation.venue_id):
-        raise syncs.no_such_sync()
+        raise syncs.no_such_sync(operation.venue_id)
     return operation
 
 

@@ -107,6 +107,7 @@ class Wanted:
     actor: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    own_only: bool | None = None  # leaves out who tried from another venue
 
     def conditions(self) -> Sequence[ColumnElement[bool]]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -125,6 +126,7 @@ _CONDITIONS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
     "action": _of_action,
     "actor": lambda value: AuditEntry.actor == value,
     "since": lambda value: AuditEntry.created_at >= value,
+    "own_only": lambda _: ~AuditEntry.details.has_key("foreign"),
     "until": lambda value: AuditEntry.created_at < value,
 }
 

@@ -153,9 +153,9 @@ async def find_sync(session: AsyncSession, provider: str, sync_id: UUID) -> Oper
     return operation
 
 
-def no_such_sync() -> NotFoundError:
-    """Return the error for a sync that isn't there, and for one the caller may not see."""
-    return NotFoundError("there is no such sync")
+def no_such_sync(foreign_venue: UUID | None = None) -> NotFoundError:
+    """Return the error for a sync that isn't there, and for one of a venue that isn't the caller's."""
+    return NotFoundError("there is no such sync", foreign_venue=foreign_venue)
 
 
 def ended(operation: Operation) -> bool:

@@ -52,6 +52,8 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("POST", f"{API}/admin/process-dead-letter", "body", ADMIN, 200),
     ("POST", f"{API}/admin/recover-stale", "body", ADMIN, 200),
     ("GET", f"{API}/admin/queue-metrics", "query", ADMIN, 200),
+    ("GET", f"{API}/admin/audit", "query", ADMIN, 200),
+    ("GET", f"{API}/venue/{{venue_id:uuid}}/audit", "path", MANAGE, 200),
 )
 PUBLIC = {
     f"{API}/oauth/callback/{{provider:str}}",
@@ -69,9 +71,11 @@ PUBLIC = {
 
 
 async def call(hub: Hub, method: str, path: str, place: str, venue: UUID, headers: Mapping[str, str]) -> Any:
-    given: dict[str, Any] = (
-        {"params": {"venueId": str(venue)}} if place == "query" else {"json": {"venueId": str(venue)}}
-    )
+    given: dict[str, Any] = {
+        "query": {"params": {"venueId": str(venue)}},
+        "body": {"json": {"venueId": str(venue)}},
+    }.get(place, {})
+    path = path.replace("{venue_id:uuid}", str(venue))
     return await hub.http.request(method, path, headers=dict(headers), **given)
 
 
