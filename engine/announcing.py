@@ -102,16 +102,16 @@ class Announcer:
                 continue
             refused = isinstance(result.error, RecordRejectedError)
             answers.through = answers.through or refused or not result.retryable
-            failure = self._sides.failure(
-                "push", item.local_id, result.error, result.error.field, result.retryable
-            )
+            made = result.remote_id not in (None, item.remote_id)  # also instead of what can't be changed
+            # What goes with a record that is there may be refused today and not tomorrow.
+            again = result.retryable or made or item.adopted or bool(result.write.retire)
+            failure = self._sides.failure("push", item.local_id, result.error, result.error.field, again)
             answers.failed.append(failure)
             self._tally.add_failure(failure)
             if result.retryable:
                 answers.down = result.error
-            made = result.remote_id not in (None, item.remote_id)  # also instead of what can't be changed
             if (made or item.adopted) and not result.retryable:
-                # It is there; what goes with it failed, and is tried again with the next push of it.
+                # It is there; what goes with it failed, and is tried again in the next run.
                 links = pushed_links(self._sides, item, result)
                 answers.links.extend(replace(link, fingerprint=None) for link in links)
             elif not result.answered or made:

@@ -33,6 +33,7 @@ class Write:
     adopted: bool = False  # made by a call of ours whose answer was lost: what goes with making it is due
     version: Any = None  # the provider's, of the state it was compared with
     only_existing: bool = False  # where it is gone it isn't made again
+    retire: tuple[str, ...] = ()  # remote ids whose place this record took, still to be put out of use
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,13 +118,16 @@ def _pushed_link(sides: Sides, item: PendingItem, result: WriteResult) -> Link:
         theirs = sides.mapping.pull(result.record or dict(item.body), sides.scope({}))
     except HubError:
         theirs = {}  # only makes the next pull look closer
+    agreed = {**item.agreed, "theirs": plain(theirs), "retire": list(result.write.retire)}
+    if not result.write.retire:
+        del agreed["retire"]
     return Link(
         entity=sides.mapping.entity,
         resource=sides.mapping.resource,
         local_id=item.local_id,
         remote_id=result.remote_id or item.remote_id or "",
         fingerprint=item.fingerprint,
-        agreed={**item.agreed, "theirs": plain(theirs)},
+        agreed=agreed,
         remote_version=result.changed_at,
         last_direction="push",
     )

@@ -32,8 +32,9 @@ class WriteResult:
     and `answered` False that no answer came to its end: only the same group under the same key may be sent
     again. After a server error, which is an answer, the record may be there too, but its key can be spent:
     some providers replay their failure. An error together with a `remote_id` on a create means that the
-    record is there, but a call that belongs to it failed. `changed_at` is RFC 3339 in UTC. `heal` says that
-    the provider complains of a field, named by the error.
+    record is there, but a call that belongs to it failed. `write` is what was to be written, with those left
+    in `retire` that are still to be put out of use. `changed_at` is RFC 3339 in UTC. `heal` says that the
+    provider complains of a field, named by the error.
     """
 
     write: Write

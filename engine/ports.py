@@ -103,7 +103,8 @@ class Link:
     """A local and a remote record that are the same thing.
 
     `fingerprint` is that of the last body agreed for the remote side (None: must be written), `agreed` the
-    local values both sides last agreed on, and the key of the last write, from which the next one's follows.
+    local values both sides last agreed on, the key of the last write, from which the next one's follows, and
+    under `retire` the remote ids whose place this one took, which are still to be put out of use.
     `remote_version` is the provider's version or moment of change.
     """
 
@@ -143,6 +144,7 @@ class PendingWrite:
     items: tuple[PendingItem, ...]
     attempt: int = 1
     job: str | None = None  # the provider's name of the job that was handed in and may not be done yet
+    announced_at: datetime | None = field(default=None, compare=False)  # at first, under whatever key
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from engine.sides import Sides, batched
 from engine.tally import Tally
 
 LOOKED_UP = 50  # records asked for by their ids, merged and saved together
+_OF_WRITES = frozenset(("key", "retire"))  # what the next write has to know of the last one
 MOST_GONE = 10_000  # deleted records that a walk through a feed remembers
 
 
@@ -262,13 +263,13 @@ class Pull:
                 taken, ours_win = resolution.take, resolution.ours_win
                 change = HostChange(local_id, taken) if taken else None
             record = {**(our or {"id": local_id}), **taken}
-            key = {"key": link.agreed["key"]} if link and "key" in link.agreed else {}
+            written = {name: link.agreed[name] for name in _OF_WRITES & link.agreed.keys()} if link else {}
             new = Link(
                 entity=mapping.entity,
                 resource=mapping.resource,
                 local_id=local_id,
                 remote_id=row.id,
-                agreed=sides.agreed(record, their) | key,
+                agreed=sides.agreed(record, their) | written,
                 remote_version=row.changed_at,
                 last_direction="pull",
             )

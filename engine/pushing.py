@@ -93,7 +93,8 @@ class Push:
         calls: list[Call] = []
         for group in sides.client.plan(resource, page.writes):
             items = tuple(page.items[write.local_id] for write in group.writes)
-            calls.append((PendingWrite(group.key, *sides.here, items), group))
+            now = sides.clock.now()
+            calls.append((PendingWrite(group.key, *sides.here, items, announced_at=now), group))
         for chunk in chunks(sides.resource, calls):
             sides.check_stop()
             await sides.state.announce([write for write, _ in chunk])
@@ -128,7 +129,8 @@ class Push:
             page.failures.append(sides.failure("push", local_id, error, getattr(error, "field", None)))
             return
         print_ = fingerprint(body)
-        if link and link.fingerprint == print_:
+        retire = link.agreed.get("retire", ()) if link else ()
+        if link and link.fingerprint == print_ and not retire:
             tally.unchanged += 1
             page.fine.append(local_id)
             if link.state != "linked":
@@ -136,9 +138,9 @@ class Push:
             return
         tally.add_cut(cut)
         remote_id, key = link.remote_id if link else None, sides.write_key(local_id, print_, link)
-        agreed = {**sides.agreed(record, {}), "key": key}
+        agreed = {**sides.agreed(record, {}), "key": key} | ({"retire": list(retire)} if retire else {})
         page.items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
-        page.writes.append(Write(local_id, remote_id, body, key))
+        page.writes.append(Write(local_id, remote_id, body, key, retire=tuple(retire)))
 
     async def _taken(self, writes: Sequence[Write]) -> dict[str, HubError]:
         """Return what is wrong with writes, by local id, that would overwrite what another record of the

@@ -33,7 +33,7 @@ from engine.errors import (
 from engine.expressions import ABSENT
 from engine.filling import call_label, fill_call
 from engine.manifest import CallSpec, WriteSpec
-from engine.outcomes import WriteResult, failed, succeeded
+from engine.outcomes import WriteResult, failed, is_gone, succeeded
 from engine.target import Target, with_key
 
 Send = Callable[[WriteGroup], Awaitable[list[WriteResult]]]
@@ -59,8 +59,8 @@ class SingleWrites:
             done = await self._update(write, write.remote_id, key)
             if write.adopted and done.error is None and self._resource.create is not None:
                 scope = {**await self._target.scope(write), "result": done.record, "id": done.remote_id}
-                return await self._follow_up(done, self._resource.create.then, scope)
-            return done
+                done = await self._follow_up(done, self._resource.create.then, scope)
+            return await self._retire(done)
         except (ProviderError, ExpressionError) as error:
             return failed(write, error)
 
@@ -184,10 +184,20 @@ class SingleWrites:
         """
         new = replace(write, remote_id=None)
         created = await self._create(new, derived_key(key, f"instead of {old_id}"))
-        if created.error is not None or self._resource.retire is None:
-            return replace(created, write=write)
-        scope = {**await self._target.scope(write), "id": old_id, "result": created.record}
-        return await self._follow_up(replace(created, write=write), (self._resource.retire.call,), scope)
+        return await self._retire(replace(created, write=replace(write, retire=(*write.retire, old_id))))
+
+    async def _retire(self, done: WriteResult) -> WriteResult:
+        """Put those out of use whose place a record took; `write.retire` of the result is what is left."""
+        retire = self._resource.retire
+        while done.write.retire and done.error is None:
+            old_id, *left = done.write.retire
+            if retire is not None:
+                scope = {**await self._target.scope(done.write), "id": old_id, "result": done.record}
+                tried = await self._follow_up(done, (retire.call,), scope)
+                if tried.error is not None and not is_gone(tried.error):
+                    return tried
+            done = replace(done, write=replace(done.write, retire=tuple(left)))
+        return done
 
     async def _follow_up(
         self, done: WriteResult, calls: Sequence[CallSpec], scope: Mapping[str, Any]

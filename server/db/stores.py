@@ -89,6 +89,7 @@ class PostgresSyncState:
                 tuple(PendingItem(**item) for item in exact_json.loads(row.items)),
                 row.attempt,
                 row.job,
+                row.created_at,
             )
             for row in rows
         ]
@@ -169,6 +170,7 @@ def _write_columns(writes: Sequence[PendingWrite]) -> dict[str, list[Any]]:
         "items": [exact_json.dumps([_item_to_json(item) for item in write.items]) for write in writes],
         "attempts": [write.attempt for write in writes],
         "jobs": [write.job for write in writes],
+        "moments": [write.announced_at for write in writes],
     }
 
 
@@ -299,14 +301,16 @@ _LINK = text(
 _ANNOUNCE = text(
     """
     INSERT INTO pending_writes (
-        venue_id, integration_type, entity, resource, call_key, items, attempt, job
+        venue_id, integration_type, entity, resource, call_key, items, attempt, job, created_at
     )
     SELECT CAST(:venue AS uuid), CAST(:provider AS text),
-        new.entity, new.resource, new.key, new.items::json, new.attempt, new.job
+        new.entity, new.resource, new.key, new.items::json, new.attempt, new.job,
+        coalesce(new.announced_at, now())
     FROM unnest(
         CAST(:keys AS text[]), CAST(:entities AS text[]), CAST(:resources AS text[]),
-        CAST(:items AS text[]), CAST(:attempts AS integer[]), CAST(:jobs AS text[])
-    ) WITH ORDINALITY AS new (key, entity, resource, items, attempt, job, number)
+        CAST(:items AS text[]), CAST(:attempts AS integer[]), CAST(:jobs AS text[]),
+        CAST(:moments AS timestamptz[])
+    ) WITH ORDINALITY AS new (key, entity, resource, items, attempt, job, announced_at, number)
     ORDER BY new.number
     ON CONFLICT ON CONSTRAINT uq_pending_writes_call DO UPDATE SET
         items = excluded.items,
@@ -317,7 +321,7 @@ _ANNOUNCE = text(
 
 _ANNOUNCED = text(
     """
-    SELECT call_key, items::text AS items, attempt, job
+    SELECT call_key, items::text AS items, attempt, job, created_at
     FROM pending_writes
     WHERE venue_id = :venue AND integration_type = :provider AND entity = :entity AND resource = :resource
     ORDER BY id

@@ -1,6 +1,7 @@
 """The same promises from what a sync remembers, in memory and on PostgreSQL."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -186,6 +187,13 @@ async def test_announced_writes_come_back_word_for_word_oldest_first(state: Sync
     assert list(announced[0].items[0].body) == ["zeta", "alpha", "nested"]
     assert str(announced[0].items[0].body["zeta"]) == "12.50"
     assert await state.announced("event", "item") == []
+
+
+async def test_a_write_keeps_the_moment_it_was_first_announced(state: SyncState) -> None:
+    moment = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    await state.announce([write("k1", "l1", announced_at=moment)])
+    await state.announce([write("k1", "l1", job="batch-7", announced_at=moment)])
+    assert [each.announced_at for each in await state.announced("customer", "customer")] == [moment]
 
 
 async def test_announcing_again_changes_the_write_and_keeps_its_place(state: SyncState) -> None:
