@@ -295,6 +295,25 @@ async def refresh(
     return _grant(connector, oauth, answer, refresh_token, clock or SystemClock())
 
 
+# What says that the call isn't right, or the application it is made for: the grant may be as good as ever.
+NOT_THE_GRANT = (
+    *("invalid_client", "unauthorized_client", "invalid_request", "unsupported_grant_type", "invalid_scope"),
+    *("temporarily_unavailable", "server_error", "slow_down"),
+)
+
+
+def ends_grant(error: ProviderError) -> bool:
+    """Tell whether a failed refresh means that the grant is over: the venue has to connect again.
+
+    Only a refusal that names what it refuses does; a bare 400 or 403 may come from anything on the way.
+    """
+    if not isinstance(error, AuthenticationError) or error.provider_code is None:
+        return False
+    return error.provider_code == "invalid_grant" or (
+        error.status == 400 and error.provider_code not in NOT_THE_GRANT
+    )
+
+
 async def revoke(
     connector: Connector,
     method: AuthMethod,
@@ -465,8 +484,8 @@ async def _send(
         raise UnavailableError("the authorization server can't be reached or doesn't answer") from None
     except httpx.InvalidURL:
         raise ManifestError("the authorization server has no address that can be called") from None
-    kind = {"Content-Type": response.headers.get("Content-Type", "")}
-    return httpx.Response(response.status_code, headers=kind, content=raw)
+    kept = {name: response.headers.get(name, "") for name in ("Content-Type", "Retry-After")}
+    return httpx.Response(response.status_code, headers=kept, content=raw)
 
 
 def _oauth_error(response: httpx.Response, hidden: Collection[str]) -> ProviderError:
@@ -474,7 +493,12 @@ def _oauth_error(response: httpx.Response, hidden: Collection[str]) -> ProviderE
     status = response.status_code
     body = _decoded(response)
     if status == 429:
-        return RateLimitedError("the authorization server asks to slow down", status=status)
+        wait = response.headers.get("Retry-After", "")
+        return RateLimitedError(
+            "the authorization server asks to slow down",
+            retry_after=float(wait) if wait.isdecimal() else None,
+            status=status,
+        )
     if 300 <= status < 400:
         return UnavailableError(
             f"the authorization server sends elsewhere ({status}), which isn't followed", status=status

@@ -14,6 +14,8 @@ from engine.transport import open_client
 from server.catalog import Catalog, load_catalog
 from server.credentials import StoredCredentials
 from server.db.engine import create_engine, session_factory
+from server.keys import open_keys
+from server.renewal import Renewals
 from server.settings import Settings, SettingsError
 from server.vault import Vault
 
@@ -30,12 +32,11 @@ class Context:
     platform: AsyncEngine  # the platform's database; the same engine when it is the same database
     redis: Redis
     http: httpx.AsyncClient
+    renewals: Renewals
 
     def credentials(self, venue_id: UUID, provider: str) -> StoredCredentials:
         """Return the credentials of one integration, to open and refresh."""
-        return StoredCredentials(
-            self.sessions, self.vault, self.catalog, self.settings, self.http, venue_id, provider
-        )
+        return StoredCredentials(self.sessions, self.vault, self.catalog, self.renewals, venue_id, provider)
 
 
 @asynccontextmanager
@@ -65,13 +66,8 @@ async def open_context(
         redis: Redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=5)
         stack.push_async_callback(redis.aclose)
         http = await stack.enter_async_context(open_client(origin_overrides=settings.origin_overrides))
-        yield Context(
-            settings,
-            catalog,
-            Vault(settings.keyring()),
-            engine,
-            session_factory(engine),
-            platform,
-            redis,
-            http,
-        )
+        sessions, vault = session_factory(engine), Vault(open_keys(settings))
+        at_once = max(1, connections // 2)
+        renewals = Renewals(sessions, vault, catalog, settings, http, at_once)
+        stack.push_async_callback(renewals.close)
+        yield Context(settings, catalog, vault, engine, sessions, platform, redis, http, renewals)

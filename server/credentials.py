@@ -1,10 +1,14 @@
-"""Credentials as the database keeps them: opened for use, and refreshed once for all processes."""
+"""Credentials as the database keeps them: opened for use, and renewed when they are about to end.
 
-from collections.abc import Callable, Mapping
+When that is, is said here; how it is done once for all processes, in `server.renewal`.
+"""
+
+import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
-import httpx
 import msgspec
 import structlog
 from sqlalchemy import select
@@ -16,18 +20,33 @@ from engine.manifest import AuthMethod, Connector, OAuth
 from engine.ports import Credentials, Secret
 from server import vault
 from server.catalog import Catalog
-from server.db.models import IntegrationConfig, IntegrationStatus, OAuthToken, VenueApiKey
+from server.db.models import IntegrationConfig, OAuthToken, VenueApiKey
 from server.errors import CredentialsNotFoundError, NotSupportedError
 from server.settings import Settings
 from server.vault import Vault
 
 log = structlog.get_logger(__name__)
 
+LONGEST_JITTER = timedelta(minutes=1)
+PAUSE = timedelta(seconds=10)  # of one run, after a renewal that can wait came to nothing
+LONGEST_LIFE = 2**31 - 1  # seconds, as the column holds them
+
 
 class TokenRefreshError(AuthenticationError):
-    """The provider refuses to renew the grant: the venue has to connect again."""
+    """The grant is over: the venue has to connect again."""
 
     code = "TOKEN_REFRESH_FAILED"
+
+
+class Renewer(Protocol):
+    """Renews grants; `server.renewal.Renewals` does."""
+
+    async def renew(self, venue: UUID, provider: str, seen: Secret, *, ended: bool = False) -> Credentials:
+        """Return credentials with another access token than `seen`: a newer one that is there, or a new one.
+
+        `ended` says that `seen` can't be used any more, whatever the clock says. Raises TokenRefreshError
+        when the grant is over, and another ProviderError when it is to be tried later.
+        """
 
 
 def oauth_method(connector: Connector) -> tuple[AuthMethod, OAuth] | None:
@@ -35,9 +54,9 @@ def oauth_method(connector: Connector) -> tuple[AuthMethod, OAuth] | None:
     return next(((method, method.oauth) for method in connector.auth if method.oauth is not None), None)
 
 
-def client_app(settings: Settings, connector: Connector) -> tuple[str, Secret]:
+def client_app(settings: Settings, connector: Connector, environment: str) -> tuple[str, Secret]:
     """Return the client id and secret registered with the provider; raises NotSupportedError without them."""
-    app = settings.client_app(connector.name)
+    app = settings.client_app(connector.name, environment)
     if app is None:
         name = connector.name.upper().replace("-", "_")
         raise NotSupportedError(
@@ -53,35 +72,129 @@ def place(row: OAuthToken | VenueApiKey, column: str) -> vault.Context:
     )
 
 
-async def seal_grant(token: OAuthToken, grant: auth.Grant, keys: Vault) -> None:
-    """Put a grant into its row. A provider that sends no new refresh token keeps the old one valid."""
+async def seal_grant(
+    token: OAuthToken, grant: auth.Grant, keys: Vault, *, now: datetime | None = None
+) -> None:
+    """Put a grant into its row: whatever was wrong with the one before is over.
+
+    A provider that sends no new refresh token keeps the old one valid.
+    """
+    now = now or datetime.now(UTC)
     token.encrypted_access_token = await keys.seal(grant.access_token, place(token, "encrypted_access_token"))
     if grant.refresh_token is not None:
         token.encrypted_refresh_token = await keys.seal(
             grant.refresh_token, place(token, "encrypted_refresh_token")
         )
-    token.expires_at = grant.expires_at
+    life = (grant.expires_at - now).total_seconds() if grant.expires_at is not None else None
+    token.expires_at, token.expires_in = grant.expires_at, None if life is None else _seconds(life)
     if grant.refresh_expires_at is not None:
         token.refresh_expires_at = grant.refresh_expires_at
     if grant.scopes:
         token.scopes = list(grant.scopes)
+    token.granted_at = now
+    token.refresh_failed_count = 0
+    token.last_refreshed_at = token.grant_ended_at = token.refresh_started_at = token.refresh_next_at = None
+
+
+def _seconds(life: float) -> int:
+    return min(max(0, round(life)), LONGEST_LIFE)
+
+
+def due_at(oauth: OAuth, token: OAuthToken) -> datetime | None:
+    """Return when a token is to be renewed; None when it doesn't end, or there is nothing to renew it with.
+
+    That is before its end by what the manifest says and a little more, which differs from one integration to
+    the next and is the same in all processes. A token that was renewed isn't renewed again in the first half
+    of its life, however short that is.
+    """
+    if token.expires_at is None or token.encrypted_refresh_token is None:
+        return None
+    early = oauth.refresh_before_expiry
+    due: datetime = token.expires_at - early - _jitter(early, token)
+    if token.last_refreshed_at is not None and token.expires_in is not None:
+        life = timedelta(seconds=token.expires_in)
+        if life < 2 * early:
+            due = max(due, token.last_refreshed_at + life / 2)
+    return due
+
+
+def _jitter(early: timedelta, token: OAuthToken) -> timedelta:
+    share = zlib.crc32(f"{token.venue_id} {token.integration_type}".encode()) / 2**32
+    return share * min(LONGEST_JITTER, early / 5)
+
+
+async def read_rows(
+    session: AsyncSession, venue: UUID, provider: str, *, lock: bool = False
+) -> tuple[IntegrationConfig, OAuthToken | None, VenueApiKey | None]:
+    """Return an integration, and its token or key as they are now; raises CredentialsNotFoundError.
+
+    With `lock` nobody else gets the token's row before this transaction ends. Only that row is locked, and
+    before the integration's everywhere: nobody who reads or changes the integration waits for a provider, and
+    no two transactions wait for each other.
+    """
+    mine = {"venue_id": venue, "integration_type": provider}
+    fresh = {"populate_existing": True}
+    tokens = select(OAuthToken).filter_by(**mine)
+    token = await session.scalar(tokens.with_for_update() if lock else tokens, execution_options=fresh)
+    integration = await session.scalar(select(IntegrationConfig).filter_by(**mine), execution_options=fresh)
+    if integration is None:
+        raise CredentialsNotFoundError(f"`{provider}` isn't connected at this venue")
+    if token is not None:
+        return integration, token, None
+    key = await session.scalar(
+        select(VenueApiKey).filter_by(**mine, environment=integration.environment), execution_options=fresh
+    )
+    return integration, None, key
+
+
+async def open_token(
+    integration: IntegrationConfig, token: OAuthToken, connector: Connector, keys: Vault
+) -> Credentials:
+    """Open both tokens; raises VaultError."""
+    values = {
+        "access_token": await keys.open(token.encrypted_access_token, place(token, "encrypted_access_token"))
+    }
+    if token.encrypted_refresh_token is not None:
+        values["refresh_token"] = await keys.open(
+            token.encrypted_refresh_token, place(token, "encrypted_refresh_token")
+        )
+    found = oauth_method(connector)
+    return Credentials(
+        values,
+        integration.connection,
+        integration.environment,
+        token.expires_at,
+        found[0].name if found else None,
+    )
+
+
+async def open_key(integration: IntegrationConfig, key: VenueApiKey | None, keys: Vault) -> Credentials:
+    """Open the credential fields; raises CredentialsNotFoundError without any, VaultError."""
+    if key is None:
+        raise CredentialsNotFoundError(
+            f"this `{integration.integration_type}` integration has no credentials: connect it"
+        )
+    sealed = await keys.open(key.encrypted_api_key, place(key, "encrypted_api_key"))
+    values = msgspec.json.decode(sealed.reveal(), type=dict[str, str])
+    return Credentials(
+        {name: Secret(value) for name, value in values.items()},
+        integration.connection,
+        integration.environment,
+        method=key.key_name,
+    )
 
 
 class StoredCredentials:
-    """The `CredentialSource` of one integration.
-
-    A refresh happens under a row lock, so however many workers notice an expired token at once, the provider
-    is asked once, and the new tokens are committed before anybody uses them.
-    """
+    """The `CredentialSource` of one integration, for one run."""
 
     __slots__ = (
+        "_again_at",
         "_catalog",
-        "_http",
         "_now",
         "_opened",
         "_provider",
+        "_renewer",
         "_sessions",
-        "_settings",
         "_vault",
         "_venue",
     )
@@ -91,8 +204,7 @@ class StoredCredentials:
         sessions: async_sessionmaker[AsyncSession],
         vault: Vault,
         catalog: Catalog,
-        settings: Settings,
-        http: httpx.AsyncClient,
+        renewer: Renewer,
         venue: UUID,
         provider: str,
         *,
@@ -101,179 +213,87 @@ class StoredCredentials:
         self._sessions = sessions
         self._vault = vault
         self._catalog = catalog
-        self._settings = settings
-        self._http = http
+        self._renewer = renewer
         self._venue = venue
         self._provider = provider
         self._now = now
         self._opened: Credentials | None = None
+        self._again_at: datetime | None = None  # when to look into the database again; None: no need
 
     async def stored(self, session: AsyncSession) -> Credentials:
         """Return the credentials as they are, about to expire or not; nobody renews them until its end."""
-        integration, token, key = await self._rows(session, lock=True)
-        if token is None:
-            return await self._open_key(integration, key)
-        return await self._open_token(integration, token)
+        return (await self._read(session, lock=True))[0]
 
     async def current(self) -> Credentials:
         # Opened once per run: whoever replaces them makes the provider answer 401, and `refresh` reads again.
-        if self._opened is not None and not self._is_due(self._opened.expires_at):
+        if self._opened is not None and (self._again_at is None or self._now() < self._again_at):
             return self._opened
         async with self._sessions() as session:
-            integration, token, key = await self._rows(session)
-            if token is None:
-                return self._keep(await self._open_key(integration, key))
-            opened = await self._open_token(integration, token)
-        if not self._is_due(token.expires_at) or token.encrypted_refresh_token is None:
-            return self._keep(opened)
+            opened, token = await self._read(session)
+        if token is None or not self._is_due(token):
+            return self._keep(opened, token)
+        assert token.expires_at is not None  # or it would not be due
+        if token.expires_at > self._now() and token.refresh_next_at and token.refresh_next_at > self._now():
+            return self._wait_with(opened, token, token.refresh_next_at)
         try:
-            return await self._renew(lambda row, _: self._is_due(row.expires_at))
+            return await self._renewed(opened)
         except TokenRefreshError:
             raise
         except ProviderError:
             # Refreshing early leaves time: while the old token lives, an outage there may pass.
-            if token.expires_at is not None and token.expires_at <= self._now():
+            if token.expires_at <= self._now():
                 raise
             await log.awarning("token.refresh_postponed", provider=self._provider, venue_id=str(self._venue))
-            return self._keep(opened)
+            return self._wait_with(opened, token, self._now() + PAUSE)
 
     async def refresh(self, refused: Credentials) -> Credentials:
-        access_token = refused.values.get("access_token")
-        if access_token is not None:
-            return await self._renew(
-                lambda _, opened: opened.values["access_token"].reveal() == access_token.reveal()
-            )
+        if "access_token" in refused.values:
+            return await self._renewed(refused, ended=True)
         async with self._sessions.begin() as session:
-            integration, token, key = await self._rows(session)
+            integration, token, key = await read_rows(session, self._venue, self._provider)
             if token is not None:
-                return self._keep(await self._open_token(integration, token))
-            opened = await self._open_key(integration, key)
-            if _revealed(opened.values) != _revealed(refused.values):
+                connector = self._catalog.connector(self._provider)
+                return self._keep(await open_token(integration, token, connector, self._vault), token)
+            opened = await open_key(integration, key, self._vault)
+            if opened.values != refused.values:
                 return self._keep(opened)
             if key is not None:
                 key.is_valid, key.validation_error = False, "refused by the provider"
         raise AuthenticationError("the provider refuses the stored credentials: connect again", status=401)
 
-    async def _renew(self, needed: Callable[[OAuthToken, Credentials], bool]) -> Credentials:
-        """Refresh the token if it is still `needed` once the lock is ours."""
-        connector = self._catalog.connector(self._provider)
-        found = oauth_method(connector)
-        if found is None:
-            raise AuthenticationError(
-                "the provider refuses the stored credentials: connect again", status=401
-            )
-        async with self._sessions.begin() as session:
-            integration, token, _ = await self._rows(session, lock=True)
-            if token is None:
-                raise CredentialsNotFoundError(
-                    f"this {connector.title} integration has no credentials: connect it"
-                )
-            opened = await self._open_token(integration, token)
-            if not needed(token, opened):
-                return self._keep(opened)
-            refresh_token = opened.values.get("refresh_token")
-            try:
-                if refresh_token is None:
-                    raise AuthenticationError(
-                        "the token ended and there is nothing to renew it with", status=401
-                    )
-                client_id, client_secret = client_app(self._settings, connector)
-                grant = await auth.refresh(
-                    connector,
-                    found[0],
-                    integration.environment,
-                    http=self._http,
-                    client_id=client_id,
-                    client_secret=client_secret,
-                    refresh_token=refresh_token,
-                    values=integration.connection,
-                )
-            except AuthenticationError as error:
-                # Nobody else can have renewed it meanwhile: they would need the lock we hold.
-                refused: AuthenticationError = error
-                token.refresh_failed_count += 1
-                integration.status = IntegrationStatus.ERROR
-                integration.last_error = f"{connector.title} no longer accepts this connection: connect again"
-                integration.last_error_at = self._now()
-            else:
-                await seal_grant(token, grant, self._vault)
-                token.refresh_count += 1
-                token.refresh_failed_count = 0
-                token.last_refreshed_at = token.updated_at = self._now()
-                integration.connection = {**integration.connection, **grant.connection}
-                renewed = await self._open_token(integration, token)
-                await session.commit()
-                await log.ainfo("token.refreshed", provider=self._provider, venue_id=str(self._venue))
-                return self._keep(renewed)
-        raise TokenRefreshError(
-            f"{connector.title} refuses to renew the connection: connect again",
-            status=refused.status,
-            provider_code=refused.provider_code,
-        ) from refused
+    async def _renewed(self, old: Credentials, *, ended: bool = False) -> Credentials:
+        seen = old.values["access_token"]
+        renewed = await self._renewer.renew(self._venue, self._provider, seen, ended=ended)
+        self._opened, self._again_at = renewed, self._early(renewed.expires_at)
+        return renewed
 
-    def _keep(self, credentials: Credentials) -> Credentials:
+    async def _read(
+        self, session: AsyncSession, *, lock: bool = False
+    ) -> tuple[Credentials, OAuthToken | None]:
+        integration, token, key = await read_rows(session, self._venue, self._provider, lock=lock)
+        if token is None:
+            return await open_key(integration, key, self._vault), None
+        connector = self._catalog.connector(self._provider)
+        return await open_token(integration, token, connector, self._vault), token
+
+    def _is_due(self, token: OAuthToken) -> bool:
+        found = oauth_method(self._catalog.connector(self._provider))
+        due = due_at(found[1], token) if found else None
+        return due is not None and due <= self._now()
+
+    def _early(self, expires_at: datetime | None) -> datetime | None:
+        found = oauth_method(self._catalog.connector(self._provider))
+        if expires_at is None or found is None:
+            return None
+        return expires_at - found[1].refresh_before_expiry - LONGEST_JITTER
+
+    def _keep(self, credentials: Credentials, token: OAuthToken | None = None) -> Credentials:
         self._opened = credentials
+        self._again_at = self._early(token.expires_at) if token is not None else None
         return credentials
 
-    def _is_due(self, expires_at: datetime | None) -> bool:
-        found = oauth_method(self._catalog.connector(self._provider))
-        early = found[1].refresh_before_expiry if found else timedelta(0)
-        return expires_at is not None and expires_at - early <= self._now()
-
-    async def _rows(
-        self, session: AsyncSession, *, lock: bool = False
-    ) -> tuple[IntegrationConfig, OAuthToken | None, VenueApiKey | None]:
-        # Only the token's row is locked, and before the integration's everywhere: nobody who reads or changes
-        # the integration waits for a provider, and no two transactions wait for each other.
-        tokens = select(OAuthToken).filter_by(venue_id=self._venue, integration_type=self._provider)
-        token = await session.scalar(tokens.with_for_update() if lock else tokens)
-        integration = await session.scalar(
-            select(IntegrationConfig).filter_by(venue_id=self._venue, integration_type=self._provider)
-        )
-        if integration is None:
-            raise CredentialsNotFoundError(f"`{self._provider}` isn't connected at this venue")
-        if token is not None:
-            return integration, token, None
-        key = await session.scalar(
-            select(VenueApiKey).filter_by(
-                venue_id=self._venue, integration_type=self._provider, environment=integration.environment
-            )
-        )
-        return integration, None, key
-
-    async def _open_token(self, integration: IntegrationConfig, token: OAuthToken) -> Credentials:
-        values = {
-            "access_token": await self._vault.open(
-                token.encrypted_access_token, place(token, "encrypted_access_token")
-            )
-        }
-        if token.encrypted_refresh_token is not None:
-            values["refresh_token"] = await self._vault.open(
-                token.encrypted_refresh_token, place(token, "encrypted_refresh_token")
-            )
-        found = oauth_method(self._catalog.connector(self._provider))
-        return Credentials(
-            values,
-            integration.connection,
-            integration.environment,
-            token.expires_at,
-            found[0].name if found else None,
-        )
-
-    async def _open_key(self, integration: IntegrationConfig, key: VenueApiKey | None) -> Credentials:
-        if key is None:
-            raise CredentialsNotFoundError(
-                f"this `{self._provider}` integration has no credentials: connect it"
-            )
-        sealed = await self._vault.open(key.encrypted_api_key, place(key, "encrypted_api_key"))
-        values = msgspec.json.decode(sealed.reveal(), type=dict[str, str])
-        return Credentials(
-            {name: Secret(value) for name, value in values.items()},
-            integration.connection,
-            integration.environment,
-            method=key.key_name,
-        )
-
-
-def _revealed(values: Mapping[str, Secret]) -> dict[str, str]:
-    return {name: value.reveal() for name, value in values.items()}
+    def _wait_with(self, credentials: Credentials, token: OAuthToken, until: datetime) -> Credentials:
+        """Use what there is, and look again later: at its end at the latest."""
+        self._opened = credentials
+        self._again_at = until if token.expires_at is None else min(until, token.expires_at)
+        return credentials

@@ -20,6 +20,7 @@ from server.credentials import StoredCredentials, TokenRefreshError, place, seal
 from server.db.engine import create_engine, session_factory
 from server.db.models import IntegrationConfig, IntegrationStatus, OAuthToken, VenueApiKey
 from server.errors import CredentialsNotFoundError, VaultError
+from server.renewal import Renewals
 from server.settings import Settings, read_settings
 from server.vault import LocalKeyring, Vault
 
@@ -102,7 +103,8 @@ async def build(
     async with httpx.AsyncClient(transport=httpx.MockTransport(provider)) as http:
 
         def make(name: str = "square", now: datetime = NOW) -> StoredCredentials:
-            return StoredCredentials(sessions, KEYS, catalog, settings, http, VENUE, name, now=lambda: now)
+            renewals = Renewals(sessions, KEYS, catalog, settings, http, now=lambda: now)
+            return StoredCredentials(sessions, KEYS, catalog, renewals, VENUE, name, now=lambda: now)
 
         yield make
 
