@@ -10,9 +10,12 @@ import base64
 import binascii
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +33,15 @@ Environment = Literal["development", "test", "production"]
 _PROJECT = Path(__file__).resolve().parent.parent
 _JWT_SECRET_BYTES = 32
 _VAULT_KEY_BYTES = 32
+_SECRETS = "secrets.json"  # of development, in the state folder
 _ENCRYPTION_KEY_ID = "encryption_key"
+_DEVELOPMENT_KEY_ID = "dev"
+_KMS_KEY = re.compile(
+    r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:(key|alias)/[\w/-]+|alias/[\w/-]+|(mrk-)?[0-9a-f-]{32,36}"
+)
+_FEWEST_DIFFERENT = 8  # of 32 random bytes or letters, more are
+# What documents and generators put where a secret belongs.
+_EXAMPLE = re.compile(r"<.*>|.*(change.?me|example|placeholder|your[-_ ]|dev-secret|a-string-secret).*", re.I)
 _APP_ID_SUFFIXES = ("_CLIENT_ID", "_APP_ID")
 _APP_SECRET_SUFFIXES = ("_CLIENT_SECRET", "_APP_SECRET")
 _DATABASE_SCHEMES = ("postgresql+asyncpg", "postgresql", "postgres")
@@ -54,6 +65,7 @@ class Settings:
     host: str
     port: int
     api_url: str  # public, without a slash at the end
+    redirect_uris: tuple[str, ...]  # besides the hub's own; `{provider}` stands for the connector's name
     state: Path
     log_level: str
     public_health: bool  # whether integrations' health is told without a token
@@ -67,6 +79,8 @@ class Settings:
     jwt_algorithm: str  # HS256, RS256 or ES256
     jwt_key: Secret  # the shared secret, or the public key as PEM
     jwt_audience: str | None
+    kms_keys: tuple[str, ...]  # the vault's keys in AWS KMS, the one that seals first
+    vault_seals_with: str  # the name of a key provider: `local` or `aws-kms`
     database_url: str | None = field(repr=False)  # None: nobody named one, so `hub dev` starts its own
     platform_database_url: str | None = field(repr=False)
     redis_url: str | None = field(repr=False)
@@ -77,18 +91,26 @@ class Settings:
     def production(self) -> bool:
         return self.environment == "production"
 
-    def keyring(self) -> LocalKeyring:
-        """Return the vault's keys, the current one first."""
+    def keyring(self) -> LocalKeyring | None:
+        """Return the vault's own keys, the current one first; None when all are kept elsewhere."""
         from server.vault import LocalKeyring
 
-        return LocalKeyring.parse(self._vault_keys.reveal())
+        keys = self._vault_keys.reveal()
+        return LocalKeyring.parse(keys) if keys else None
 
-    def client_app(self, connector: str) -> tuple[str, Secret] | None:
+    def client_app(self, connector: str, environment: str = "production") -> tuple[str, Secret] | None:
         """Return the client id and secret registered with this connector's provider, or None.
 
-        Raises SettingsError when only one of the two is set.
+        Another environment than production may have an application of its own, named for instance
+        SQUARE_SANDBOX_CLIENT_ID; else it has the same. Raises SettingsError when only one of the two is set.
         """
         name = connector.upper().replace("-", "_")
+        if environment != "production":
+            own = f"{name}_{environment.upper().replace('-', '_')}"
+            return self._app(own) or self._app(name)
+        return self._app(name)
+
+    def _app(self, name: str) -> tuple[str, Secret] | None:
         client_id = self._app_value(name, _APP_ID_SUFFIXES)
         client_secret = self._app_value(name, _APP_SECRET_SUFFIXES)
         if client_id is None and client_secret is None:
@@ -159,6 +181,19 @@ def _public_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _redirect_uris(text: str) -> tuple[str, ...]:
+    found = tuple(filter(None, (part.strip() for part in text.split(","))))
+    for uri in found:
+        parts = urlsplit(uri)
+        local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+        if not (parts.scheme == "https" or local) or not parts.hostname or parts.fragment or parts.username:
+            raise ValueError(
+                "must be addresses such as https://app.example.org/connected/{provider}, separated by "
+                f"commas, and has {uri!r}"
+            )
+    return found
+
+
 def _database_url(text: str) -> str:
     # The text may hold a password, so no message shows it.
     scheme, separator, rest = text.partition("://")
@@ -198,6 +233,14 @@ def _encryption_key(text: str) -> bytes:
     raise ValueError("must be 32 characters, or 32 bytes in hexadecimal or base64")
 
 
+def _kms_keys(text: str) -> tuple[str, ...]:
+    found = tuple(filter(None, (part.strip() for part in text.split(","))))
+    for number, key in enumerate(found, start=1):
+        if not _KMS_KEY.fullmatch(key):
+            raise ValueError(f"must be ARNs, ids or aliases such as alias/hub, and number {number} is none")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """One environment variable. `default` None means unset; `about` is what the reference page says."""
@@ -224,6 +267,14 @@ VARIABLES: tuple[Variable, ...] = (
         None,
         "The hub's public address, as providers see it: OAuth returns and webhooks go there, and signatures "
         "may cover it. Unset: `http://127.0.0.1:PORT`. In production it is needed, with `https`.",
+    ),
+    Variable(
+        "HUB_REDIRECT_URIS",
+        _redirect_uris,
+        "",
+        "Addresses besides the hub's own to which a provider may send a browser back, separated by commas; "
+        "`{provider}` stands for the connector's name. Whoever receives it there finishes the authorization "
+        "with the token of the user who began it.",
     ),
     Variable("DATABASE_URL", _database_url, None, "PostgreSQL. Unset: `hub dev` starts one of its own."),
     Variable("REDIS_URL", _redis_url, None, "Redis or Valkey. Unset: `hub dev` starts one of its own."),
@@ -301,6 +352,20 @@ VARIABLES: tuple[Variable, ...] = (
         "A single such key: 32 characters, or 32 bytes in hexadecimal or base64. Beside `HUB_VAULT_KEYS` it "
         "only opens what it sealed earlier.",
     ),
+    Variable(
+        "HUB_VAULT_KMS_KEY",
+        _kms_keys,
+        "",
+        "A key in AWS KMS that seals credentials: its ARN, id or alias. Several are separated by commas: the "
+        "first one seals, and what keys of the same AWS accounts sealed is opened. Region and credentials "
+        "are set as for AWS's own tools.",
+    ),
+    Variable(
+        "HUB_VAULT_SEAL_WITH",
+        _choice("local", "aws-kms"),
+        None,
+        "Which keys seal when there are both; the others only open. Unset: those in AWS KMS.",
+    ),
 )
 
 
@@ -334,6 +399,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"HUB_STATE can't keep development secrets: {error}")
     algorithm, jwt_key = _jwt(environ, values, made, problems)
     vault_keys = _vault_keys(environ, values, made, problems)
+    if values["HUB_ENV"] == "production":
+        problems += _weak_secrets(values, algorithm, jwt_key, vault_keys)
     if problems:
         raise SettingsError(problems)
 
@@ -342,6 +409,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         host=values["HOST"],
         port=values["PORT"],
         api_url=values["API_URL"] or f"http://127.0.0.1:{values['PORT']}",
+        redirect_uris=values["HUB_REDIRECT_URIS"],
         state=values["HUB_STATE"],
         log_level=values["LOG_LEVEL"],
         public_health=values["HUB_PUBLIC_HEALTH"] == "true",
@@ -355,6 +423,9 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         jwt_algorithm=algorithm,
         jwt_key=Secret(jwt_key),
         jwt_audience=values["JWT_AUDIENCE"],
+        kms_keys=values["HUB_VAULT_KMS_KEY"],
+        vault_seals_with=values["HUB_VAULT_SEAL_WITH"]
+        or ("aws-kms" if values["HUB_VAULT_KMS_KEY"] else "local"),
         database_url=values["DATABASE_URL"],
         platform_database_url=values["PLATFORM_DATABASE_URL"] or values["DATABASE_URL"],
         redis_url=values["REDIS_URL"],
@@ -429,7 +500,10 @@ def _public_key_algorithm(pem: str) -> str:
 def _vault_keys(
     environ: Mapping[str, str], values: Mapping[str, Any], made: Mapping[str, str], problems: list[str]
 ) -> str:
-    """Return the keyring as `id:base64,...`, the current key first; adds what is wrong with it."""
+    """Return the keyring as `id:base64,...`, the current key first; adds what is wrong with it.
+
+    It is empty when all keys are kept elsewhere.
+    """
     from server.errors import VaultError
     from server.vault import LocalKeyring
 
@@ -440,11 +514,19 @@ def _vault_keys(
     keys = [",".join(values[name].replace(",", " ").split()) for name in names if values[name]]
     if values["ENCRYPTION_KEY"] is not None:
         keys.append(f"{_ENCRYPTION_KEY_ID}:{base64.b64encode(values['ENCRYPTION_KEY']).decode()}")
-    if not keys and not names and not environ.get("ENCRYPTION_KEY"):
+    kms = bool(environ.get("HUB_VAULT_KMS_KEY"))
+    if not keys and not names and not environ.get("ENCRYPTION_KEY") and not kms:
         if "vault_keys" not in made:
-            problems.append("HUB_VAULT_KEYS must be set (only development makes its own)")
+            problems.append(
+                "HUB_VAULT_KEYS or HUB_VAULT_KMS_KEY must be set (only development makes its own)"
+            )
             return ""
         keys = [made["vault_keys"]]
+    seals = values["HUB_VAULT_SEAL_WITH"]
+    if seals is not None and not {"local": bool(keys), "aws-kms": kms}[seals]:
+        problems.append(f"HUB_VAULT_SEAL_WITH is {seals}, and no such key is set")
+    if kms and find_spec("boto3") is None:
+        problems.append("HUB_VAULT_KMS_KEY needs boto3: install integration-hub[aws]")
     keyring = ",".join(keys)
     if keyring:
         try:
@@ -454,16 +536,62 @@ def _vault_keys(
     return keyring
 
 
+def _weak_secrets(values: Mapping[str, Any], algorithm: str, jwt_key: str, vault_keys: str) -> Iterator[str]:
+    """Say of each secret why it can't protect production: it is development's, an example's or no secret."""
+    from server.errors import VaultError
+    from server.vault import parse_keys
+
+    development = _known_secrets(values["HUB_STATE"])
+    if algorithm == "HS256" and jwt_key:
+        if jwt_key == development.get("jwt_secret"):
+            yield "JWT_SECRET is the one made for development"
+        elif weakness := _weakness(jwt_key.encode()):
+            yield f"JWT_SECRET {weakness}"
+    try:
+        keys = parse_keys(vault_keys) if vault_keys else {}
+        known = parse_keys(development["vault_keys"]) if "vault_keys" in development else {}
+    except VaultError:  # said already
+        return
+    for key_id, key in keys.items():
+        if key_id == _DEVELOPMENT_KEY_ID or key in known.values():
+            yield f"vault key `{key_id}` is the one made for development"
+        elif len(key) == _VAULT_KEY_BYTES and (weakness := _weakness(key)):
+            name = "ENCRYPTION_KEY" if key_id == _ENCRYPTION_KEY_ID else f"vault key `{key_id}`"
+            yield f"{name} {weakness}"
+
+
+def _known_secrets(state: Path | None) -> Mapping[str, str]:
+    """Return the development secrets that lie about here, if any."""
+    try:
+        kept: Mapping[str, str] = json.loads((state / _SECRETS).read_text()) if state else {}
+    except (OSError, ValueError):
+        return {}
+    return kept
+
+
+def _weakness(secret: bytes) -> str | None:
+    """Return how one sees that nobody drew this at random, as the end of a sentence; None if one can't."""
+    text = secret.decode("latin-1")
+    if text.isascii() and text.isprintable() and _EXAMPLE.fullmatch(text):
+        return "is an example out of a document: draw one at random"
+    different = len(set(secret))
+    if different < _FEWEST_DIFFERENT:
+        return f"has only {different} different bytes: draw one at random"
+    if any(secret.startswith(secret[period:]) for period in range(1, len(secret) // 2 + 1)):
+        return "repeats itself: draw one at random"
+    if len({(after - before) % 256 for before, after in pairwise(secret)}) == 1:
+        return "counts up or down: draw one at random"
+    return None
+
+
 def _development_secrets(state: Path) -> Mapping[str, str]:
     """Return the secrets of this state folder, made the first time; safe for processes starting together."""
-    path = state / "secrets.json"
+    path = state / _SECRETS
     if not path.exists():
         state.mkdir(mode=0o711, parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        made = {
-            "jwt_secret": secrets.token_urlsafe(48),
-            "vault_keys": f"dev:{base64.b64encode(secrets.token_bytes(_VAULT_KEY_BYTES)).decode()}",
-        }
+        key = base64.b64encode(secrets.token_bytes(_VAULT_KEY_BYTES)).decode()
+        made = {"jwt_secret": secrets.token_urlsafe(48), "vault_keys": f"{_DEVELOPMENT_KEY_ID}:{key}"}
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(made, file)
         try:

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import json
 import pickle
 import stat
@@ -8,12 +9,16 @@ from uuid import UUID
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
 
-from server.settings import VARIABLES, SettingsError, read_settings
+from server.settings import VARIABLES, Settings, SettingsError, read_settings
 from server.vault import Context, LocalKeyring, Vault
 
 SECRET = "3d0c1f7a-signs-tokens-of-callers"
-KEY = base64.b64encode(bytes(range(7, 231, 7))).decode()
+KEY = base64.b64encode(
+    bytes.fromhex("5ad1c64807be1f2fb30f69ee8d924c7a5e0813b6c9f0a7d43912e68bd05f7c21")
+).decode()
 WORDS = "Thirty-two letters make one key."
 PLACE = Context("oauth_tokens", "encrypted_access_token", UUID(int=1), UUID(int=2), "juniper", "sandbox")
 PRODUCTION = {
@@ -32,6 +37,12 @@ def problems(environ: dict[str, str]) -> tuple[str, ...]:
     for problem in refusal.value.problems:
         assert problem in refusal.value.message
     return refusal.value.problems
+
+
+def keyring_of(settings: Settings) -> LocalKeyring:
+    keyring = settings.keyring()
+    assert keyring is not None
+    return keyring
 
 
 def public_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
@@ -61,7 +72,7 @@ def test_development_secrets_are_made_once_and_private(tmp_path: Path) -> None:
 
     assert first.jwt_key.reveal() == second.jwt_key.reveal()
     assert first.jwt_key.reveal() != elsewhere.jwt_key.reveal()
-    assert first.keyring().ids[0] == "local:dev"
+    assert keyring_of(first).ids[0] == "local:dev"
     kept = tmp_path / "secrets.json"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert set(json.loads(kept.read_text())) == {"jwt_secret", "vault_keys"}
@@ -75,7 +86,7 @@ def test_only_development_makes_secrets(environment: str, tmp_path: Path) -> Non
 
     assert problems(environ) == (
         "JWT_SECRET or JWT_PUBLIC_KEY must be set (only development makes its own)",
-        "HUB_VAULT_KEYS must be set (only development makes its own)",
+        "HUB_VAULT_KEYS or HUB_VAULT_KMS_KEY must be set (only development makes its own)",
     )
     assert not (tmp_path / "state").exists()
 
@@ -89,7 +100,7 @@ def test_production() -> None:
     assert settings.redis_url == PRODUCTION["REDIS_URL"]
     assert settings.api_url == "https://hub.example/base"
     assert settings.jwt_key.reveal() == SECRET
-    assert settings.keyring().ids[0] == "local:2026"
+    assert keyring_of(settings).ids[0] == "local:2026"
 
 
 def test_production_names_everything_that_is_wrong_at_once() -> None:
@@ -217,14 +228,14 @@ def test_weak_and_wrong_public_keys(tmp_path: Path) -> None:
 async def test_a_single_encryption_key(text: str) -> None:
     settings = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": text})
 
-    assert settings.keyring().ids == ("local:encryption_key",)
+    assert keyring_of(settings).ids == ("local:encryption_key",)
     sealed = await Vault(LocalKeyring({"encryption_key": WORDS.encode()})).seal("s", PLACE)
-    assert (await Vault(settings.keyring()).open(sealed, PLACE)).reveal() == "s"
+    assert (await Vault(keyring_of(settings)).open(sealed, PLACE)).reveal() == "s"
 
 
 async def test_an_old_encryption_key_still_opens() -> None:
-    old = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": WORDS}).keyring()
-    both = read_settings({**PRODUCTION, "ENCRYPTION_KEY": WORDS}).keyring()
+    old = keyring_of(read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": WORDS}))
+    both = keyring_of(read_settings({**PRODUCTION, "ENCRYPTION_KEY": WORDS}))
 
     assert both.ids == ("local:2026", "local:encryption_key")
     assert (await Vault(both).open(await Vault(old).seal("s", PLACE), PLACE)).reveal() == "s"
@@ -233,7 +244,8 @@ async def test_an_old_encryption_key_still_opens() -> None:
 async def test_vault_keys_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"new:{KEY}\nold:{base64.b64encode(WORDS.encode()).decode()}\n")
-    keyring = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "HUB_VAULT_KEY_FILE": str(file)}).keyring()
+    settings = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "HUB_VAULT_KEY_FILE": str(file)})
+    keyring = keyring_of(settings)
 
     assert keyring.ids == ("local:new", "local:old")
     sealed = await Vault(LocalKeyring({"old": WORDS.encode()})).seal("s", PLACE)
@@ -265,3 +277,127 @@ def test_client_apps_of_any_connector(tmp_path: Path) -> None:
 def test_every_variable_says_what_it_is_for() -> None:
     assert all(variable.about.endswith(".") for variable in VARIABLES)
     assert len({variable.name for variable in VARIABLES}) == len(VARIABLES)
+
+
+# --- what production refuses: secrets nobody drew
+
+STRONG = bytes.fromhex("c2f19b04e7d85a3360bf7e12a94d0cf8861b35eed7204f9ab35c68017ed9a2b4")
+DRAW = "draw one at random"
+
+
+def vault_key(key: bytes, key_id: str = "2026") -> dict[str, str]:
+    return {**PRODUCTION, "HUB_VAULT_KEYS": f"{key_id}:{base64.b64encode(key).decode()}"}
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (b"k" * 32, f"vault key `2026` has only 1 different bytes: {DRAW}"),
+        (bytes(32), f"vault key `2026` has only 1 different bytes: {DRAW}"),
+        (b"abcdefg" * 4 + b"abcd", f"vault key `2026` has only 7 different bytes: {DRAW}"),
+        (STRONG[:16] * 2, f"vault key `2026` repeats itself: {DRAW}"),
+        (bytes(range(32)), f"vault key `2026` counts up or down: {DRAW}"),
+        (bytes(range(255, 223, -1)), f"vault key `2026` counts up or down: {DRAW}"),
+        (b"this-is-an-example-of-some-key-1", f"vault key `2026` is an example out of a document: {DRAW}"),
+    ],
+)
+def test_a_vault_key_nobody_drew_is_refused(key: bytes, says: str) -> None:
+    assert len(key) == 32
+    assert problems(vault_key(key)) == (says,)
+    # Elsewhere a key that is easy to write down is welcome.
+    assert not read_settings({**vault_key(key), "HUB_ENV": "test"}).production
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x" * 32, f"ENCRYPTION_KEY has only 1 different bytes: {DRAW}"),
+        ("0" * 64, f"ENCRYPTION_KEY has only 1 different bytes: {DRAW}"),
+        ("your-32-character-encryption-key", f"ENCRYPTION_KEY is an example out of a document: {DRAW}"),
+        ("<32-character-key>", "ENCRYPTION_KEY must be 32 characters, or 32 bytes in hexadecimal or base64"),
+    ],
+)
+def test_a_single_key_nobody_drew_is_refused(text: str, says: str) -> None:
+    assert problems({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": text}) == (says,)
+
+
+@pytest.mark.parametrize(
+    ("secret", "says"),
+    [
+        ("dev-secret", "JWT_SECRET must have at least 32 bytes, and has 10"),
+        ("s" * 64, f"JWT_SECRET has only 1 different bytes: {DRAW}"),
+        ("qwertyuiop12345678" * 2, f"JWT_SECRET repeats itself: {DRAW}"),
+        ("a-string-secret-at-least-256-bits-long", f"JWT_SECRET is an example out of a document: {DRAW}"),
+        ("please-CHANGE-ME-in-production-1234", f"JWT_SECRET is an example out of a document: {DRAW}"),
+        ("<a secret of two hundred fifty-six bits>", f"JWT_SECRET is an example out of a document: {DRAW}"),
+    ],
+)
+def test_a_token_secret_nobody_drew_is_refused(secret: str, says: str) -> None:
+    assert problems({**PRODUCTION, "JWT_SECRET": secret}) == (says,)
+
+
+def test_what_development_made_is_refused_in_production(tmp_path: Path) -> None:
+    read_settings({"HUB_STATE": str(tmp_path)})
+    made = json.loads((tmp_path / "secrets.json").read_text())
+    key = made["vault_keys"].removeprefix("dev:")
+    environ = {**PRODUCTION, "HUB_STATE": str(tmp_path), "JWT_SECRET": made["jwt_secret"]}
+    assert problems({**environ, "HUB_VAULT_KEYS": f"k9:{key}"}) == (
+        "JWT_SECRET is the one made for development",
+        "vault key `k9` is the one made for development",
+    )
+    # By its name alone too, and where it only opens.
+    assert problems({**PRODUCTION, "HUB_VAULT_KEYS": f"2026:{KEY},dev:{key}"}) == (
+        "vault key `dev` is the one made for development",
+    )
+
+
+@given(st.binary(max_size=32).map(lambda seed: hashlib.sha256(seed).digest()))
+def test_a_key_that_was_drawn_is_taken(key: bytes) -> None:
+    assert keyring_of(read_settings(vault_key(key))).ids == ("local:2026",)
+    text = base64.urlsafe_b64encode(key)[:32].decode()
+    taken = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "ENCRYPTION_KEY": text, "JWT_SECRET": text})
+    assert taken.production
+
+
+# --- keys in AWS KMS
+
+ARN = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
+def test_keys_may_be_kept_in_aws_alone() -> None:
+    settings = read_settings({**PRODUCTION, "HUB_VAULT_KEYS": "", "HUB_VAULT_KMS_KEY": f"alias/hub, {ARN}"})
+    assert settings.kms_keys == ("alias/hub", ARN)
+    assert settings.keyring() is None
+    assert settings.vault_seals_with == "aws-kms"
+
+
+def test_with_keys_in_both_places_those_in_aws_seal_unless_it_is_said() -> None:
+    environ = {**PRODUCTION, "HUB_VAULT_KMS_KEY": ARN}
+    assert read_settings(environ).vault_seals_with == "aws-kms"
+    back = read_settings({**environ, "HUB_VAULT_SEAL_WITH": "local"})
+    assert back.vault_seals_with == "local"
+    assert keyring_of(back).ids == ("local:2026",)
+
+
+@pytest.mark.parametrize(
+    "key", ["hub", "arn:aws:s3:::bucket", f"{ARN} x", "alias/", "http://kms.example/key"]
+)
+def test_what_is_no_key_of_kms(key: str) -> None:
+    assert problems({**PRODUCTION, "HUB_VAULT_KMS_KEY": f"{ARN},{key}"}) == (
+        "HUB_VAULT_KMS_KEY must be ARNs, ids or aliases such as alias/hub, and number 2 is none",
+    )
+
+
+@pytest.mark.parametrize("kind", ["local", "aws-kms"])
+def test_only_keys_that_are_there_can_seal(kind: str) -> None:
+    there = {"HUB_VAULT_KMS_KEY": ARN, "HUB_VAULT_KEYS": ""} if kind == "local" else {}
+    assert problems({**PRODUCTION, **there, "HUB_VAULT_SEAL_WITH": kind}) == (
+        f"HUB_VAULT_SEAL_WITH is {kind}, and no such key is set",
+    )
+
+
+def test_keys_in_aws_need_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.settings.find_spec", lambda name: None)
+    assert problems({**PRODUCTION, "HUB_VAULT_KMS_KEY": ARN}) == (
+        "HUB_VAULT_KMS_KEY needs boto3: install integration-hub[aws]",
+    )
