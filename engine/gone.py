@@ -31,6 +31,7 @@ from engine.tally import Tally
 FEW = 5  # gone records are never too many
 COMPARED = 500  # links at once
 AT_ONCE = 50  # calls made and saved together
+MOST_REFUSALS = 10  # of putting one record away, before only a person may have it tried again
 
 OWN_FAULTS = (RecordRejectedError, MappingError)  # a record's own, which harm no other
 # Of one record or of all, and over by the next run.
@@ -39,16 +40,26 @@ PASSING = (RateLimitedError, UnavailableError, UnexpectedResponseError)
 
 @dataclass(slots=True)
 class Parted:
-    """What became of the gone. `held` of `links` records would have gone, and none of them did."""
+    """What became of the gone. `held` of `links` records would have gone, and none of them did; `refused`
+    records aren't tried any more, because the provider refused too often.
+    """
 
     archived: int = 0
     deleted: int = 0  # at the provider, or just their links when it was the provider who deleted them
     held: int = 0
     links: int = 0
+    refused: int = 0
     failures: list[RecordFailure] = field(default_factory=list)
 
     def note(self, share: float) -> str:
-        """Return, for people, that records were held; empty when none were."""
+        """Return, for people, that records were held or aren't tried any more; empty when there are none."""
+        if self.refused:
+            some = (
+                "1 gone record stays as it is"
+                if self.refused == 1
+                else (f"{self.refused} gone records stay as they are")
+            )
+            return f"{some}, having been refused {MOST_REFUSALS} times: a sync that approves it tries again"
         if not self.held:
             return ""
         return (
@@ -111,8 +122,7 @@ class Gone:
             ours = await self.sides.host.fetch(self.sides.mapping.entity, [link.local_id for link in links])
             leaving = [link for link in links if self.leaves(link, ours.get(link.local_id))]
             if leaving:
-                moved = [replace(link, state="leaving") for link in leaving]
-                await self.sides.state.commit(Commit(links=moved))
+                await self.sides.state.commit(Commit(links=[to_leave(link) for link in leaving]))
 
     async def settle_ours(self, parted: Parted) -> None:
         """Archive or delete theirs where ours is gone or not wanted any more, unless they are too many.
@@ -122,21 +132,29 @@ class Gone:
         if await self._too_many("leaving", ("linked", "leaving"), parted):
             return
         async for links in self._pages("leaving", AT_ONCE):
-            await self._part(links, parted)
+            tried = [link for link in links if self.approved or _refusals(link) < MOST_REFUSALS]
+            parted.refused += len(links) - len(tried)
+            if tried:
+                await self._part(tried, parted)
 
     async def _part(self, links: Sequence[Link], parted: Parted) -> None:
         ours = await self.sides.host.fetch(self.sides.mapping.entity, [link.local_id for link in links])
         now = await asyncio.gather(*(self._put_away(link, ours.get(link.local_id)) for link in links))
-        left = [each for each in now if isinstance(each, Link)]
+        there = [each for each in now if isinstance(each, Link)]
         deleted = [link for link, each in zip(links, now, strict=True) if each is None]
         failed = [(link, each) for link, each in zip(links, now, strict=True) if isinstance(each, HubError)]
-        archived = [link for link in left if link.state == "archived"]
+        archived = [link for link in there if link.state == "archived"]
+        refused = [
+            replace(link, agreed={**link.agreed, "refused": _refusals(link) + 1})
+            for link, error in failed
+            if isinstance(error, OWN_FAULTS)
+        ]
         failures = [
             RecordFailure(*_key(link), error.code, error.message, not isinstance(error, OWN_FAULTS))
             for link, error in failed
         ]
         settled = [_key(link) for link in (*archived, *deleted)]
-        commit = Commit(links=left, unlinked=deleted, failures=failures, settled=settled)
+        commit = Commit(links=[*there, *refused], unlinked=deleted, failures=failures, settled=settled)
         await self.sides.state.commit(commit)
         parted.archived += len(archived)
         parted.deleted += len(deleted)
@@ -152,7 +170,7 @@ class Gone:
         try:
             rule = self.rule(link, ours)
             if rule == "keep":
-                return replace(link, state="linked")
+                return to_stay(link)
             if rule == "delete":
                 await self.sides.client.delete(link.resource, link.remote_id)
                 return None
@@ -253,6 +271,25 @@ def told_gone(rows: Sequence[ReadRecord], known: Mapping[str, Link]) -> tuple[li
         if not is_parted(link)
     ]
     return broken, [link for link, _ in gone if is_parted(link)]
+
+
+def to_leave(link: Link) -> Link:
+    """Return a link whose other record has to go. What was refused at an earlier time doesn't count."""
+    return replace(_never_refused(link), state="leaving")
+
+
+def to_stay(link: Link) -> Link:
+    """Return a link whose two records are both wanted."""
+    return replace(_never_refused(link), state="linked")
+
+
+def _never_refused(link: Link) -> Link:
+    agreed = {name: value for name, value in link.agreed.items() if name != "refused"}
+    return replace(link, agreed=agreed)
+
+
+def _refusals(link: Link) -> int:
+    return int(link.agreed.get("refused", 0))
 
 
 def is_parted(link: Link | None) -> bool:

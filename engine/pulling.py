@@ -14,7 +14,7 @@ from typing import Any
 from engine.client import ReadRecord
 from engine.errors import AuthenticationError, HubError, MappingError, ProviderError, StaleCursorError
 from engine.fields import FieldCatalog
-from engine.gone import Gone, Seen, is_parted, told_gone
+from engine.gone import Gone, Seen, is_parted, to_leave, told_gone
 from engine.linking import followed, match
 from engine.mapping import MappingScope
 from engine.ports import Commit, HostChange, Link, Record, RecordFailure
@@ -244,7 +244,7 @@ class Pull:
             leaves = link is not None and self._gone.leaves(link, our)
             if leaves or (our is not None and mapping.is_deleted(our, scope)):
                 self._tally.skipped += 1  # what was deleted here doesn't come back with a change of theirs
-                page.links += [replace(link, state="leaving")] if link is not None and leaves else []
+                page.links += [to_leave(link)] if link is not None and leaves else []
                 continue
             change: HostChange | None = HostChange(local_id, their, create=True)
             taken: Mapping[str, Any] = their

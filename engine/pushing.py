@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.announcing import Announcer, Call, chunks
 from engine.bodies import own_id
 from engine.client import Write
 from engine.errors import HubError, RecordRejectedError
-from engine.gone import Gone
+from engine.gone import Gone, to_leave, to_stay
 from engine.mapping import MappingScope
 from engine.ports import Commit, Link, PendingItem, PendingWrite, Record, RecordFailure
 from engine.reconcile import fingerprint
@@ -65,6 +65,16 @@ class Push:
         waiting = await repeat_unanswered(self._sides, self._announcer, self._report, jobs=False)
         records = await self._sides.host.fetch(self._sides.mapping.entity, ids)
         await self._send(list(records.values()), None, waiting)
+        await self._settle_gone([each for each in ids if each not in records and each not in waiting])
+
+    async def _settle_gone(self, ids: Sequence[str]) -> None:
+        """Forget what failed of records that are no longer here, but for putting theirs away."""
+        sides = self._sides
+        links = await sides.state.links_by_local(sides.mapping.resource, ids) if ids else {}
+        leaving = {local_id for local_id, link in links.items() if link.state == "leaving"}
+        over = [sides.key("push", local_id) for local_id in ids if local_id not in leaving]
+        if over:
+            await sides.state.commit(Commit(settled=over))
 
     def _report(self) -> None:
         self._tally.seconds = self._sides.clock.monotonic() - self._started
@@ -117,9 +127,10 @@ class Push:
         try:
             if mapping.is_deleted(record, scope) or not mapping.wants(record, scope):
                 tally.skipped += 1
-                page.fine.append(local_id)
                 if link and self._gone.leaves(link, record):
-                    page.moved.append(replace(link, state="leaving"))
+                    page.moved.append(to_leave(link))
+                if link is None or link.state != "leaving":  # whose failures are those of putting theirs away
+                    page.fine.append(local_id)
                 return
             if link and link.state == "broken":
                 tally.skipped += 1  # theirs was deleted; it isn't for a push to make it again
@@ -134,7 +145,7 @@ class Push:
             tally.unchanged += 1
             page.fine.append(local_id)
             if link.state != "linked":
-                page.moved.append(replace(link, state="linked"))
+                page.moved.append(to_stay(link))
             return
         tally.add_cut(cut)
         remote_id, key = link.remote_id if link else None, sides.write_key(local_id, print_, link)

@@ -303,6 +303,41 @@ async def test_a_refusal_is_that_records_failure_and_is_tried_again() -> None:
     assert (world.provider.archived, world.state.failures) == ({"r1", "r2"}, {})
 
 
+async def test_a_refusal_that_never_ends_is_tried_ten_times_and_then_only_told() -> None:
+    world = await in_step(3, when_ours_is_gone="archive")
+    world.put("e1", erased="yes")
+    world.provider.refuses["r1"] = RecordRejectedError("it has open orders", status=400)
+    for _ in range(10):
+        assert (await world.push()).failed == 1
+    calls = world.provider.calls
+    tally = await world.push(complete=True)
+    assert (tally.failed, tally.archived, world.provider.calls) == (0, 0, calls)
+    assert tally.note == (
+        "1 gone record stays as it is, having been refused 10 times: a sync that approves it tries again"
+    )
+    assert [each.record_id for each in world.state.failures.values()] == ["e1"]  # and can still be seen
+    world.put("e1", erased="yes", name="touched")
+    await world.push()
+    assert [each.record_id for each in world.state.failures.values()] == ["e1"]
+    world.provider.refuses.clear()
+    tally = await world.push(approved=True)
+    assert (tally.archived, tally.note, world.state.failures) == (1, "", {})
+
+
+async def test_a_record_that_was_wanted_again_may_be_refused_anew() -> None:
+    world = await in_step(3, when_ours_is_gone="archive")
+    world.provider.refuses["r1"] = RecordRejectedError("it has open orders", status=400)
+    world.put("e1", erased="yes")
+    for _ in range(11):
+        await world.push()
+    world.put("e1")
+    await world.push()
+    assert world.states()["e1"] == "linked"
+    world.put("e1", erased="yes")
+    world.provider.refuses.clear()
+    assert (await world.push()).archived == 1
+
+
 async def test_a_provider_that_is_away_ends_the_run_and_loses_nothing() -> None:
     world = await in_step(2, when_ours_is_gone="archive")
     for remote_id in ("r1", "r2"):

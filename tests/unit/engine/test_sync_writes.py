@@ -216,6 +216,16 @@ async def test_a_push_of_single_records_does_not_wait_for_a_job() -> None:
     assert not any("/jobs" in call for call in world.provider.calls)
 
 
+async def test_a_failure_of_a_record_that_is_no_longer_here_is_over() -> None:
+    world = World()
+    world.put("Alexandra", "Bernadette")
+    assert (await world.push()).failed == 2
+    del world.host.records["guest"]["Alexandra"]
+    tally = await world.push(["Alexandra", "Bernadette"])
+    assert (tally.read, tally.failed) == (1, 1)
+    assert [each.record_id for each in world.state.failures.values()] == ["Bernadette"]
+
+
 # ---- ids that follow from the content ----------------------------------------------------------------
 
 NAMED = """
