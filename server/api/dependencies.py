@@ -7,12 +7,14 @@ from typing import Any
 from litestar import Request
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
 
 from server.api.errors import request_id
 from server.context import Context
 from server.services.audit import Actor, address
 
-Shared = NamedDependency[Context]
+# It is ours already: looking whether it is one would go through every manifest that it holds.
+Shared = NamedDependency[SkipValidation[Context]]
 Acting = NamedDependency[Actor]
 Stopping = NamedDependency[asyncio.Event]  # set when the server is told to stop: whoever waits, answers
 
