@@ -41,11 +41,14 @@ class TokenRefreshError(AuthenticationError):
 class Renewer(Protocol):
     """Renews grants; `server.renewal.Renewals` does."""
 
-    async def renew(self, venue: UUID, provider: str, seen: Secret, *, ended: bool = False) -> Credentials:
+    async def renew(
+        self, venue: UUID, provider: str, seen: Secret, *, ended: bool = False, forced: bool = False
+    ) -> Credentials:
         """Return credentials with another access token than `seen`: a newer one that is there, or a new one.
 
-        `ended` says that `seen` can't be used any more, whatever the clock says. Raises TokenRefreshError
-        when the grant is over, and another ProviderError when it is to be tried later.
+        `ended` says that `seen` can't be used any more, whatever the clock says; `forced` asks a provider
+        that failed a moment ago, or said that the grant is over. Raises TokenRefreshError when the grant is
+        over, and another ProviderError when it is to be tried later.
         """
 
 
@@ -261,9 +264,17 @@ class StoredCredentials:
                 key.is_valid, key.validation_error = False, "refused by the provider"
         raise AuthenticationError("the provider refuses the stored credentials: connect again", status=401)
 
-    async def _renewed(self, old: Credentials, *, ended: bool = False) -> Credentials:
+    async def renew(self, *, forced: bool = False) -> Credentials:
+        """Renew the grant now, due or not; `forced` even if that failed a moment ago. Raises as `Renewer`."""
+        async with self._sessions() as session:
+            opened, token = await self._read(session)
+        if token is None:
+            raise CredentialsNotFoundError(f"`{self._provider}` isn't connected by authorization")
+        return await self._renewed(opened, forced=forced)
+
+    async def _renewed(self, old: Credentials, *, ended: bool = False, forced: bool = False) -> Credentials:
         seen = old.values["access_token"]
-        renewed = await self._renewer.renew(self._venue, self._provider, seen, ended=ended)
+        renewed = await self._renewer.renew(self._venue, self._provider, seen, ended=ended, forced=forced)
         self._opened, self._again_at = renewed, self._early(renewed.expires_at)
         return renewed
 

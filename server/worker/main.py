@@ -27,6 +27,7 @@ from server.worker.tasks import Worker, work
 log = structlog.get_logger(__name__)
 
 SPARE_CONNECTIONS = 5  # besides two for each operation: one works, one keeps its lease
+SCHEDULER_CONNECTIONS = 16  # half of them for tokens being renewed, each while its provider is asked
 GRACE_SECONDS = 6.0  # for runs to reach the end of a page; then they are cut off and begun again elsewhere
 
 
@@ -100,7 +101,7 @@ async def run_scheduler(settings: Settings) -> None:
     configure_logging(settings.log_level)
     stopping = asyncio.Event()
     async with open_worker_context(
-        settings, application_name="integration-hub scheduler", connections=SPARE_CONNECTIONS
+        settings, application_name="integration-hub scheduler", connections=SCHEDULER_CONNECTIONS
     ) as context:
         with _stopping_on_signals(stopping.set):
             log.info("scheduler.started")

@@ -11,26 +11,24 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.errors import HubError
-from server.credentials import oauth_method
 from server.db.models import (
     IdempotencyKey,
     IntegrationConfig,
     IntegrationStatus,
     OAuthState,
-    OAuthToken,
     Operation,
     OperationStatus,
     OperationType,
     Priority,
 )
-from server.services import health, maintenance, oauth, operations, recovery, retention
+from server.services import health, maintenance, oauth, operations, recovery, retention, tokens
 from server.services.operations import WAITING, lane_of
 from server.services.runs import schedule_next, sync_interval
 from server.worker import relay
@@ -38,7 +36,9 @@ from server.worker.context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 100  # integrations or tokens in one go; the rest follow with the next
+AT_ONCE = 100  # integrations in one go; the rest follow with the next
+TURN_SECONDS = 10.0  # for tokens that are being renewed
+_STATES_KEPT = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,37 +150,31 @@ async def _is_syncing(session: AsyncSession, integration: IntegrationConfig) -> 
 
 
 async def refresh_tokens(context: WorkerContext) -> int:
-    """Renew tokens that are about to expire, so that no run has to wait for it; returns how many were due."""
-    due: list[tuple[UUID, str]] = []
+    """Renew what is about to end, and what would end for want of use; returns how many were due.
+
+    Several at once, and what takes longer than a turn goes on beside the next: no provider keeps others up.
+    """
     async with context.sessions() as session:
-        for connector in context.catalog.connectors.values():
-            if (method := oauth_method(connector)) is None:
-                continue
-            found = await session.execute(
-                select(OAuthToken.venue_id, OAuthToken.integration_type)
-                .join(
-                    IntegrationConfig,
-                    and_(
-                        IntegrationConfig.venue_id == OAuthToken.venue_id,
-                        IntegrationConfig.integration_type == OAuthToken.integration_type,
-                    ),
-                )
-                .where(
-                    OAuthToken.integration_type == connector.name,
-                    OAuthToken.expires_at <= func.now() + method[1].refresh_before_expiry,
-                    OAuthToken.encrypted_refresh_token.is_not(None),
-                    IntegrationConfig.status == IntegrationStatus.CONNECTED,
-                )
-                .order_by(OAuthToken.expires_at)
-                .limit(AT_ONCE)
-            )
-            due += [(venue_id, provider) for venue_id, provider in found]
-    for venue_id, provider in due:
-        try:
-            await context.credentials(venue_id, provider).current()
-        except HubError as error:  # one integration's trouble, which the refresh has written down there
-            log.warning("token.refresh_failed", venue_id=str(venue_id), provider=provider, error=error.code)
+        due = await tokens.due(session, context.catalog)
+    renewing = [asyncio.create_task(_renew(context, each)) for each in due]
+    if renewing:
+        _, late = await asyncio.wait(renewing, timeout=TURN_SECONDS)
+        for task in late:  # it only waits; the renewal itself isn't cut off
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
     return len(due)
+
+
+async def _renew(context: WorkerContext, due: tokens.Due) -> None:
+    try:
+        await tokens.renew_due(context, due)
+    except Exception as error:  # one integration's trouble: most often its provider's, and written down there
+        log.warning(
+            "token.refresh_failed",
+            venue_id=str(due.venue_id),
+            provider=due.provider,
+            error=error.code if isinstance(error, HubError) else type(error).__name__,
+        )
 
 
 async def forget_expired(context: WorkerContext) -> int:
@@ -190,8 +184,9 @@ async def forget_expired(context: WorkerContext) -> int:
     """
     deleted = 0
     async with context.sessions.begin() as session:
-        for table in (OAuthState, IdempotencyKey):
-            ended = delete(table).where(table.expires_at <= func.now()).returning(table.expires_at)
+        # Who shows an old state again is told from somebody who makes one up for as long as it is kept.
+        for table, kept in ((OAuthState, _STATES_KEPT), (IdempotencyKey, timedelta(0))):
+            ended = delete(table).where(table.expires_at <= func.now() - kept).returning(table.expires_at)
             deleted += len((await session.scalars(ended)).all())
         await oauth.give_up_forgotten(session)
     return deleted
