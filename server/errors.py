@@ -30,6 +30,7 @@ STATUSES: Mapping[str, int] = {
     "CREDENTIALS_NOT_FOUND": 409,
     "SYNC_IN_PROGRESS": 409,
     "IDEMPOTENCY_KEY_IN_USE": 409,
+    "CONFLICT": 409,
     "REQUIRED_FIELD_MISSING": 422,
     "IDEMPOTENCY_KEY_REUSED": 422,
     "RATE_LIMIT_EXCEEDED": 429,
@@ -141,6 +142,20 @@ class CredentialsNotFoundError(ServerError):
 
 class SyncInProgressError(ServerError):
     code = "SYNC_IN_PROGRESS"
+    retryable = True
+
+
+class BeingErasedError(ServerError):
+    """Nothing new is taken for a venue while what is stored for it is being erased."""
+
+    code = "CONFLICT"
+    retryable = True
+
+
+class NotReadyError(ServerError):
+    """What is asked for is still being made."""
+
+    code = "CONFLICT"
     retryable = True
 
 

@@ -28,7 +28,17 @@ from server.db.models import (
     OperationType,
     Priority,
 )
-from server.services import health, maintenance, oauth, operations, recovery, retention, tokens
+from server.services import (
+    export,
+    health,
+    maintenance,
+    oauth,
+    operations,
+    recovery,
+    retention,
+    tokens,
+    upkeep,
+)
 from server.services.operations import WAITING, lane_of
 from server.services.runs import schedule_next, sync_interval
 from server.worker import relay
@@ -194,7 +204,10 @@ async def forget_expired(context: WorkerContext) -> int:
 
 async def forget_old(context: WorkerContext) -> int:
     """Delete what ended longer ago than the settings keep it; returns how many rows."""
-    return await retention.forget_old(context.sessions, timedelta(days=context.settings.retention_days))
+    async with context.sessions.begin() as session:
+        parts = await export.forget_archives(session)
+    kept = timedelta(days=context.settings.retention_days)
+    return parts + await retention.forget_old(context.sessions, kept)
 
 
 async def revive_dead_letters(context: WorkerContext) -> int:
@@ -210,7 +223,7 @@ async def measure_health(context: WorkerContext) -> int:
 
 async def work_maintenance(context: WorkerContext) -> bool:
     """Do a batch of a rotation, export or erasure; returns whether there was one to do."""
-    return await maintenance.work_one(context)
+    return await maintenance.work_one(context, upkeep.KINDS)
 
 
 JOBS: tuple[Job, ...] = (
