@@ -20,7 +20,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
 from server import telemetry
-from server.api import admin, audit, health, integrations, oauth, schemas, syncs
+from server.api import admin, audit, health, integrations, oauth, schemas, syncs, tokens
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, request_id, send_request_id
@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 HANDLERS = (
     *integrations.HANDLERS,
     *oauth.HANDLERS,
+    *tokens.HANDLERS,
     *syncs.HANDLERS,
     *health.HANDLERS,
     *admin.HANDLERS,

@@ -200,6 +200,7 @@ async def connect(
                 environment=data.environment,
                 values=data.connection,
                 config=config,
+                wanted_redirect=data.redirect_uri,
             )
             answer = schemas.Connected("Please complete OAuth authorization", auth_url=url)
         return Response(schemas.ConnectAnswer(answer))
@@ -211,19 +212,28 @@ async def connect(
     f"{PATH}/{{provider:str}}/disconnect",
     operation_id="disconnectIntegration",
     summary="Disconnect a provider",
-    description="Credentials are erased here and, where the provider can, revoked there. What waits is "
-    "cancelled, and a running sync stops after its page. Links between records are kept for another time.",
+    description="Credentials are erased here and, where the provider can, revoked there: `data` says what "
+    "became of them. What waits is cancelled, and a running sync stops after its page. Links between records "
+    "are kept for another time.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,
     status_code=200,
     responses={
         200: good(
-            schemas.MessageAnswer,
+            schemas.DisconnectAnswer,
             "Disconnected.",
             Example(
                 summary="disconnected",
                 value={"success": True, "message": "juniper integration disconnected successfully"},
+            ),
+            Example(
+                summary="disconnected, and the provider couldn't be asked to revoke the tokens",
+                value={
+                    "success": True,
+                    "message": "juniper integration disconnected successfully",
+                    "data": {"revocation": "failed"},
+                },
             ),
         ),
         **error_answers(
@@ -242,10 +252,70 @@ async def disconnect(
     actor: Acting,
     provider: ProviderName,
     data: schemas.VenueRequest,
-) -> schemas.MessageAnswer:
+) -> schemas.DisconnectAnswer:
     request.user.require(data.venue_id)
-    await integrations.disconnect(context, actor, venue_id=data.venue_id, provider=provider)
-    return schemas.MessageAnswer(f"{provider} integration disconnected successfully")
+    revocation = await integrations.disconnect(context, actor, venue_id=data.venue_id, provider=provider)
+    return schemas.DisconnectAnswer(
+        True,
+        f"{provider} integration disconnected successfully",
+        schemas.Disconnected(revocation) if revocation else None,
+    )
 
 
-HANDLERS = (list_integrations, get_integration, connect, disconnect)
+@post(
+    f"{PATH}/{{provider:str}}/api-key",
+    operation_id="validateApiKey",
+    summary="Try credentials",
+    description="They are tried at the provider as connecting would, and nothing is stored. `valid` is false "
+    "when the provider refuses them or they can't be its own. That it can't be asked is an error.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            schemas.ValidityAnswer,
+            "The provider was asked.",
+            Example(summary="it takes them", value={"success": True, "data": {"valid": True}}),
+            Example(
+                summary="it doesn't",
+                value={
+                    "success": True,
+                    "data": {"valid": False, "reason": "Juniper refuses these credentials: unknown key"},
+                },
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "PROVIDER_NOT_SUPPORTED",
+            "INVALID_PROVIDER",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+            "RATE_LIMIT_EXCEEDED",
+            "SYNC_FAILED",
+        ),
+    },
+)
+async def validate_api_key(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: schemas.ApiKeyRequest,
+) -> schemas.ValidityAnswer:
+    if data.venue_id is not None:
+        request.user.require(data.venue_id)
+    named = {"apiKey": data.api_key, "apiSecret": data.api_secret}
+    reason = await integrations.validate(
+        context,
+        actor,
+        provider=provider,
+        venue_id=data.venue_id,
+        environment=data.environment,
+        credentials={**{name: value for name, value in named.items() if value}, **data.credentials},
+        values=data.connection,
+    )
+    return schemas.ValidityAnswer(schemas.Validity(reason is None, reason))
+
+
+HANDLERS = (list_integrations, get_integration, connect, disconnect, validate_api_key)

@@ -10,10 +10,13 @@ from uuid import UUID
 import msgspec
 import orjson
 from litestar.enums import RequestEncodingType
-from litestar.openapi.spec import Example
+from litestar.openapi.spec import Example, OpenAPIType, Schema
 from litestar.params import BodyKwarg, HeaderParameter, PathParameter, QueryParameter
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.typing import FieldDefinition
 from msgspec import Meta, Struct
 
+from engine.ports import Secret
 from server.db.models import (
     HealthStatus,
     IntegrationConfig,
@@ -24,7 +27,7 @@ from server.db.models import (
 )
 from server.errors import Detail, InvalidRequestError
 from server.services import health, syncs
-from server.services.integrations import Page
+from server.services.integrations import Page, Revocation
 
 MOST_ROWS = 200
 MOST_SKIPPED = 1_000_000_000  # less than PostgreSQL's integer holds
@@ -62,6 +65,33 @@ SyncType = Literal["products", "customers", "transactions", "full"]
 
 # --- requests
 
+LONGEST_SECRET = 4096  # characters
+
+
+def is_secret(kind: Any) -> bool:
+    """Say whether a type is that of a secret, for the framework's table of decoders."""
+    return kind is Secret
+
+
+def read_secret(kind: Any, value: Any) -> Secret:
+    """Read a secret from a body, so that it is one from the start; raises ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError("Expected `str`")
+    if len(value) > LONGEST_SECRET:
+        raise ValueError(f"Expected `str` of length <= {LONGEST_SECRET}")
+    return Secret(value)
+
+
+class SecretPlugin(OpenAPISchemaPlugin):
+    """Describes a secret in a body: it is text, and no answer ever has it."""
+
+    @staticmethod
+    def is_plugin_supported_type(value: Any) -> bool:
+        return is_secret(value)
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        return Schema(type=OpenAPIType.STRING, max_length=LONGEST_SECRET, write_only=True)
+
 
 class SyncConfig(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=False):
     """How an integration is kept in step."""
@@ -79,7 +109,7 @@ class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
 
     venue_id: UUID
     credentials: Annotated[
-        dict[str, Annotated[str, Meta(max_length=4096)]],
+        dict[str, Secret],
         Meta(description="The provider's credential fields, such as `apiKey`; none for OAuth."),
     ] = {}
     connection: Annotated[
@@ -88,6 +118,28 @@ class ConnectBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
     ] = {}
     config: SyncConfig = SyncConfig()
     environment: Literal["production", "sandbox"] = "production"
+    redirect_uri: Annotated[
+        Annotated[str, Meta(max_length=2000)] | None,
+        Meta(
+            description="For OAuth: an address from `HUB_REDIRECT_URIS` that the provider sends the "
+            "browser back to, instead of the hub's own. Whoever is there calls the hub's with code, state "
+            "and the token of the same user.",
+        ),
+    ] = None
+
+
+class ApiKeyBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Credentials to try: `apiKey` and `apiSecret`, or whatever fields the provider takes."""
+
+    api_key: Secret | None = None
+    api_secret: Secret | None = None
+    credentials: Annotated[dict[str, Secret], Meta(description="The provider's credential fields.")] = {}
+    connection: Annotated[
+        dict[str, Annotated[str, Meta(max_length=255)]],
+        Meta(description="Values of the connection the venue chooses itself."),
+    ] = {}
+    environment: Literal["production", "sandbox"] = "production"
+    venue_id: Annotated[UUID | None, Meta(description="Whom it is for, for the audit log.")] = None
 
 
 class VenueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -97,19 +149,30 @@ class VenueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel")
 
 
 class SyncOptions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """What to do about records that are gone. The rest is what older callers send, and changes nothing."""
+    """Which changes to look at, and what to do about records that are gone.
+
+    With a date, only records that changed from the beginning of `startDate` to the end of `endDate` (both in
+    UTC) are looked at, on either side, whether or not an earlier sync did. Those of which the provider doesn't
+    say when they changed are all looked at. It changes nothing for later syncs: they go on where the last one
+    without dates got to.
+    """
 
     complete: Annotated[
         bool,
-        Meta(description="Also look for what was deleted without a word: compare all that is linked."),
+        Meta(
+            description="Also look for what was deleted without a word: compare all that is linked. "
+            "Not together with dates."
+        ),
     ] = False
     approve_deletes: Annotated[
         bool,
         Meta(description="Archive, delete and unlink what is gone, however much that is."),
     ] = False
-    force: Annotated[bool, Meta(description="A manual sync never waits for the interval.")] = False
-    start_date: Annotated[date | None, Meta(description="Changes before it are brought in step, too.")] = None
-    end_date: Annotated[date | None, Meta(description="Changes after it are brought in step, too.")] = None
+    force: Annotated[
+        bool, Meta(description="Changes nothing: a manual sync never waits for the interval.")
+    ] = False
+    start_date: Annotated[date | None, Meta(description="The first day whose changes are looked at.")] = None
+    end_date: Annotated[date | None, Meta(description="The last day whose changes are looked at.")] = None
 
 
 class SyncBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -167,6 +230,13 @@ ConnectRequest = Annotated[
             "config": {"syncEnabled": True, "syncInterval": 300, "syncDirection": "bidirectional"},
         },
         by_OAuth={"venueId": _VENUE, "environment": "sandbox"},
+    ),
+]
+ApiKeyRequest = Annotated[
+    ApiKeyBody,
+    _body(
+        a_key={"apiKey": "jp_test_…"},
+        other_fields={"credentials": {"username": "box-office", "password": "…"}, "environment": "sandbox"},
     ),
 ]
 VenueRequest = Annotated[VenueBody, _body(a_venue={"venueId": _VENUE})]
@@ -265,6 +335,32 @@ class MessageAnswer(Struct, frozen=True):
     success: Literal[True] = True
 
 
+class Validity(Struct, frozen=True, omit_defaults=True):
+    """Whether the provider takes credentials, and if it doesn't, why."""
+
+    valid: bool
+    reason: str | None = None
+
+
+class ValidityAnswer(Struct, frozen=True):
+    data: Validity
+    success: Literal[True] = True
+
+
+class Disconnected(Struct, frozen=True):
+    """What became of the tokens at the provider. `shared`: they live, another venue has the account."""
+
+    revocation: Revocation
+
+
+class DisconnectAnswer(Struct, frozen=True, omit_defaults=True):
+    """`data` is there when the integration had tokens."""
+
+    success: bool
+    message: str
+    data: Disconnected | None = None
+
+
 class Authorized(Struct, frozen=True, rename="camel"):
     venue_id: UUID
     provider: str
@@ -272,6 +368,18 @@ class Authorized(Struct, frozen=True, rename="camel"):
 
 class AuthorizedAnswer(Struct, frozen=True):
     data: Authorized
+    success: Literal[True] = True
+
+
+class Renewed(Struct, frozen=True, rename="camel"):
+    """When the new token ends; null when nobody says."""
+
+    expires_at: datetime | None
+
+
+class RenewedAnswer(Struct, frozen=True):
+    message: str
+    data: Renewed
     success: Literal[True] = True
 
 

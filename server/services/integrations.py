@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import orjson
@@ -20,7 +20,7 @@ from engine.client import ProviderClient
 from engine.diagnostics import did_you_mean, listed
 from engine.errors import AuthenticationError, HubError, ProviderError, UnavailableError
 from engine.filling import kept_of_credentials, misfits
-from engine.manifest import AuthMethod, ConnectionValue, Connector
+from engine.manifest import AuthMethod, ConnectionValue, Connector, CredentialField
 from engine.memory import StaticCredentials
 from engine.ports import Credentials, Record, Secret
 from server.catalog import template_id
@@ -50,7 +50,7 @@ from server.errors import (
     TemplateNotFoundError,
 )
 from server.host import SqlHost
-from server.services import audit, operations
+from server.services import audit, operations, venues
 from server.services.audit import Actor
 from server.services.paging import Page as Page  # most lists find it here
 from server.worker.relay import announce
@@ -91,7 +91,7 @@ async def connect(
     provider: str,
     venue_id: UUID,
     environment: str,
-    credentials: Mapping[str, str],
+    credentials: Mapping[str, Secret],
     config: Mapping[str, Any],
     values: Mapping[str, str] = MappingProxyType({}),
 ) -> IntegrationConfig:
@@ -101,33 +101,26 @@ async def connect(
     the credentials. Raises InvalidRequestError for credentials or values that aren't as the manifest says,
     ConnectionTestError when the provider refuses, NotFoundError for an unknown venue.
     """
+    asked_at = datetime.now(UTC)
     connector = context.catalog.connector(provider)
-    method, secrets = read_credentials(connector, credentials)
-    known = {**read_connection(connector, values), **kept_of_credentials(method, secrets)}
-    check_connection(connector, known, found_out=found_out(connector, method))
+    given = read_given(connector, environment, credentials, values)
     venue = await read_venue(context, venue_id)
-    connection = await explore(
-        context,
-        connector,
-        venue,
-        venue_id,
-        Credentials(secrets, known, environment, method=method.name),
-        config,
-    )
+    connection = await explore(context, connector, venue, venue_id, given, config)
     # Its id is new even where it takes another's place: what is sealed is bound to it.
     row = VenueApiKey(id=uuid4(), venue_id=venue_id, integration_type=provider, environment=environment)
     sealed = await context.vault.seal(
-        orjson.dumps({name: value.reveal() for name, value in secrets.items()}).decode(),
+        orjson.dumps({name: value.reveal() for name, value in given.values.items()}).decode(),
         place(row, "encrypted_api_key"),
     )
     async with context.sessions.begin() as session:
+        await take_turn(session, venue_id, provider, since=asked_at)
         # Tokens before the integration, as a refresh does it: so the two never wait for each other in a ring.
         await session.execute(delete(OAuthToken).filter_by(venue_id=venue_id, integration_type=provider))
         integration, initial = await establish(session, context, actor, connection)
         stored = {
             "id": row.id,
             "encrypted_api_key": sealed,
-            "key_name": method.name,
+            "key_name": given.method,
             "is_valid": True,
             "last_validated_at": func.now(),
             "validation_error": None,
@@ -145,7 +138,70 @@ async def connect(
     return integration
 
 
-def read_credentials(connector: Connector, given: Mapping[str, str]) -> tuple[AuthMethod, dict[str, Secret]]:
+async def validate(
+    context: Context,
+    actor: Actor,
+    *,
+    provider: str,
+    venue_id: UUID | None,
+    environment: str,
+    credentials: Mapping[str, Secret],
+    values: Mapping[str, str] = MappingProxyType({}),
+) -> str | None:
+    """Try credentials at the provider and store nothing; returns None when it takes them, or why it doesn't.
+
+    Raises InvalidRequestError for fields that aren't as the manifest says, and what `connect` raises when
+    the provider can't be asked.
+    """
+    connector = context.catalog.connector(provider)
+    given = read_given(connector, environment, credentials, values, shaped=False)
+    refusal = _misshapen(connector, given)
+    if refusal is None:
+        try:
+            await learn(context, connector, given)
+        except ConnectionTestError as error:
+            refusal = error.message
+    async with context.sessions.begin() as session:
+        audit.record(
+            session,
+            actor,
+            "credentials.validated",
+            venue_id=venue_id,
+            provider=provider,
+            details={"environment": environment, "valid": refusal is None},
+        )
+    return refusal
+
+
+def read_given(
+    connector: Connector,
+    environment: str,
+    credentials: Mapping[str, Secret],
+    values: Mapping[str, str],
+    *,
+    shaped: bool = True,
+) -> Credentials:
+    """Check what a venue typed in against the manifest; raises InvalidRequestError with what is wrong.
+
+    Unless they must be `shaped`, credentials needn't look as the manifest says.
+    """
+    check_environment(connector, environment)
+    method, secrets = read_credentials(connector, credentials, shaped=shaped)
+    known = {**read_connection(connector, values), **kept_of_credentials(method, secrets)}
+    check_connection(connector, known, found_out=found_out(connector, method))
+    return Credentials(secrets, known, environment, method=method.name)
+
+
+def check_environment(connector: Connector, environment: str) -> None:
+    """Raise InvalidRequestError for an environment that the provider doesn't have."""
+    if environment not in connector.servers:
+        message = f"{connector.title} has no `{environment}`; it has {listed(connector.servers)}"
+        raise InvalidRequestError(message, [Detail("environment", message)])
+
+
+def read_credentials(
+    connector: Connector, given: Mapping[str, Secret], *, shaped: bool = True
+) -> tuple[AuthMethod, dict[str, Secret]]:
     """Check credentials against the manifest's fields; raises InvalidRequestError with all that is wrong.
 
     A connector with several methods is connected by the one whose fields fit best.
@@ -167,14 +223,29 @@ def read_credentials(connector: Connector, given: Mapping[str, str]) -> tuple[Au
             advice = did_you_mean(name, fields) or (f"it takes {listed(fields)}",)
             problems.append(Detail(f"credentials.{name}", f"`{name}` is not a credential here; {advice[0]}"))
     for field in fields.values():
-        value = given.get(field.name, "")
+        value = given.get(field.name)
         if not value and not field.optional:
             problems.append(Detail(f"credentials.{field.name}", f"{field.title} is missing"))
-        elif value and field.pattern and not re.fullmatch(field.pattern, value):
+        elif value and shaped and not _looks_right(field, value):
             problems.append(Detail(f"credentials.{field.name}", f"this doesn't look like: {field.title}"))
     if problems:
         raise InvalidRequestError(f"these credentials can't be those of {connector.title}", problems)
-    return method, {name: Secret(value) for name, value in given.items() if value}
+    return method, {name: value for name, value in given.items() if value}
+
+
+def _looks_right(field: CredentialField, value: Secret) -> bool:
+    return field.pattern is None or re.fullmatch(field.pattern, value.reveal()) is not None
+
+
+def _misshapen(connector: Connector, given: Credentials) -> str | None:
+    """Say which credential can't be one of this provider's; None when all could."""
+    fields = [
+        field for method in connector.auth if method.name == given.method for field in method.credentials
+    ]
+    wrong = next(
+        (f for f in fields if f.name in given.values and not _looks_right(f, given.values[f.name])), None
+    )
+    return f"this doesn't look like: {wrong.title}" if wrong else None
 
 
 def read_connection(connector: Connector, given: Mapping[str, str]) -> dict[str, str]:
@@ -193,7 +264,9 @@ def read_connection(connector: Connector, given: Mapping[str, str]) -> dict[str,
             problems.append(Detail(f"connection.{name}", message))
     chosen = {name: value for name, value in given.items() if value}
     problems += [
-        Detail(f"connection.{name}", f"{declared[name].title} are looked up at {connector.title}: leave it out")
+        Detail(
+            f"connection.{name}", f"{declared[name].title} are looked up at {connector.title}: leave it out"
+        )
         for name in chosen
         if name in declared and declared[name].list
     ]
@@ -242,7 +315,25 @@ async def explore(
     credentials: Credentials,
     config: Mapping[str, Any],
 ) -> Connection:
-    """Try the credentials, and learn what later calls need; raises ConnectionTestError."""
+    """Try the credentials, and learn what later calls need; raises what `learn` does."""
+    values = await learn(context, connector, credentials)
+    account = connector.account.evaluate(values) if connector.account else None
+    return Connection(
+        connector,
+        venue,
+        venue_id,
+        credentials.environment,
+        {**DEFAULTS, **config},
+        values,
+        None if account is None else str(account),
+    )
+
+
+async def learn(context: Context, connector: Connector, credentials: Credentials) -> dict[str, Any]:
+    """Try credentials at the provider and return the values of the connection, those found there included.
+
+    Raises ConnectionTestError when the provider refuses, UnavailableError and others when it can't be asked.
+    """
     client = ProviderClient(connector, StaticCredentials(credentials), http=context.http)
     call = f"{connector.check.method} {connector.check.path}"
     try:
@@ -267,15 +358,17 @@ async def explore(
         raise
     values = {**credentials.connection, **learned}
     check_connection(connector, values)
-    account = connector.account.evaluate(values) if connector.account else None
-    return Connection(
-        connector,
-        venue,
-        venue_id,
-        credentials.environment,
-        {**DEFAULTS, **config},
-        values,
-        None if account is None else str(account),
+    return values
+
+
+async def take_turn(session: AsyncSession, venue_id: UUID, provider: str, *, since: datetime) -> None:
+    """Wait for whoever else is connecting this integration, until the end of the transaction.
+
+    Raises BeingErasedError when the venue is being erased, or was `since` somebody asked to connect.
+    """
+    await venues.check_open(session, venue_id, since=since)
+    await session.execute(
+        select(func.pg_advisory_xact_lock(func.hashtextextended(f"{provider} {venue_id}", 0)))
     )
 
 
@@ -289,6 +382,7 @@ async def establish(
     connector, venue_id = connection.connector, connection.venue_id
     await operations.hold_running(session, venue_id, connector.name)
     integration = await own_integration(session, venue_id, connector.name)
+    before = audit.picture(integration)
     now = datetime.now(UTC)
     if integration.connected_at is not None and (integration.environment, integration.account) != (
         connection.environment,
@@ -316,6 +410,8 @@ async def establish(
         provider=connector.name,
         target=str(integration.id),
         details={"environment": connection.environment, "account": connection.account, **template},
+        before=before,
+        after=audit.picture(integration),
     )
     if not enabled or await syncing(session, venue_id, connector.name):
         return integration, None
@@ -333,7 +429,11 @@ async def establish(
 
 
 async def own_integration(session: AsyncSession, venue_id: UUID, provider: str) -> IntegrationConfig:
-    """Return the integration's row, made if need be, locked until the end of the transaction."""
+    """Return the integration's row, made if need be, locked until the end of the transaction.
+
+    Raises BeingErasedError while the venue is being erased.
+    """
+    await venues.check_open(session, venue_id)
     await session.execute(
         insert(IntegrationConfig)
         .values(venue_id=venue_id, integration_type=provider)
@@ -438,11 +538,17 @@ async def get_integration(session: AsyncSession, venue_id: UUID, provider: str) 
 # --- disconnect
 
 
-async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider: str) -> None:
+# What became of the tokens at the provider. `shared`: another venue is connected with the same account, and
+# many providers end all of an account's tokens at once, so they are left alive.
+Revocation = Literal["done", "failed", "not_offered", "shared"]
+
+
+async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider: str) -> Revocation | None:
     """End an integration: its credentials are erased here, and revoked at the provider if that can be done.
 
-    Links are kept, so that connecting the same account again goes on where it was. Doing it twice is fine,
-    and so is a connector that isn't there any more: then nothing is revoked.
+    Returns what became of its tokens there, None when it had none. Links are kept, so that connecting the
+    same account again goes on where it was. Doing it twice is fine, and so is a connector that isn't there
+    any more: then nothing is revoked.
     """
     connector = context.catalog.connectors.get(provider)
     mine = {"venue_id": venue_id, "integration_type": provider}
@@ -463,6 +569,7 @@ async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider
             .where(Operation.status.in_([*operations.WAITING, OperationStatus.PAUSED]))
         )
         await _stop_running(session, venue_id, provider)
+        before = audit.picture(integration)
         integration.status = IntegrationStatus.DISCONNECTED
         integration.disconnected_at = integration.updated_at = datetime.now(UTC)
         integration.next_sync_at = None
@@ -473,10 +580,46 @@ async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider
             venue_id=venue_id,
             provider=provider,
             target=str(integration.id),
+            before=before,
+            after=audit.picture(integration),
         )
+        shared = await _is_shared(session, integration)
     await log.ainfo("integration.disconnected", provider=provider, venue_id=str(venue_id))
-    if connector is not None and credentials is not None:
-        await _revoke(context, connector, credentials)
+    if connector is None or credentials is None or "access_token" not in credentials.values:
+        return None
+    error: str | None = None
+    outcome: Revocation = "shared"
+    if not shared:
+        outcome, error = await _revoke(context, connector, credentials)
+    async with context.sessions.begin() as session:
+        audit.record(
+            session,
+            actor,
+            "integration.revoked" if outcome == "done" else "integration.not_revoked",
+            venue_id=venue_id,
+            provider=provider,
+            target=str(integration.id),
+            details={"revocation": outcome, **({"error": error} if error else {})},
+        )
+    return outcome
+
+
+async def _is_shared(session: AsyncSession, integration: IntegrationConfig) -> bool:
+    """Say whether another venue is connected with the same account of the provider."""
+    if integration.account is None:
+        return False
+    others = (
+        select(IntegrationConfig.id)
+        .filter_by(
+            integration_type=integration.integration_type,
+            environment=integration.environment,
+            account=integration.account,
+            disconnected_at=None,
+        )
+        .where(IntegrationConfig.id != integration.id, IntegrationConfig.connected_at.is_not(None))
+        .limit(1)
+    )
+    return await session.scalar(others) is not None
 
 
 async def _credentials_to_revoke(
@@ -492,15 +635,17 @@ async def _credentials_to_revoke(
         return None
 
 
-async def _revoke(context: Context, connector: Connector, credentials: Credentials) -> None:
-    """Revoke tokens at the provider. They are erased here already, so a failure is only told."""
+async def _revoke(
+    context: Context, connector: Connector, credentials: Credentials
+) -> tuple[Revocation, str | None]:
+    """Revoke tokens at the provider, and say why when it doesn't work: they are erased here already."""
     found = oauth_method(connector)
-    if found is None or "access_token" not in credentials.values:
-        return
+    if found is None:
+        return "not_offered", None
     try:
-        client_id, client_secret = client_app(context.settings, connector)
+        client_id, client_secret = client_app(context.settings, connector, credentials.environment)
         async with asyncio.timeout(_REVOKE_SECONDS):
-            await auth.revoke(
+            done = await auth.revoke(
                 connector,
                 found[0],
                 credentials.environment,
@@ -510,4 +655,7 @@ async def _revoke(context: Context, connector: Connector, credentials: Credentia
                 credentials=credentials,
             )
     except (HubError, TimeoutError) as error:
-        await log.awarning("integration.revoke_failed", provider=connector.name, error=str(error))
+        why = error.message if isinstance(error, HubError) else f"no answer within {_REVOKE_SECONDS} seconds"
+        await log.awarning("integration.revoke_failed", provider=connector.name, error=why)
+        return "failed", why
+    return ("done" if done else "not_offered"), None

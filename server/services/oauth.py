@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import structlog
 from sqlalchemy import and_, case, delete, exists, func, literal, select, update
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine import auth
@@ -20,7 +21,14 @@ from engine.ports import Credentials
 from server import vault
 from server.context import Context
 from server.credentials import client_app, oauth_method, seal_grant
-from server.db.models import IntegrationConfig, IntegrationStatus, OAuthState, OAuthToken, VenueApiKey
+from server.db.models import (
+    AuditEntry,
+    IntegrationConfig,
+    IntegrationStatus,
+    OAuthState,
+    OAuthToken,
+    VenueApiKey,
+)
 from server.errors import (
     Detail,
     InvalidRequestError,
@@ -30,6 +38,7 @@ from server.errors import (
 )
 from server.services import audit, integrations
 from server.services.audit import Actor
+from server.services.denials import STRANGER
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -48,7 +57,6 @@ _DECLINED: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_NOBODY = "nobody"  # the actor of an entry about a browser that could have been anybody's
 Refusal = Literal["unknown", "used", "expired", "other_provider", "other_user"]
 
 
@@ -130,7 +138,7 @@ async def begin(
         connection=chosen,
     )
     if verifier is not None:
-        row.encrypted_verifier = await context.vault.seal(verifier, _place(row))
+        row.encrypted_verifier = await context.vault.seal(verifier, place(row))
     async with context.sessions.begin() as session:
         session.add(row)
         integration = await integrations.own_integration(session, venue_id, provider)
@@ -169,7 +177,7 @@ async def finish(
             f"{' and '.join(missing)} must be in the address",
             [Detail(name, f"{name} is required") for name in missing],
         )
-    begun = await _take(context, provider, state, user_id, Actor(user_id or _NOBODY, ip, request_id))
+    begun = await _take(context, provider, state, user_id, Actor(user_id or STRANGER, ip, request_id))
     actor = Actor(begun.user_id, ip, request_id)
     try:
         if error:
@@ -194,7 +202,8 @@ async def finish(
         raise
     async with context.sessions.begin() as session:
         # Two that end at once wait for each other here, and then one finds the other's token.
-        await integrations.take_turn(session, begun.venue_id, provider)
+        since = begun.used_at or begun.created_at
+        await integrations.take_turn(session, begun.venue_id, provider, since=since)
         mine = {"venue_id": begun.venue_id, "integration_type": provider}
         token = await session.scalar(select(OAuthToken).filter_by(**mine).with_for_update())
         if token is None:
@@ -238,7 +247,7 @@ async def _take(
         found = (
             await session.execute(
                 select(OAuthState, OAuthState.expires_at <= func.now())
-                .filter_by(state_hash=_hash(state))
+                .where(OAuthState.state_hash == _hash(state))
                 .with_for_update()
             )
         ).one_or_none()
@@ -246,19 +255,27 @@ async def _take(
         refusal = _refusal(context.settings, begun, bool(found and found[1]), provider, user_id)
         if begun is not None and begun.used_at is None:
             begun.used_at = datetime.now(UTC)
-        if refusal is not None:
-            await audit.refuse(
-                session,
-                caller,
-                "oauth.refused",
-                venue_id=begun.venue_id if begun else None,
-                provider=begun.integration_type if begun else provider,
-                reason=refusal,
-            )
+        if begun is not None and refusal is not None:
+            await session.execute(_entry(begun, refusal, caller))
     if begun is None or refusal is not None:
         await log.awarning("oauth.refused", provider=provider, reason=refusal, ip=caller.ip)
         raise StateInvalidError("this authorization isn't known, is finished already, or is too old")
     return begun
+
+
+def _entry(begun: OAuthState, refusal: Refusal, caller: Actor) -> Insert:
+    """Return the entry about a refused state; showing it again adds to its count."""
+    entry = insert(AuditEntry).values(
+        venue_id=begun.venue_id,
+        integration_type=begun.integration_type,
+        actor=caller.id,
+        action="oauth.refused",
+        details={"reason": refusal, "begun_by": begun.user_id},
+        ip=caller.ip,
+        request_id=caller.request_id,
+        same=_hash(f"{begun.state_hash} {refusal} {caller.id}"),
+    )
+    return entry.on_conflict_do_update(index_elements=[AuditEntry.same], set_={"count": AuditEntry.count + 1})
 
 
 def _refusal(
@@ -301,7 +318,7 @@ async def _exchange(
 ) -> auth.Grant:
     client_id, client_secret = client_app(context.settings, connector, begun.environment)
     verifier = (
-        (await context.vault.open(begun.encrypted_verifier, _place(begun))).reveal()
+        (await context.vault.open(begun.encrypted_verifier, place(begun))).reveal()
         if begun.encrypted_verifier
         else None
     )
@@ -364,7 +381,8 @@ async def give_up_forgotten(session: AsyncSession) -> None:
     )
 
 
-def _place(row: OAuthState) -> vault.Context:
+def place(row: OAuthState) -> vault.Context:
+    """Return where a sealed verifier lives, for the vault."""
     return vault.Context(
         OAuthState.__tablename__,
         "encrypted_verifier",

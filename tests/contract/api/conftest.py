@@ -125,6 +125,8 @@ def settings(
             "HUB_STATE": str(tmp_path_factory.mktemp("state")),
             "LOG_LEVEL": "error",
             "API_URL": "http://127.0.0.1:3007",
+            "HUB_REDIRECT_URIS": "https://app.example.org/connected/{provider}, "
+            "http://127.0.0.1:9999/connected/{provider}",
             "SQUARE_CLIENT_ID": "sq0idp-demo",
             "SQUARE_CLIENT_SECRET": "sq0csp-demo",
             "MAILCHIMP_CLIENT_ID": mailchimp.DEFAULT_CLIENT,
