@@ -171,11 +171,12 @@ class Renewals:
             claim = await self._claim(session, wanted, connector, *found)
             if isinstance(claim, Credentials):
                 return claim
+            answer: auth.Grant | ProviderError
             try:
-                grant = await self._ask(claim)
+                answer = await self._ask(claim)
             except ProviderError as error:
-                return await self._note_failure(session, wanted, claim, error)
-            return await self._store(session, wanted, claim, grant)
+                answer = error
+            return await self._settle(session, wanted, claim, answer)
 
     # -- before the provider is asked
 
@@ -242,17 +243,23 @@ class Renewals:
 
     # -- once it has answered
 
-    async def _store(
-        self, session: AsyncSession, wanted: _Wanted, claim: _Claim, grant: auth.Grant
+    async def _settle(
+        self, session: AsyncSession, wanted: _Wanted, claim: _Claim, answer: auth.Grant | ProviderError
     ) -> Credentials:
-        """Store what was granted, however often that takes: nobody else has it."""
-        for tried, wait in enumerate((*SAVE_WAITS, None)):
+        """Write down what the provider answered, however often that takes: nobody else has it.
+
+        Returns the new credentials, or newer ones that somebody stored meanwhile.
+        """
+        granted = isinstance(answer, auth.Grant)
+        for tried, wait in enumerate((*(SAVE_WAITS if granted else SAVE_WAITS[:2]), None)):
             try:
-                if tried:  # the lock was lost with the connection
+                if tried or not granted:  # the lock may have been lost with the connection that held it
                     claim.integration, claim.token = await self._locked(session, wanted)
                     if (newer := await self._newer(claim)) is not None:
                         return newer
-                return await self._store_once(session, wanted, claim, grant)
+                if isinstance(answer, ProviderError):
+                    await self._note_failure(session, wanted, claim, answer)
+                return await self._store(session, wanted, claim, answer)
             except (SQLAlchemyError, OSError, RenewalBusyError, KeysUnavailableError) as error:
                 await log.awarning("token.not_stored", **_of(wanted), error=type(error).__name__)
                 if wait is None:
@@ -261,7 +268,7 @@ class Renewals:
             await asyncio.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
-    async def _store_once(
+    async def _store(
         self, session: AsyncSession, wanted: _Wanted, claim: _Claim, grant: auth.Grant
     ) -> Credentials:
         integration, token, now = claim.integration, claim.token, self.now()
@@ -283,12 +290,8 @@ class Renewals:
 
     async def _note_failure(
         self, session: AsyncSession, wanted: _Wanted, claim: _Claim, error: ProviderError
-    ) -> Credentials:
-        """Write down that it didn't work and raise that; or return what somebody stored meanwhile."""
-        # Nobody can have, unless the lock was lost with the connection it was held by.
-        claim.integration, claim.token = await self._locked(session, wanted)
-        if (newer := await self._newer(claim)) is not None:
-            return newer
+    ) -> NoReturn:
+        """Write down that it didn't work, and raise that."""
         if auth.ends_grant(error):
             await self._end_grant(session, wanted, claim.connector, claim.token, error, cut_off=claim.cut_off)
         token, title, now = claim.token, claim.connector.title, self.now()

@@ -151,10 +151,10 @@ class VenueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel")
 class SyncOptions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Which changes to look at, and what to do about records that are gone.
 
-    With a date, only records that changed from the beginning of `startDate` to the end of `endDate` (both in
-    UTC) are looked at, on either side, whether or not an earlier sync did. Those of which the provider doesn't
-    say when they changed are all looked at. It changes nothing for later syncs: they go on where the last one
-    without dates got to.
+    With a date, only records that changed from the beginning of `startDate` to the end of `endDate` (in UTC)
+    are looked at, on either side, whether or not an earlier sync did. Where a provider doesn't say when its
+    records changed, all are. It changes nothing for later syncs: they go on where the last one without dates
+    got to.
     """
 
     complete: Annotated[

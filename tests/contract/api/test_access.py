@@ -38,6 +38,7 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", f"{API}/stripe", "query", READ, 404),
     ("POST", f"{API}/connect/stripe", "body", MANAGE, 400),
     ("POST", f"{API}/stripe/disconnect", "body", MANAGE, 404),
+    ("POST", f"{API}/oauth/refresh/square", "body", MANAGE, 404),
     ("POST", f"{API}/sync/stripe/sync", "body", MANAGE, 404),
     ("POST", f"{API}/sync/stripe/sync/stop", "body", MANAGE, 404),
     ("POST", f"{API}/sync/stripe/sync/retry", "body", MANAGE, 404),

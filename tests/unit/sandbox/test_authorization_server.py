@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -141,7 +141,7 @@ def test_the_client_says_who_it_is_in_one_place(place: Any) -> None:
         fields = {"grant_type": "refresh_token", "refresh_token": given["refresh_token"]}
         secret = {"client_id": server.client_id, "client_secret": server.client_secret}
         url = f"{server.url}/token"
-        tries = {
+        tries: dict[str, Callable[[], httpx.Response]] = {
             "header": lambda: httpx.post(url, data=fields, auth=(server.client_id, server.client_secret)),
             "body": lambda: httpx.post(url, data={**fields, **secret}),
             "json": lambda: httpx.post(url, json={**fields, **secret}),
