@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from engine.errors import AuthenticationError
@@ -127,7 +128,12 @@ class MemoryHost:
         return self.venue_record
 
     async def changed(
-        self, entity: str, since: Mapping[str, Any] | None, *, page_size: int = 500
+        self,
+        entity: str,
+        since: Mapping[str, Any] | None,
+        *,
+        page_size: int = 500,
+        earliest: datetime | None = None,
     ) -> AsyncIterator[HostPage]:
         after = since["change"] if since else 0
         rows = sorted(

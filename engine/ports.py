@@ -237,9 +237,15 @@ class HostStore(Protocol):
         """Return the venue's record: at least id, name and currency."""
 
     def changed(
-        self, entity: str, since: Mapping[str, Any] | None, *, page_size: int = 500
+        self,
+        entity: str,
+        since: Mapping[str, Any] | None,
+        *,
+        page_size: int = 500,
+        earliest: datetime | None = None,
     ) -> AsyncIterator[HostPage]:
-        """Stream the records that changed since a position (None: all), oldest change first.
+        """Stream the records that changed since a position (None: all), oldest change first. Without one,
+        those that changed before `earliest` may be left out.
 
         Each record has its declared fields and `id`. A record with missing values has them as None.
         """

@@ -19,7 +19,7 @@ from engine.linking import followed, match
 from engine.mapping import MappingScope
 from engine.ports import Commit, HostChange, Link, Record, RecordFailure
 from engine.reconcile import local_id_for, moment, plain, resolve
-from engine.sides import Sides, batched
+from engine.sides import Period, Sides, batched
 from engine.tally import Tally
 
 LOOKED_UP = 50  # records asked for by their ids, merged and saved together
@@ -59,6 +59,7 @@ class Pull:
         fields: FieldCatalog,
         report: Callable[[Tally], None],
         complete: bool,
+        period: Period | None,
     ) -> None:
         self._sides = sides
         self._gone = gone
@@ -66,10 +67,17 @@ class Pull:
         self._fields = fields
         self._report = report
         self._complete = complete
+        self._period = period
 
     async def changed(self) -> None:
         """Take over what changed since the last finished pull."""
         sides = self._sides
+        if self._period is not None:
+            try:
+                await self._changed_within(self._period)
+            except StaleCursorError:
+                await self._changed_within(self._period)
+            return
         position = dict(await sides.state.position(*sides.here, "pull") or {})
         if self._complete and sides.mapping.pushes:  # else a lost link would change nothing on either side
             position = {}
@@ -81,6 +89,26 @@ class Pull:
         if seen is not None:
             await self._gone.compare_theirs(seen)
         await self._gone.settle(self._gone.settle_theirs, self._tally)
+
+    async def _changed_within(self, period: Period) -> None:
+        """Take over what changed within a period. What was read is no proof of what is gone."""
+        sides, tally = self._sides, self._tally
+        started, calls = sides.clock.monotonic(), sides.client.calls
+        newest: dict[str, str | None] = {}
+        gone: dict[str, str | None] = {}
+        later: set[str] = set()  # of these an older state is no news
+        feeds = sides.resource.changes is not None
+        async with aclosing(sides.client.pages(sides.mapping.resource, since=period.since)) as pages:
+            async for batch in pages:
+                later.update(row.id for row in batch.records if period.is_over(row.changed_at))
+                rows = _without_gone(batch.records, gone) if feeds else batch.records
+                rows = [each for each in _first_of_each(rows, newest) if each.id not in later]
+                await self._take([each for each in rows if period.holds(each.changed_at)], None)
+                tally.seconds = sides.clock.monotonic() - started
+                tally.api_calls = sides.client.calls - calls
+                self._report(tally)
+                if batch.resume is not None:
+                    sides.check_stop()
 
     async def some(self, ids: Sequence[str]) -> None:
         """Take over these records, as far as the provider can be asked for them."""

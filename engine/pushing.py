@@ -15,7 +15,7 @@ from engine.mapping import MappingScope
 from engine.ports import Commit, Link, PendingItem, PendingWrite, Record, RecordFailure
 from engine.reconcile import fingerprint
 from engine.recovery import repeat_unanswered
-from engine.sides import Sides
+from engine.sides import Period, Sides
 from engine.tally import Tally
 
 
@@ -34,7 +34,14 @@ class Push:
     """One push of one mapping, counted in `tally`."""
 
     def __init__(
-        self, sides: Sides, gone: Gone, tally: Tally, *, report: Callable[[Tally], None], complete: bool
+        self,
+        sides: Sides,
+        gone: Gone,
+        tally: Tally,
+        *,
+        report: Callable[[Tally], None],
+        complete: bool,
+        period: Period | None,
     ) -> None:
         self._sides = sides
         self._gone = gone
@@ -42,6 +49,7 @@ class Push:
         self._announcer = Announcer(sides, tally)
         self._told = report
         self._complete = complete
+        self._period = period
         self._started = sides.clock.monotonic()
         self._calls = sides.client.calls
 
@@ -49,16 +57,28 @@ class Push:
         """Send what changed since the last push; then deal with what is gone here."""
         sides = self._sides
         waiting = await repeat_unanswered(sides, self._announcer, self._report, jobs=True)
-        since = await sides.state.position(*sides.here, "push")
-        async for page in sides.host.changed(sides.mapping.entity, since):
-            sides.check_stop()
-            await self._send(page.records, page.position, waiting)
+        if self._period is not None:
+            await self._changed_within(self._period, waiting)
+        else:
+            since = await sides.state.position(*sides.here, "push")
+            async for page in sides.host.changed(sides.mapping.entity, since):
+                sides.check_stop()
+                await self._send(page.records, page.position, waiting)
         if self._complete:
             await self._gone.compare_ours()
         try:
             await self._gone.settle(self._gone.settle_ours, self._tally)
         finally:
             self._report()
+
+    async def _changed_within(self, period: Period, waiting: frozenset[str]) -> None:
+        changes = self._sides.host.changed(self._sides.mapping.entity, None, earliest=period.since)
+        async for page in changes:
+            self._sides.check_stop()
+            records = [record for record in page.records if period.holds(record.get("changed_at"))]
+            await self._send(records, None, waiting)
+            if period.is_over(page.records[-1].get("changed_at")):
+                return  # so is all that follows
 
     async def some(self, ids: Sequence[str]) -> None:
         """Send these records, as far as they need it."""

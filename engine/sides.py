@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 from engine.bodies import fitted, limited_fields
@@ -15,9 +16,29 @@ from engine.manifest import Connector, Resource
 from engine.mapping import Mapping as FieldMapping
 from engine.mapping import MappingScope
 from engine.ports import Clock, Direction, HostStore, Link, Record, RecordFailure, RecordKey, SyncState
-from engine.reconcile import fingerprint, plain
+from engine.reconcile import fingerprint, moment, plain
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The changes that are looked at: from `since` on, and before `until`."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def holds(self, changed_at: str | None) -> bool:
+        """Say whether a change belongs to it; one at an unknown moment does."""
+        at = moment(changed_at)
+        if at is None:
+            return True
+        return (self.since is None or at >= self.since) and not self.is_over(changed_at)
+
+    def is_over(self, changed_at: str | None) -> bool:
+        """Say whether a change came after it."""
+        at = moment(changed_at)
+        return at is not None and self.until is not None and at >= self.until
 
 
 @dataclass(slots=True)

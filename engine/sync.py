@@ -21,10 +21,10 @@ from engine.mapping import Mapping as FieldMapping
 from engine.ports import Clock, Direction, HostStore, Record, SyncState
 from engine.pulling import Pull
 from engine.pushing import Push
-from engine.sides import Sides
+from engine.sides import Period, Sides
 from engine.tally import KEPT_FAILURES, Tally
 
-__all__ = ["KEPT_FAILURES", "Sync", "Tally"]
+__all__ = ["KEPT_FAILURES", "Period", "Sync", "Tally"]
 
 
 class Sync:
@@ -32,6 +32,7 @@ class Sync:
 
     A `complete` run also looks for what is gone without a word: it compares every link with the platform, and
     reads all of the provider's records. `approved` says that a person wants all the gone to go, however many.
+    With a `period` only what changed within it is looked at, and no position moves.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Sync:
         on_progress: Callable[[Tally], None] = lambda tally: None,
         complete: bool = False,
         approved: bool = False,
+        period: Period | None = None,
     ) -> None:
-        self._sides = Sides(connector, mapping, client, host, state, venue, clock, stop)
-        self._gone = Gone(self._sides, approved)
-        self._fields = fields
+        self.sides = Sides(connector, mapping, client, host, state, venue, clock, stop)
+        self._gone = Gone(self.sides, approved)
+        self.fields = fields
         self.on_progress = on_progress
         self._complete = complete
+        self._period = period
 
     async def pull(self, ids: Sequence[str] | None = None) -> Tally:
         """Bring the platform in step with what changed at the provider since the last finished pull; with
@@ -64,12 +67,13 @@ class Sync:
         """
         tally = self._tally("pull")
         pull = Pull(
-            self._sides,
+            self.sides,
             self._gone,
             tally,
-            fields=self._fields,
+            fields=self.fields,
             report=self.on_progress,
             complete=self._complete,
+            period=self._period,
         )
         await (pull.changed() if ids is None else pull.some(ids))
         return tally
@@ -81,9 +85,16 @@ class Sync:
         LeaseLostError.
         """
         tally = self._tally("push")
-        push = Push(self._sides, self._gone, tally, report=self.on_progress, complete=self._complete)
+        push = Push(
+            self.sides,
+            self._gone,
+            tally,
+            report=self.on_progress,
+            complete=self._complete,
+            period=self._period,
+        )
         await (push.changed() if ids is None else push.some(ids))
         return tally
 
     def _tally(self, direction: Direction) -> Tally:
-        return Tally(*self._sides.here, direction)
+        return Tally(*self.sides.here, direction)

@@ -105,12 +105,19 @@ class SqlHost:
         return found[self._venue_id]
 
     async def changed(
-        self, entity: str, since: Mapping[str, Any] | None, *, page_size: int = 500
+        self,
+        entity: str,
+        since: Mapping[str, Any] | None,
+        *,
+        page_size: int = 500,
+        earliest: datetime | None = None,
     ) -> AsyncIterator[HostPage]:
         source = await self._source(entity)
         async with self._engine.connect() as connection:
             horizon = await self._horizon(connection, source, check_nulls=since is None)
         after = since
+        if after is None and earliest is not None and source.changed_at.type in _TIMES:
+            after = {"changed_at": _plain(earliest)}
         while True:
             rows = await self._read(*_page_query(source, self._venue_id, after, page_size))
             if not rows:

@@ -76,7 +76,7 @@ _STATE = {
         ],
         "current": None,
     },
-    "overall": {"success": False, "syncedCount": 58, "failedCount": 2, "duration": 2100},
+    "overall": {"success": True, "syncedCount": 58, "failedCount": 2, "duration": 2100},
     "failures": [
         {
             "entity": "event",
@@ -162,6 +162,8 @@ async def start_sync(
             sync_type=data.sync_type,
             complete=data.options.complete,
             approve_deletes=data.options.approve_deletes,
+            start_date=data.options.start_date,
+            end_date=data.options.end_date,
         )
         operation = await syncs.wait_for(context, operation, data.wait, stopping)
         return answer_for(operation, lambda ended: schemas.SyncResultAnswer(schemas.sync_result(ended)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -21,7 +21,7 @@ from engine.client import ProviderClient
 from engine.errors import AuthenticationError, HubError, StoppedError
 from engine.mapping import Mapping as FieldMapping
 from engine.ports import CredentialSource, Direction, RecordFailure
-from engine.sync import KEPT_FAILURES, Sync, Tally
+from engine.sync import KEPT_FAILURES, Period, Sync, Tally
 from server.credentials import TokenRefreshError
 from server.db import models
 from server.db.models import (
@@ -38,6 +38,7 @@ from server.errors import (
     InvalidRequestError,
     NotConnectedError,
     NotSupportedError,
+    ServerError,
 )
 from server.host import SqlHost
 from server.services import lookups
@@ -78,6 +79,14 @@ _COUNTS = (
     *("read", "created", "updated", "unchanged", "skipped", "failed", "conflicts"),
     *("archived", "deleted", "api_calls"),
 )
+
+_SUCCESSES = ("created", "updated", "unchanged", "archived", "deleted")
+
+
+class NothingSyncedError(ServerError):
+    """A run came to its end, and every record it had something to do for failed. The next one tries again."""
+
+    code = "SYNC_FAILED"
 
 
 @dataclass(slots=True)
@@ -195,13 +204,14 @@ async def _sync(context: WorkerContext, run: Run) -> None:
     run.plan(steps)
 
     async def work(step: Step) -> None:
-        again = await _retryable(context, run.claim, step)
+        again = [] if syncs.period else await _retryable(context, run.claim, step)
         bring = syncs.pull if step.direction == "pull" else syncs.push
         await bring(step)
         for start in range(0, len(again), RETRIED_AT_ONCE):
             await bring(step, again[start : start + RETRIED_AT_ONCE])
 
     await _work(run, steps, work)
+    require_success(run)
 
 
 async def _push_record(context: WorkerContext, run: Run) -> None:
@@ -213,6 +223,16 @@ async def _push_record(context: WorkerContext, run: Run) -> None:
     run.plan(steps)
     ids = [claim.entity_id]
     await _work(run, steps, lambda step: syncs.push(step, ids))
+    require_success(run)
+
+
+def require_success(run: Run) -> None:
+    """Raise when every record that there was something to do for failed."""
+    failed = sum(step.counts["failed"] for step in run.steps.values())
+    if failed and not any(step.counts[name] for step in run.steps.values() for name in _SUCCESSES):
+        first = next((failure.message for step in run.steps.values() for failure in step.failures), "")
+        records = "the only record" if failed == 1 else f"each of {failed} records"
+        raise NothingSyncedError(f"{records} failed: {first}" if first else f"{records} failed")
 
 
 async def _work(run: Run, steps: Sequence[Step], work: Callable[[Step], Awaitable[None]]) -> None:
@@ -250,6 +270,7 @@ class _Syncs:
     config: Mapping[str, Any]
     mappings: Sequence[FieldMapping]
     build: Callable[[Step, Callable[[Tally], None]], Sync]
+    period: Period | None  # of the changes to look at
 
     @classmethod
     async def open(cls, context: WorkerContext, run: Run) -> _Syncs:
@@ -283,6 +304,7 @@ class _Syncs:
         venue = await host.venue()
 
         options: Mapping[str, Any] = claim.payload.get("options") or {}
+        period = period_of(options)
 
         def build(step: Step, on_progress: Callable[[Tally], None]) -> Sync:
             return Sync(
@@ -298,10 +320,11 @@ class _Syncs:
                 on_progress=on_progress,
                 complete=options.get("complete") is True,
                 approved=options.get("approveDeletes") is True,
+                period=period,
             )
 
         template = catalog.template(claim.provider, integration.template_id)
-        return cls(run, integration.config, template.mappings, build)
+        return cls(run, integration.config, template.mappings, build, period)
 
     async def pull(self, step: Step, ids: Sequence[str] | None = None) -> None:
         count = self.run.counting(step.key)
@@ -310,6 +333,16 @@ class _Syncs:
     async def push(self, step: Step, ids: Sequence[str] | None = None) -> None:
         count = self.run.counting(step.key)
         count(await self.build(step, count).push(ids))
+
+
+def period_of(options: Mapping[str, Any]) -> Period | None:
+    """Return the period that `startDate` and `endDate` mean, days in UTC; None for no dates."""
+    start, end = options.get("startDate"), options.get("endDate")
+    if start is None and end is None:
+        return None
+    since = datetime.combine(date.fromisoformat(start), time.min, UTC) if start else None
+    until = datetime.combine(date.fromisoformat(end) + timedelta(days=1), time.min, UTC) if end else None
+    return Period(since, until)
 
 
 def plan_steps(
@@ -452,6 +485,7 @@ def _log_values(
     run: Run, sync_id: UUID, step: StepReport, status: OperationStatus, error: HubError | None
 ) -> dict[str, Any]:
     claim, counts = run.claim, step.counts
+    fruitless = isinstance(error, NothingSyncedError) and counts["failed"] > 0
     errors = [asdict(failure) for failure in step.failures]
     stopped_by = step.error or error
     if stopped_by is not None and not isinstance(stopped_by, StoppedError) and not step.done:
@@ -463,7 +497,7 @@ def _log_values(
         "operation": claim.payload.get("trigger", "manual_sync"),
         "entity_type": step.entity,
         "entity_count": counts["read"],
-        "status": "completed" if step.done else LOG_STATUSES[status],
+        "status": "completed" if step.done and not fruitless else LOG_STATUSES[status],
         "success_count": counts["created"] + counts["updated"] + counts["unchanged"],
         "error_count": counts["failed"],
         "skip_count": counts["skipped"],

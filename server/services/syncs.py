@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,6 +22,7 @@ from server.db.models import (
 from server.errors import (
     Detail,
     IntegrationNotFoundError,
+    InvalidRequestError,
     NotConnectedError,
     NotFoundError,
     ServerError,
@@ -89,15 +90,24 @@ async def request_sync(
     sync_type: str,
     complete: bool = False,
     approve_deletes: bool = False,
+    start_date: date | None = None,
+    end_date: date | None = None,
 ) -> Operation:
     """Queue a sync; its `run_id` is what callers know as `syncId`.
 
     A `complete` one also looks for what was deleted without a word. With `approve_deletes` all that is gone
-    goes on the other side, too, however much it is.
+    goes on the other side, too, however much it is. With a date, only what changed from one to the other is
+    looked at, both days included; not together with `complete`.
 
-    Raises NotConnectedError, and SyncInProgressError (which names the other) when one waits or runs already.
+    Raises NotConnectedError, SyncInProgressError (which names the other) when one waits or runs already, and
+    InvalidRequestError for dates that make no sense.
     """
     context.catalog.connector(provider)
+    options = {
+        "complete": complete,
+        "approveDeletes": approve_deletes,
+        **_dates(start_date, end_date, complete),
+    }
     async with context.sessions.begin() as session:
         # Locked, so that of two requests in the same moment one sees the other's operation.
         integration = await session.scalar(
@@ -114,7 +124,6 @@ async def request_sync(
             raise SyncInProgressError(
                 "a sync of this integration is under way", [Detail("syncId", str(other.run_id))]
             )
-        options = {"complete": complete, "approveDeletes": approve_deletes}
         operation = await operations.enqueue(
             session,
             venue_id=venue_id,
@@ -137,6 +146,20 @@ async def request_sync(
         )
     await tell_workers(context, operation)
     return operation
+
+
+def _dates(start: date | None, end: date | None, complete: bool) -> dict[str, str]:
+    """Return dates as an operation's options have them."""
+    if complete and (start or end):
+        raise InvalidRequestError(
+            "a complete sync looks at all there is", [Detail("options.complete", "not together with dates")]
+        )
+    if start and end and end < start:
+        raise InvalidRequestError(
+            "the dates are in the wrong order", [Detail("options.endDate", "comes before `startDate`")]
+        )
+    named = {"startDate": start, "endDate": end}
+    return {name: day.isoformat() for name, day in named.items() if day is not None}
 
 
 async def find_sync(session: AsyncSession, provider: str, sync_id: UUID) -> Operation:

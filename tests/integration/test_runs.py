@@ -235,6 +235,40 @@ async def test_one_record_is_pushed_by_an_operation_of_its_own(
     assert _products(sandbox) == ["Night 2"]
 
 
+async def test_a_sync_of_which_every_record_failed_has_failed(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    sandbox.stripe.faults.plan([FaultRule("POST /v1/products", "status:400")], 0)
+    operation = await _run(context, venue)
+    assert (operation.status, operation.attempts) == ("failed", 1)
+    assert operation.last_error is not None
+    assert operation.last_error.startswith(f"each of {EVENTS * 2} records failed: ")
+    assert _counts(operation, "created", "failed")["push event product"] == [0, EVENTS]
+    assert operation.result is not None
+    assert len(operation.result["failures"]) == EVENTS * 2
+    async with context.sessions() as session:
+        logs = list(await session.scalars(select(SyncLog).filter_by(sync_id=operation.run_id)))
+        integration = (await session.scalars(select(IntegrationConfig))).one()
+    assert {(log.status, log.error_count) for log in logs if log.error_count} == {("failed", EVENTS)}
+    assert (integration.status, integration.last_error) == ("connected", operation.last_error)
+
+
+async def test_a_sync_between_dates_looks_at_nothing_else_and_the_next_one_at_all(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    async with context.sessions.begin() as session:
+        await session.execute(
+            text("UPDATE platform.events SET updated_at = '2026-01-15T12:00:00Z' WHERE name = 'Night 1'")
+        )
+    options = {"startDate": "2026-01-15", "endDate": "2026-01-15"}
+    await _run(context, venue, payload={"syncType": "products", "options": options})
+    assert _products(sandbox) == ["Night 1"]
+    async with context.sessions() as session:
+        assert (await session.scalars(select(SyncWatermark))).all() == []
+    await _run(context, venue)
+    assert _products(sandbox) == ["Night 0", "Night 1", "Night 2", "Night 3"]
+
+
 async def test_a_record_that_failed_is_tried_again_by_the_next_sync(
     context: WorkerContext, venue: UUID, sandbox: Sandbox
 ) -> None:
@@ -336,7 +370,7 @@ async def test_a_step_that_fails_holds_up_no_other(
     assert _products(sandbox) == ["Night 0", "Night 1", "Night 2", "Night 3"]
     assert len(sandbox.stripe.stored("price")) == EVENTS
     calls = sandbox.stripe.counts
-    assert calls.by_call["GET /v1/payment_intents"] == 0  # orders name customers, so they wait for them
+    assert calls.by_call["GET /v1/charges"] == 0  # orders name customers, so they wait for them
     assert calls.by_call["POST /v1/customers"] == 0
     async with context.sessions() as session:
         logs = list(await session.scalars(select(SyncLog).filter_by(sync_id=operation.run_id)))

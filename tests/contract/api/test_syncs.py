@@ -162,6 +162,25 @@ async def test_older_callers_options_are_taken(hub: Hub) -> None:
     await hub.connect_by_key()
     options = {"force": True, "startDate": "2025-01-01", "endDate": "2025-01-15"}
     assert (await start(hub, syncType="products", options=options)).status_code == 202
+    [operation] = await hub.rows("SELECT payload FROM sync_queue")
+    dates = {"startDate": "2025-01-01", "endDate": "2025-01-15"}
+    assert operation["payload"]["options"] == {"complete": False, "approveDeletes": False, **dates}
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"startDate": "2025-01-02", "endDate": "2025-01-01"}, "options.endDate"),
+        ({"startDate": "2025-01-02", "complete": True}, "options.complete"),
+        ({"endDate": "2025-01-02", "complete": True}, "options.complete"),
+    ],
+)
+async def test_dates_that_make_no_sense_are_named(hub: Hub, options: dict[str, Any], field: str) -> None:
+    await hub.connect_by_key()
+    answer = await start(hub, options=options)
+    assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR")
+    assert [detail["field"] for detail in answer.json()["details"]] == [field]
+    assert await hub.rows("SELECT id FROM sync_queue") == []
 
 
 async def test_the_same_key_starts_one_sync(hub: Hub) -> None:

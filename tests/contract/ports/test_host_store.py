@@ -1,5 +1,6 @@
 """The same promises from the platform's store, in memory and over SQL."""
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -64,8 +65,11 @@ async def sql_host(url: str) -> SqlHost:
     return SqlHost(engine, PLATFORM, VENUE)
 
 
-async def pages(host: HostStore, since: Any = None, page_size: int = 500) -> list[HostPage]:
-    return [page async for page in host.changed("customer", since, page_size=page_size)]
+async def pages(
+    host: HostStore, since: Any = None, page_size: int = 500, earliest: datetime | None = None
+) -> list[HostPage]:
+    changed = host.changed("customer", since, page_size=page_size, earliest=earliest)
+    return [page async for page in changed]
 
 
 def values(record: Record) -> Record:
@@ -120,6 +124,12 @@ async def test_pages_come_in_order_of_change(host: HostStore) -> None:
     assert [[row["id"] for row in page.records] for page in found] == [["c", "a"], ["b", "e"], ["d"]]
     await host.upsert("customer", [HostChange("a", {"city": "Gent"})])
     assert [row["id"] for page in await pages(host) for row in page.records] == ["c", "b", "e", "d", "a"]
+
+
+async def test_what_changed_since_a_moment_is_not_left_out(host: HostStore) -> None:
+    await add(host, "a", "b")
+    earliest = datetime(2020, 1, 1, tzinfo=UTC)
+    assert [row["id"] for page in await pages(host, earliest=earliest) for row in page.records] == ["a", "b"]
 
 
 async def test_there_is_nothing_where_nothing_is(host: HostStore) -> None:

@@ -10,11 +10,11 @@ import pytest
 from engine.errors import HubError
 from engine.mapping import Mapping
 from engine.ports import RecordFailure
-from engine.sync import Tally
+from engine.sync import Period, Tally
 from server.db.models import OperationType, Priority
 from server.services import operations
 from server.services.operations import Claim
-from server.services.runs import Run, plan_steps, sync_interval
+from server.services.runs import Run, period_of, plan_steps, require_success, sync_interval
 from server.services.steps import Step, StepKey
 
 PUSH: StepKey = ("event", "item", "push")
@@ -133,6 +133,40 @@ def test_an_attempt_counts_on_from_what_earlier_ones_left() -> None:
     counts = second.steps[PUSH].counts
     assert (counts["read"], counts["created"], counts["unchanged"]) == (10, 5, 5)
     assert second.steps[PUSH].duration_ms == 2000
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([{"read": 5}], None),
+        ([{"read": 2, "failed": 1, "unchanged": 1}], None),
+        ([{"failed": 3}, {"updated": 1}], None),
+        ([{"failed": 1, "archived": 1}], None),
+        ([{"read": 1, "failed": 1, "skipped": 4}], "the only record failed: refused"),
+        ([{"failed": 1}, {"read": 2, "failed": 2}], "each of 3 records failed: refused"),
+    ],
+)
+def test_a_run_failed_when_all_it_had_to_do_failed(counts: list[dict[str, int]], message: str | None) -> None:
+    run = _run()
+    run.plan([Step("push", mapping) for mapping in MAPPINGS[: len(counts)]])
+    for key, given in zip(list(run.steps), counts, strict=True):
+        failure = RecordFailure(*key, "e1", "SYNC_FAILED", "refused", retryable=True)
+        failures = [failure] if "failed" in given else []
+        run.counting(key)(Tally(*key, failures=failures, **cast(dict[str, Any], given)))
+    if message is None:
+        require_success(run)
+        return
+    with pytest.raises(HubError) as told:
+        require_success(run)
+    assert (told.value.message, told.value.code, told.value.retryable) == (message, "SYNC_FAILED", False)
+
+
+def test_dates_are_whole_days() -> None:
+    first, after = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+    assert period_of({"startDate": "2026-01-01", "endDate": "2026-01-31"}) == Period(first, after)
+    assert period_of({"startDate": "2026-01-01"}) == Period(first, None)
+    assert period_of({"endDate": "2026-01-31"}) == Period(None, after)
+    assert period_of({"complete": True}) is None
 
 
 @pytest.mark.parametrize(
