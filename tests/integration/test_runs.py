@@ -166,7 +166,10 @@ async def test_a_sync_brings_the_provider_in_step_and_a_second_one_calls_nobody(
         ("event", "completed", 4, 1),
         ("ticket_type", "completed", 0, 0),
     ]
-    assert sum(log.api_calls_made or 0 for log in logs) == sandbox.stripe.counts.total
+    calls = (
+        sandbox.stripe.counts.total - sandbox.stripe.counts.by_call["GET /v1/account"]
+    )  # of the run itself
+    assert sum(log.api_calls_made or 0 for log in logs) == calls
 
     made = sandbox.stripe.counts.total
     second = await _run(context, venue)
@@ -203,7 +206,7 @@ async def test_many_events_that_are_gone_wait_for_approval(
     assert (held.status, _counts(held, "held", "archived")[step], in_use()) == ("completed", [12, 0], 20)
     assert held.result is not None
     notes = [step["note"] for step in held.result["mappings"] if step["note"]]
-    assert [note.split(",")[0] for note in notes] == ["12 of 20 linked records are gone"]
+    assert {note.split(",")[0] for note in notes} == {"12 of 20 linked records are gone"}
 
     approved = {"syncType": "products", "options": {"approveDeletes": True}}
     gone = await _run(context, venue, payload=approved)
