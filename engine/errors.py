@@ -158,9 +158,13 @@ class WebhookError(HubError):
 
 
 class SignatureError(WebhookError):
-    """The delivery isn't signed, or not by the provider, or too long ago."""
+    """The delivery isn't signed, or not by the provider, or too long ago; `reason` says in a word."""
 
     code = "WEBHOOK_SIGNATURE_INVALID"
+
+    def __init__(self, message: str, reason: str = "signature_mismatch") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class MalformedDeliveryError(WebhookError):

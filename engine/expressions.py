@@ -307,6 +307,24 @@ def _before_first(value: Any, separator: str) -> str | None:
     return _text(value).partition(_separator(separator))[0] or None
 
 
+def _from_json(value: Any) -> Any:
+    text = _text(value)
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise ExpressionError("the text isn't JSON") from None
+
+
+def _percent_decoded(value: Any, characters: str) -> str:
+    text = _text(value)
+    for character in characters:
+        if ord(character) > 127 or character == "%":
+            raise ExpressionError("only characters of ASCII other than `%` can be decoded one by one")
+        written = f"%{ord(character):02X}"
+        text = text.replace(written, character).replace(written.lower(), character)
+    return text
+
+
 def _separator(text: str) -> str:
     if not text:
         raise ExpressionError("the text to look for can't be empty")
@@ -412,6 +430,12 @@ FILTERS: Mapping[str, Filter] = {
         "{{ 1760000000 | from_epoch }}",
         "2025-10-09T08:53:20Z",
     ),
+    "from_json": Filter(
+        _from_json,
+        "What a text holds that is written as JSON.",
+        """{{ '{"name": "Ana"}' | from_json }}""",
+        {"name": "Ana"},
+    ),
     "integer": Filter(
         _integer, "A number, or a text holding one, as a whole number.", "{{ '42' | integer }}", 42
     ),
@@ -449,6 +473,12 @@ FILTERS: Mapping[str, Filter] = {
         " Exact: an amount with more decimals than the currency has is an error.",
         "{{ 19.99 | minor_units('EUR') }}",
         1999,
+    ),
+    "percent_decode": Filter(
+        _percent_decoded,
+        "An address with those percent-encoded characters decoded that are given, and no other.",
+        "{{ '/a%3Ab%20c' | percent_decode(':/') }}",
+        "/a:b%20c",
     ),
     "quoted": Filter(
         _quoted,

@@ -27,6 +27,8 @@ from engine.manifest import (
     PART_NAMES,
     PLACEHOLDER,
     POLL_NAMES,
+    SUBSCRIBE_NAMES,
+    SUBSCRIPTION_NAMES,
     THEN_NAMES,
     UPDATE_NAMES,
     WRITE_NAMES,
@@ -53,6 +55,21 @@ WRITES = ("create", "update", "delete", "retire")
 BATCHES = ("create_many", "update_many", "write_many")
 FORESEEABLE = ("offset", "page_number")  # pagination whose next request doesn't wait for the page's content
 LENGTHY = ("text", "email", "phone", "url", "id", "any")
+SIGNED_TEXT = frozenset({"hmac_sha1", "hmac_sha256", "hmac_sha512", "public_key"})
+HMAC = frozenset({"hmac_sha1", "hmac_sha256", "hmac_sha512"})
+# Keys of a signature that only some types look at.
+SCHEME_KEYS: Mapping[str, frozenset[str]] = {
+    "signs": SIGNED_TEXT,
+    "encoding": SIGNED_TEXT,
+    "timestamp": SIGNED_TEXT,
+    "tolerance": SIGNED_TEXT | {"detached_jws"},
+    "key_is": HMAC,
+    "secret_prefix": HMAC,
+    "parameter": frozenset({"secret_url"}),
+    "read": SIGNED_TEXT | {"detached_jws", "secret_header"},
+    "separator": SIGNED_TEXT | {"detached_jws", "secret_header"},
+    "prefix": SIGNED_TEXT | {"detached_jws", "secret_header"},
+}
 
 
 def lint_file(file: FilePath) -> list[Diagnostic]:
@@ -190,6 +207,8 @@ class _Manifest:
         for name, resource in self.group(("resources",)).items():
             if resource is not None:
                 yield from self.resource(("resources", name))
+        if self.group(("webhooks",)):
+            yield from self.webhooks(("webhooks",))
 
     # -- looking things up
 
@@ -534,6 +553,8 @@ class _Manifest:
         if written is None:
             return
         values = self.group((*path, "set"))
+        for index in range(len(self.group(path).get("if_refused") or ())):
+            yield from self.call((*path, "if_refused", index), GONE_NAMES, fields)
         if isinstance(written, str) or "call" in written:
             in_call = list(self.call(path, GONE_NAMES, fields))
             yield from in_call
@@ -681,6 +702,102 @@ class _Manifest:
     def text_of(self, path: Steps) -> Steps:
         """Return the path of a call's text: `call`, or the thing itself."""
         return path if isinstance(self.at(path), str) else (*path, "call")
+
+    def webhooks(self, path: Steps) -> Iterator[Diagnostic]:
+        webhooks = self.group(path)
+        schemes = [(*path, "signature", index) for index in range(len(webhooks.get("signature") or ()))]
+        names: list[Any] = []
+        for place in schemes if isinstance(webhooks.get("signature"), list) else [(*path, "signature")]:
+            yield from self.scheme(place, names)
+        shapes = webhooks.get("shapes")
+        for key in ("each", "event") if shapes else ():
+            if key in webhooks:
+                message = f"`{key}` has no effect beside `shapes`"
+                yield self.report("no-effect", message, (*path, key), "write it in a shape", key=True)
+        if not shapes and self.lacks(path, "event"):
+            message = "nothing says where a delivery tells what happened"
+            yield self.report("missing-key", message, path, "add `event: {type: …}`", key=True)
+        places = [(*path, "shapes", index) for index in range(len(shapes))] if shapes else [path]
+        for place in places:
+            yield from self.shape(place, whose=webhooks.get("address") == "provider")
+        records = [self.group((*place, "event")).get("record") for place in places]
+        for kind in self.group((*path, "events")):
+            yield from self.event((*path, "events", kind), recorded=all(records))
+        for key, names_known in (("create", SUBSCRIBE_NAMES), ("check", SUBSCRIPTION_NAMES)):
+            yield from self.call((*path, "subscription", key), names_known, {})
+        for key in ("renew", "delete"):
+            yield from self.call((*path, "subscription", key), SUBSCRIPTION_NAMES, {})
+        if self.group((*path, "subscription")) and webhooks.get("address") == "provider":
+            message = "`subscription` is a connection's own, and `address: provider` has one address for all"
+            yield self.report("no-effect", message, (*path, "subscription"), key=True)
+
+    def scheme(self, path: Steps, names: list[Any]) -> Iterator[Diagnostic]:
+        """Each scheme has a name of its own, and only keys that its type looks at."""
+        scheme = self.group(path)
+        kind = scheme.get("type")
+        name = scheme.get("name") or kind
+        if name is not None and name in names:
+            yield self.report("duplicate-name", f"`{name}` is written twice", path, "add `name`")
+        names.append(name)
+        for key in scheme:
+            fitting = SCHEME_KEYS.get(key)
+            if fitting and kind is not None and kind not in fitting:
+                yield self.report("no-effect", f"`{key}` has no effect for `{kind}`", (*path, key), key=True)
+        if kind in SCHEME_KEYS["read"] and self.lacks(path, "read"):
+            message = "nothing says where the signature is"
+            yield self.report("missing-key", message, path, "for example `read: header X-Signature`", key=True)
+        timed = "timestamp" in scheme or kind == "detached_jws"
+        if "tolerance" in scheme and not timed:
+            message = "`tolerance` has no effect without `timestamp`"
+            yield self.report("no-effect", message, (*path, "tolerance"), key=True)
+        if "timestamp" in scheme and "timestamp" not in str(scheme.get("signs", "")) and kind in SIGNED_TEXT:
+            message = "the time isn't signed, so anybody could change it"
+            yield self.report(
+                "unused-name", message, (*path, "timestamp"), "name `timestamp` in `signs`", key=True
+            )
+
+    def shape(self, path: Steps, *, whose: bool) -> Iterator[Diagnostic]:
+        """What `each` names has to be used, and a shared address has to say whose an event is."""
+        event = self.group((*path, "event"))
+        if whose and event and self.lacks((*path, "event"), "account"):
+            message = "nothing says whose an event is, and all connections share the address"
+            advice = "add `account`, or `address: connection`"
+            yield self.report("missing-key", message, (*path, "event"), advice, key=True)
+        if whose and self.lacks((), "account"):
+            message = (
+                "`webhooks` finds a connection by its account, and the connector doesn't say what that is"
+            )
+            yield self.report(
+                "missing-key", message, ("webhooks", "address"), "add `account` to the connector"
+            )
+
+    def event(self, path: Steps, *, recorded: bool) -> Iterator[Diagnostic]:
+        """An event asks for one thing, of a resource that can do it."""
+        action = self.group(path)
+        asked = [key for key in ("pull", "unlink", "changes", "disconnect", "ignore") if key in action]
+        if len(asked) > 1:
+            message = f"an event asks for one thing, and this one for {listed(asked)}"
+            yield self.report("wrong-form", message, path, key=True)
+        resources = self.group(("resources",))
+        for key in asked:
+            name = action[key]
+            if key in ("disconnect", "ignore") or not isinstance(name, str):
+                continue
+            if name not in resources:
+                advice = (*did_you_mean(name, resources), f"resources are {listed(resources)}")
+                yield self.report("unknown-resource", f"there is no resource `{name}`", (*path, key), *advice)
+                continue
+            resource = resources[name] or {}
+            readers = {"pull": ("get", "get_many"), "changes": ("changes", "list")}.get(key, ())
+            if readers and not any(reader in resource for reader in readers):
+                wanted = " or ".join(f"`{each}`" for each in readers)
+                message = f"`{name}` can't be read like this: it has no {wanted}"
+                yield self.report("missing-operation", message, (*path, key), f"add {wanted}")
+            if key in ("pull", "unlink") and not recorded and self.lacks(path, "id"):
+                message = "nothing says which record the event is about"
+                yield self.report("missing-key", message, path, "add `id`, or `record` to `event`", key=True)
+        if "id" in action and not {"pull", "unlink"} & set(asked):
+            yield self.report("no-effect", "`id` has no effect here", (*path, "id"), key=True)
 
     def call(self, path: Steps, names: Collection[str], fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if self.at(path) is None:

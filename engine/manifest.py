@@ -22,6 +22,7 @@ from engine.errors import ExpressionError, ManifestError
 from engine.expressions import Expression, Path, Template, has_braces, template_faults
 from engine.fields import Field, FieldCatalog
 from engine.schema import violations
+from engine.signatures import Age, Reading, SignatureScheme, SignedText
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ LIST_NAMES = WRITE_NAMES | {"number"}  # each new item of a list within a record
 POLL_NAMES = COMMON_NAMES | {"job"}
 LOOKUP_NAMES = COMMON_NAMES | {"access_token"}  # of a lookup that signs itself
 REVOKE_NAMES = frozenset({"client_id", "client_secret", "access_token", "refresh_token", "connection"})
+SUBSCRIBE_NAMES = COMMON_NAMES | {"url", "events", "key"}
+SUBSCRIPTION_NAMES = SUBSCRIBE_NAMES | {"subscription"}
 REVOKE_EACH_NAMES = REVOKE_NAMES | {"token", "token_type_hint"}  # with `tokens`, of the one a call is for
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 # A `;` outside backticks divides what is wrong from what helps.
@@ -122,6 +125,7 @@ class OAuth:
     token_body: Literal["form", "json"] = "form"  # noqa: S105 - an encoding
     authorize_params: Mapping[str, str] = field(default_factory=dict)
     refresh_before_expiry: timedelta = timedelta(minutes=5)
+    keep_alive: timedelta | None = None  # a grant isn't left without a refresh for longer
     # Paths in the token answer: of the lifetime in seconds, or of the moment. Neither: it doesn't end.
     expires_in: str | None = "expires_in"
     expires_at: str | None = None
@@ -286,6 +290,7 @@ class ArchiveSpec:
 
     call: CallSpec | None = None
     values: Mapping[str, Any] = field(default_factory=dict)  # by path
+    if_refused: tuple[CallSpec, ...] = ()  # what takes away that which stands in the way
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +423,78 @@ class AfterConnecting:
 
 
 @dataclass(frozen=True, slots=True)
+class HeaderValue:
+    """A value that a delivery carries in a header; the name is in lower case."""
+
+    name: str
+
+
+EventValue = Expression | HeaderValue
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a provider sends to see whether an address is alive. `reply` is over it; None: no body."""
+
+    method: Literal["GET", "HEAD", "POST"]
+    when: Expression | None = None
+    reply: Expression | None = None
+    secret: str | None = None  # known to everybody: the provider signs this probe with it
+
+
+@dataclass(frozen=True, slots=True)
+class EventShape:
+    """Where a delivery says what happened. Values are over the delivery, or over what `each` walks."""
+
+    type: EventValue | None
+    id: EventValue | None = None
+    at: EventValue | None = None
+    account: EventValue | None = None
+    record: EventValue | None = None
+    when: Expression | None = None  # over the body: whether a delivery has this shape
+    each: tuple[tuple[str, Expression], ...] = ()  # the first over the body, the rest over those before
+
+
+@dataclass(frozen=True, slots=True)
+class EventAction:
+    """What an event asks for. `id` says which record, where it isn't the shape's own."""
+
+    does: Literal["pull", "unlink", "changes", "disconnect", "ignore"]
+    resource: str | None = None
+    id: EventValue | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """The calls that make a provider send webhooks to a connection; see SUBSCRIPTION_NAMES."""
+
+    create: CallSpec
+    id: Expression  # over the answer of `create`
+    secret: Expression | None = None  # over it, too: what the provider will sign with
+    check: CallSpec | None = None
+    alive: Expression | None = None  # over the answer of `check`; None: that it answers
+    renew: CallSpec | None = None
+    renew_every: timedelta | None = None
+    delete: CallSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Webhooks:
+    """What a provider sends, how it is proved, and what it asks for."""
+
+    signatures: tuple[SignatureScheme, ...]
+    shapes: tuple[EventShape, ...]
+    events: Mapping[str, EventAction] = field(default_factory=dict)  # by type, `*` stands for anything
+    other_events: Literal["ignore", "fail"] = "ignore"
+    probes: tuple[Probe, ...] = ()
+    address: Literal["connection", "provider"] = (
+        "connection"  # whether each connection has an address of its own
+    )
+    answer_within: timedelta = timedelta(seconds=5)
+    subscription: Subscription | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Connector:
     """A provider, as its manifest describes it."""
 
@@ -438,6 +515,7 @@ class Connector:
     errors: ErrorRules = ErrorRules()
     account: Expression | None = None  # over `connection`: the account webhooks name
     after_connecting: tuple[AfterConnecting, ...] = ()
+    webhooks: Webhooks | None = None
     file: str = ""
     digest: str = ""  # SHA-256 of the text, to tell versions apart
 
@@ -654,8 +732,112 @@ def _connector(part: _Part) -> Connector:
         errors=_errors(part / "errors"),
         account=part.expression("account"),
         after_connecting=tuple(_lookup(each) for each in connecting.each()),
+        webhooks=_webhooks(part / "webhooks") if part.get("webhooks") else None,
         file=part.document.file,
         digest=sha256(part.document.text.encode()).hexdigest(),
+    )
+
+
+def _webhooks(part: _Part) -> Webhooks:
+    shapes = list((part / "shapes").each()) or [part]
+    return Webhooks(
+        signatures=tuple(_signature(each) for each in (part / "signature").each()),
+        shapes=tuple(_shape(each) for each in shapes),
+        events={kind: _action(each) for kind, each in (part / "events").items()},
+        other_events=part.get("other_events", "ignore"),
+        probes=tuple(
+            Probe(
+                each.get("method", "POST"),
+                each.expression("when"),
+                each.expression("reply"),
+                each.get("secret"),
+            )
+            for each in (part / "probes").each()
+        ),
+        address=part.get("address", "connection"),
+        answer_within=part.duration("answer_within", timedelta(seconds=5)),
+        subscription=_subscription(part / "subscription"),
+    )
+
+
+def _signature(part: _Part) -> SignatureScheme:
+    kind = part.get("type", "")
+    age = part / "timestamp"
+    tolerance = part.duration("tolerance", timedelta(minutes=5))
+    made: Age | None = None
+    if age.value or (kind == "detached_jws" and part.get("tolerance")):
+        read = _reading(age) or Reading("")  # a detached signature carries its time itself
+        made = Age(read, age.get("unit", "seconds"), tolerance, age.get("early", False))
+    return SignatureScheme(
+        name=part.get("name", kind),
+        type=kind,
+        signs=(part / "signs").compiled(SignedText.compile, "bad-template"),
+        read=_reading(part),
+        encoding=part.get("encoding", "hex"),
+        age=made,
+        key_is=part.get("key_is", "text"),
+        secret_prefix=part.get("secret_prefix", ""),
+        parameter=part.get("parameter"),
+    )
+
+
+def _reading(part: _Part) -> Reading | None:
+    place = part.place("read") if isinstance(part.value, dict) else None
+    if place is None:
+        return None
+    return Reading(place.name.lower(), part.get("separator"), part.get("prefix", ""))
+
+
+def _shape(part: _Part) -> EventShape:
+    event = part / "event"
+    each = [(name, one.compiled(Expression.compile)) for name, one in (part / "each").items()]
+    values = {name: _event_value(event / name) for name in ("type", "id", "at", "account", "record")}
+    return EventShape(
+        **values,
+        when=part.expression("when"),
+        each=tuple((name, one) for name, one in each if one is not None),
+    )
+
+
+def _event_value(part: _Part) -> EventValue | None:
+    """Compile `header X-Topic`, or an expression."""
+    if isinstance(part.value, str) and part.value.startswith("header "):
+        place = part.compiled(Place.parse, "bad-place")
+        return HeaderValue(place.name.lower()) if place else None
+    return part.compiled(Expression.compile)
+
+
+def _action(part: _Part) -> EventAction:
+    for does in ("pull", "unlink", "changes"):
+        if part.get(does):
+            return EventAction(does, part.get(does), _event_value(part / "id"))
+    return EventAction("disconnect" if part.get("disconnect") else "ignore")
+
+
+def _subscription(part: _Part) -> Subscription | None:
+    if part.value is None:
+        return None
+    identity = part.expression("id")
+    every = part.get("renew_every")
+    calls = {
+        name: _call(part / name, names) if part.get(name) else None
+        for name, names in (
+            ("create", SUBSCRIBE_NAMES),
+            ("check", SUBSCRIPTION_NAMES),
+            ("renew", SUBSCRIPTION_NAMES),
+            ("delete", SUBSCRIPTION_NAMES),
+        )
+    }
+    create = calls.pop("create")
+    if create is None or identity is None:
+        return None
+    return Subscription(
+        create=create,
+        id=identity,
+        secret=part.expression("secret"),
+        alive=part.expression("alive"),
+        renew_every=parse_duration(every) if every else None,
+        **calls,
     )
 
 
@@ -765,6 +947,7 @@ def _oauth(part: _Part, kept: Mapping[str, Expression]) -> OAuth:
         token_body=part.get("token_body", "form"),
         authorize_params=part.get("authorize_params", {}),
         refresh_before_expiry=part.duration("refresh_before_expiry", timedelta(minutes=5)),
+        keep_alive=(part / "keep_alive").compiled(_keep_alive, "out-of-range"),
         expires_in=expires_in,
         expires_at=expires_at,
         refresh_expires_in=refresh_expires_in,
@@ -783,6 +966,12 @@ def _oauth(part: _Part, kept: Mapping[str, Expression]) -> OAuth:
 def revoke_names(revoke: Any) -> frozenset[str]:
     """Return what the templates of a `revoke` see, as it is written."""
     return REVOKE_EACH_NAMES if isinstance(revoke, Mapping) and "tokens" in revoke else REVOKE_NAMES
+
+
+def _keep_alive(text: str) -> timedelta:
+    if (found := parse_duration(text)) < timedelta(hours=1):
+        raise ExpressionError("`keep_alive` must be at least an hour; each time is a call of the provider")
+    return found
 
 
 def _expiry(part: _Part, usual: str | None) -> tuple[str | None, str | None]:
@@ -990,11 +1179,12 @@ def _write(part: _Part, names: frozenset[str]) -> WriteSpec:
 
 def _archive(part: _Part) -> ArchiveSpec:
     values = part / "set"
+    if_refused = tuple(_call(each, GONE_NAMES) for each in (part / "if_refused").each())
     if not values.value:
-        return ArchiveSpec(_call(part, GONE_NAMES))
+        return ArchiveSpec(_call(part, GONE_NAMES), if_refused=if_refused)
     for path, each in values.items():
         each.attempt(partial(Path.parse, path), "bad-path", key=True)
-    return ArchiveSpec(values=dict(values.value))
+    return ArchiveSpec(values=dict(values.value), if_refused=if_refused)
 
 
 def _write_many(part: _Part) -> WriteManySpec:

@@ -31,6 +31,8 @@ from engine.manifest import (
     PART_NAMES,
     POLL_NAMES,
     REVOKE_NAMES,
+    SUBSCRIBE_NAMES,
+    SUBSCRIPTION_NAMES,
     THEN_NAMES,
     UPDATE_NAMES,
     WRITE_NAMES,
@@ -324,6 +326,8 @@ NAMES: Mapping[str, frozenset[str]] = {
     "a call of `parts`": PART_NAMES,
     "a lookup of `after_connecting` with `Authorization`": LOOKUP_NAMES,
     "`revoke`": REVOKE_NAMES,
+    "`create` of a `subscription` to webhooks": SUBSCRIBE_NAMES,
+    "`check`, `renew` and `delete` of a `subscription`": SUBSCRIPTION_NAMES,
 }
 
 

@@ -446,6 +446,7 @@ def test_null_stays_null(name: str) -> None:
         "replace": "('a', 'b')",
         "after_last": "('-')",
         "before_first": "('-')",
+        "percent_decode": "(':')",
     }
     assert jinja(f"{{{{ none | {name}{arguments.get(name, '')} }}}}") is None
 
