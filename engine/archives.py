@@ -18,8 +18,8 @@ import orjson
 
 from engine.errors import UnexpectedResponseError
 
-MOST_BYTES = 512 * 2**20  # of all documents of an archive
-MOST_OF_ONE = 64 * 2**20
+MOST_BYTES = 64 * 2**20  # of all documents of an archive, unpacked
+MOST_OF_ONE = 32 * 2**20
 MOST_MEMBERS = 10_000
 
 _GZIP = b"\x1f\x8b"
@@ -29,6 +29,8 @@ _PLAIN_NAME = re.compile(r"\.|(\./)?([A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-
 def read_documents(data: bytes, packed: Literal["json", "tar_gz_json"]) -> Iterator[Any]:
     """Yield the JSON documents of a file, one at a time; raises UnexpectedResponseError for anything odd."""
     if packed == "json":
+        if len(data) > MOST_OF_ONE:
+            raise UnexpectedResponseError("the file of results is too large")
         yield _document(data)
         return
     source: io.BufferedIOBase = io.BytesIO(data)
@@ -46,7 +48,11 @@ def read_documents(data: bytes, packed: Literal["json", "tar_gz_json"]) -> Itera
                 content = archive.extractfile(member) if member.isreg() else None
                 if content is None or member.size > MOST_OF_ONE:
                     raise UnexpectedResponseError("the archive of results holds something that isn't a file")
-                yield _document(content.read())
+                raw = content.read()
+                document = _document(raw)
+                del raw  # before the reader takes its time with it
+                yield document
+                del document
     except (tarfile.TarError, EOFError, OSError, zlib.error):
         raise UnexpectedResponseError("the archive of results can't be read") from None
 

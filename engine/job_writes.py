@@ -103,8 +103,9 @@ class JobWrites:
             repeatable = group.kind == "update" or job.idempotency_key is not None
             name = await self._jobs.submit(job, bodies, scope, group.key, repeatable=repeatable)
             await self._books.submitted(group, name)
-        rows = await self._jobs.results(job, name, scope, new=group.job is None, stopped=stopped)
-        return named, paired([each for _, each in named], job.results.pair_by, rows)
+        names = [each for _, each in named]
+        rows = await self._jobs.results(job, name, scope, names, new=group.job is None, stopped=stopped)
+        return named, paired(names, job.results.pair_by, rows)
 
     def _operations(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.archives import read_documents
@@ -64,19 +64,27 @@ class Jobs:
         )
 
     async def results(
-        self, job: WriteJob, name: str, scope: Mapping[str, Any], *, new: bool, stopped: Callable[[], bool]
+        self,
+        job: WriteJob,
+        name: str,
+        scope: Mapping[str, Any],
+        wanted: Iterable[str],
+        *,
+        new: bool,
+        stopped: Callable[[], bool],
     ) -> list[Any]:
-        """Wait until a job is done and return its results, in the provider's order.
+        """Wait until a job is done and return the results of the wanted operations, in the provider's order.
+        Operations are known by what `pair_by` says, in any case.
 
         Raises JobPendingError when it takes too long, StoppedError when asked to stop, JobLostError when the
         provider knows nothing of it any more or its results can't be read, and what calls raise.
         """
-        scope = {**scope, "job": name}
+        scope, names = {**scope, "job": name}, frozenset(each.casefold() for each in wanted)
         try:
             answer = await self._done(job, scope, new, stopped)
             for left in reversed(range(FETCHES)):
                 try:
-                    return await self._fetched(job, answer)
+                    return await self._fetched(job, answer, names)
                 except UnexpectedResponseError as error:
                     if not left:
                         raise JobLostError(error.message, status=error.status) from error
@@ -87,14 +95,14 @@ class Jobs:
             raise
         raise AssertionError("the last try raises or returns")
 
-    async def _fetched(self, job: WriteJob, answer: Answer) -> list[Any]:
+    async def _fetched(self, job: WriteJob, answer: Answer, names: frozenset[str]) -> list[Any]:
         if job.results.url is None:
-            return _rows(job.results, [answer.body])
+            return rows_of(job.results, [answer.body], names)
         address = job.results.url.evaluate(answer.body)
         if not isinstance(address, str) or not address:
             raise UnexpectedResponseError("the provider doesn't say where the results of a job are")
         data = await self._caller.download(f"results of {call_label(job.submit)}", address)
-        return await asyncio.to_thread(_unpacked, job.results, data)
+        return await asyncio.to_thread(unpacked, job.results, data, names)
 
     async def _done(
         self, job: WriteJob, scope: Mapping[str, Any], new: bool, stopped: Callable[[], bool]
@@ -131,15 +139,18 @@ class Jobs:
             seconds -= LONGEST_NAP
 
 
-def _unpacked(results: JobResults, data: bytes) -> list[Any]:
-    return _rows(results, read_documents(data, results.format))
+def unpacked(results: JobResults, data: bytes, names: frozenset[str]) -> list[Any]:
+    """Return the rows of a file of results that are known by one of these names, in lower case."""
+    return rows_of(results, read_documents(data, results.format), names)
 
 
-def _rows(results: JobResults, documents: Any) -> list[Any]:
+def rows_of(results: JobResults, documents: Iterable[Any], names: frozenset[str]) -> list[Any]:
+    """Return the rows of documents that are known by one of these names, in lower case."""
     rows: list[Any] = []
     for document in documents:
         found = results.records.evaluate(document) if results.records else document
         if found is not None and not isinstance(found, list):
             raise UnexpectedResponseError("the results of a job aren't a list")
-        rows.extend(found or ())
+        rows.extend(row for row in found or () if (name_in(results.pair_by, row) or "").casefold() in names)
+        del document, found  # of a large file only what is wanted stays while the next one is read
     return rows
