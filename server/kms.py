@@ -54,6 +54,7 @@ class KmsKeys:
     __slots__ = ("_client", "_clock", "_keys", "_known", "_opened", "_sealing")
 
     name = "aws-kms"
+    ids: Sequence[str] = ()
 
     def __init__(
         self, client: KmsClient, keys: Sequence[str], *, clock: Callable[[], float] = time.monotonic
@@ -64,6 +65,9 @@ class KmsKeys:
         self._known: _Recent[str, str] = _Recent(clock, SEAL_SECONDS)
         self._opened: _Recent[tuple[str, bytes, str], bytes] = _Recent(clock, KEEP_SECONDS)
         self._sealing: _Recent[str, _Use] = _Recent(clock, SEAL_SECONDS)
+
+    def may_open(self, key_id: str) -> bool:
+        return key_id.startswith(f"{self.name}:")
 
     async def current(self) -> str:
         return self._id(await self._arn(self._keys[0]))

@@ -71,6 +71,13 @@ class KeyProvider(Protocol):
     def name(self) -> str:
         """What the ids of its keys begin with, before a colon."""
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of the keys that are held here; a service may hold more that aren't listed."""
+
+    def may_open(self, key_id: str) -> bool:
+        """Return whether this is a key it has; whether it really opens, a service only says when asked."""
+
     async def current(self) -> str:
         """Return the id of the key that seals now."""
 
@@ -108,6 +115,9 @@ class LocalKeyring:
         """Read `id:base64,id:base64`, the current key first. Raises VaultError, which never shows a key."""
         return cls(parse_keys(text))
 
+    def may_open(self, key_id: str) -> bool:
+        return key_id in self._keys
+
     async def current(self) -> str:
         return self._current
 
@@ -138,6 +148,13 @@ class SeveralProviders:
     @property
     def name(self) -> str:
         return self.providers[0].name
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return [key_id for provider in self.providers for key_id in provider.ids]
+
+    def may_open(self, key_id: str) -> bool:
+        return any(provider.may_open(key_id) for provider in self.providers)
 
     async def current(self) -> str:
         return await self.providers[0].current()

@@ -222,7 +222,9 @@ class OAuthToken(Base):
     environment: Mapped[Environment]
     encrypted_access_token: Mapped[str]
     encrypted_refresh_token: Mapped[str | None]
-    encryption_key_version: Mapped[int] = mapped_column(server_default=text("1"))
+    encryption_key_version: Mapped[int] = mapped_column(
+        server_default=text("1"), doc="Grows as tokens are put under other keys; which, a sealed text says."
+    )
     scopes: Mapped[list[str]] = mapped_column(server_default=text("'{}'::text[]"))
     token_type: Mapped[str] = mapped_column(String(50), server_default="Bearer")
     expires_at: Mapped[datetime | None] = mapped_column(index=True)

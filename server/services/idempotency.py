@@ -59,7 +59,7 @@ async def once(
             await session.execute(delete(IdempotencyKey).filter_by(caller=caller, key=key, status=None))
         raise
     sealed = await context.vault.seal(
-        orjson.dumps({"body": answer.body, "headers": dict(answer.headers)}).decode(), _place(caller, key)
+        orjson.dumps({"body": answer.body, "headers": dict(answer.headers)}).decode(), place(caller, key)
     )
     async with context.sessions.begin() as session:
         await session.execute(
@@ -100,12 +100,13 @@ async def _take(context: Context, caller: str, key: str, fingerprint: str) -> An
         raise KeyReusedError("this Idempotency-Key belongs to a request with another body")
     if row.status is None or row.response is None:
         raise KeyInUseError("the first request with this Idempotency-Key isn't answered yet")
-    opened = await context.vault.open(row.response["sealed"], _place(caller, key))
+    opened = await context.vault.open(row.response["sealed"], place(caller, key))
     kept = orjson.loads(opened.reveal())
     return Answer(row.status, kept["body"], kept["headers"], replayed=True)
 
 
-def _place(caller: str, key: str) -> vault.Context:
+def place(caller: str, key: str) -> vault.Context:
+    """Return where a kept answer lives, for the vault."""
     # An answer belongs to no venue, provider or environment; its row is known by two names.
     row = orjson.dumps([caller, key]).decode()
     return vault.Context(IdempotencyKey.__tablename__, "response", row, UUID(int=0), "", "")

@@ -33,10 +33,9 @@ UNFINISHED = (MaintenanceStatus.PENDING, MaintenanceStatus.RUNNING)
 
 # Does one batch in the session's transaction and returns whether it was the last. It assigns new objects to
 # `run.position`, `run.progress` and in the end `run.result`; setting `run.error` ends the run as failed when
-# it returns True. What it raises undoes the batch, which is then tried again later.
+# it returns True, and `run.next_attempt_at` makes the next batch wait. What it raises undoes the batch, which
+# is then tried again later.
 Step = Callable[[Context, AsyncSession, MaintenanceRun], Awaitable[bool]]
-
-KINDS: Mapping[str, Step] = MappingProxyType({})
 
 
 async def start(
@@ -87,15 +86,12 @@ async def stop(session: AsyncSession, run_id: UUID) -> MaintenanceRun:
     return run
 
 
-async def work_one(
-    context: Context, kinds: Mapping[str, Step] | None = None, *, only: UUID | None = None
-) -> bool:
+async def work_one(context: Context, kinds: Mapping[str, Step], *, only: UUID | None = None) -> bool:
     """Do one batch of the run that has waited longest (or of `only` one); False when there was none.
 
     Whatever fails in a batch is counted and tried again after a growing delay, and at last fails the run;
     only what keeps that from being written down is raised.
     """
-    kinds = KINDS if kinds is None else kinds
     due = (
         select(MaintenanceRun)
         .where(

@@ -8,11 +8,15 @@ from uuid import UUID
 
 from server.context import Context
 from server.db.models import MaintenanceRun
-from server.services import erasure, export, maintenance
+from server.services import erasure, export, maintenance, rotation
 from server.services.maintenance import Step
 from server.services.venues import ERASURE
 
-KINDS: Mapping[str, Step] = {**maintenance.KINDS, export.KIND: export.step, ERASURE: erasure.step}
+KINDS: Mapping[str, Step] = {
+    rotation.KIND: rotation.step,
+    export.KIND: export.step,
+    ERASURE: erasure.step,
+}
 LOOK_SECONDS = 0.2
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server import context as shared
 from server.db.models import AuditEntry, MaintenanceRun
 from server.errors import NotFoundError, VaultError
-from server.services import maintenance
+from server.services import upkeep
 from server.services.audit import Actor
 from server.services.maintenance import MOST_ATTEMPTS, read, start, stop, work_one
 from server.settings import read_settings
@@ -238,7 +238,7 @@ async def test_the_scheduler_goes_on_while_there_is_work(
             last.set()
         return last.is_set()
 
-    monkeypatch.setattr(maintenance, "KINDS", {"count": count})
+    monkeypatch.setattr(upkeep, "KINDS", {"count": count})
     (job,) = (job for job in schedule.JOBS if job.name == "work_maintenance")
     # By the clock alone the second batch would be an hour away.
     running = asyncio.create_task(
