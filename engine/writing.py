@@ -18,7 +18,7 @@ from engine.errors import ExpressionError, ManifestError, RecordRejectedError
 from engine.filling import call_label, fill_call
 from engine.job_writes import JobWrites
 from engine.jobs import Jobs
-from engine.manifest import CallSpec, Connector, Resource
+from engine.manifest import ArchiveSpec, CallSpec, Connector, Resource
 from engine.outcomes import WriteResult, is_gone
 from engine.ports import Clock
 from engine.reading import Reader, write_rfc3339
@@ -54,6 +54,16 @@ class Writer:
         spec = resource.archive
         if spec is None:
             raise ManifestError(f"`{resource.name}` has no `archive`")
+        try:
+            await self._archive(resource, spec, record_id, key)
+        except RecordRejectedError:
+            if not spec.if_refused:
+                raise
+            for call in spec.if_refused:
+                await self._put_away(resource, call, record_id)
+            await self._archive(resource, spec, record_id, derived_key(key, "with nothing in the way"))
+
+    async def _archive(self, resource: Resource, spec: ArchiveSpec, record_id: str, key: str) -> None:
         if spec.call is not None:
             await self._put_away(resource, spec.call, record_id)
             return

@@ -135,3 +135,72 @@ async def test_a_customer_deleted_there_is_found_missing(name: str, sandbox: San
     assert "cu-2" in world.host.records["customer"]
     world.change("customer", "cu-2", city="Cádiz")
     assert (await world.sync())["customer push customer"].created == 1
+
+
+def kinds_of(world: World, *names: str) -> None:
+    """Sell the first event as these ticket types."""
+    event = world.host.records["event"]["ev-1"]
+    kinds = [{"id": f"kind-{each}", "name": each, "price": event["price"], "available": 5} for each in names]
+    world.change("event", "ev-1", ticket_types=kinds or None)
+    for key in list(world.host.records.get("ticket_type", {})):
+        del world.host.records["ticket_type"][key]
+    for kind in kinds:
+        row = {"event_id": "ev-1", "currency": event["currency"], "capacity": 5, "status": event["status"]}
+        world.host.put("ticket_type", {**kind, **row})
+
+
+def for_sale(world: World) -> tuple[list[str], str | None]:
+    """The keys of the first event's prices that can be bought at Stripe, and which of them is its default."""
+    [product] = [row for row in world.objects("product") if row["metadata"]["event_id"] == "ev-1"]
+    prices = {row["id"]: row for row in world.objects("price") if row["product"] == product["id"]}
+    default = prices.get(product["default_price"])
+    return sorted(row["lookup_key"] for row in prices.values() if row["active"]), default and default[
+        "lookup_key"
+    ]
+
+
+async def test_a_ticket_type_that_is_gone_is_not_for_sale_even_as_the_default(sandbox: Sandbox) -> None:
+    world = World("stripe", sandbox)
+    kinds_of(world, "balcony", "stalls")
+    await world.sync()
+    assert for_sale(world) == (["kind-balcony", "kind-stalls"], "kind-stalls")
+    kinds_of(world, "balcony")
+    tally = (await world.sync(complete=True))["ticket_type push price"]
+    assert (tally.archived, tally.failed) == (1, 0)
+    assert for_sale(world) == (["kind-balcony"], None)
+    before = world.writes()
+    await world.sync(complete=True)
+    assert world.writes() == before
+    kinds_of(world, "balcony", "stalls")
+    await world.sync()
+    assert for_sale(world)[0] == ["kind-balcony", "kind-stalls"]
+
+
+async def test_an_event_that_gets_ticket_types_has_no_price_of_its_own(sandbox: Sandbox) -> None:
+    world = World("stripe", sandbox)
+    kinds_of(world)
+    await world.sync()
+    assert for_sale(world) == (["ev-1"], "ev-1")
+    kinds_of(world, "balcony")
+    await world.sync()
+    assert for_sale(world) == (["kind-balcony"], "kind-balcony")
+    kinds_of(world)
+    await world.sync(complete=True)
+    assert for_sale(world)[0] == ["ev-1"]
+
+
+async def test_a_refund_reaches_the_order_it_is_of(sandbox: Sandbox) -> None:
+    world = World("stripe", sandbox)
+    world.post("/_sandbox/payments", {"count": 3})
+    await world.sync()
+    assert {row["status"] for row in world.host.records["order"].values()} == {"paid"}
+    first, second = world.objects("charge")[:2]
+    world.post_form("/v1/refunds", {"charge": first["id"]})
+    world.post_form("/v1/refunds", {"charge": second["id"], "amount": "10"})
+    await world.sync()
+    status = {row["number"]: row["status"] for row in world.host.records["order"].values()}
+    assert len(status) == 3
+    assert status[first["payment_intent"]] == "refunded"
+    assert status[second["payment_intent"]] == "partially_refunded"
+    totals = sorted(row["total"] for row in world.host.records["order"].values())
+    assert all(totals)

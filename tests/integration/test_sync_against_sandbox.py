@@ -139,6 +139,11 @@ class World:
                     tallies[f"{mapping.entity} {direction} {mapping.resource}"] = tally
         return tallies
 
+    def post_form(self, path: str, form: dict[str, str]) -> None:
+        token = next(iter(self.credentials.values.values())).reveal()
+        headers = {"Authorization": f"Bearer {token}"}
+        httpx.post(self.url + path, data=form, headers=headers).raise_for_status()
+
     def objects(self, kind: str) -> list[dict[str, Any]]:
         return list(httpx.get(f"{self.url}/_sandbox/objects", params={"type": kind}).json()["objects"])
 
@@ -286,15 +291,15 @@ async def test_a_walk_whose_last_record_was_deleted_begins_again(sandbox: Sandbo
     """The next page is asked for by that record's id, which names nothing any more."""
     world = World("stripe", sandbox)
     world.post("/_sandbox/payments", {"count": 3})
-    request: dict[str, Any] = {"method": "GET", "url": "/v1/payment_intents", "headers": {}, "body": None}
-    request["query"] = {"limit": 100, "starting_after": "pi_gone"}
+    request: dict[str, Any] = {"method": "GET", "url": "/v1/charges", "headers": {}, "body": None}
+    request["query"] = {"limit": 100, "starting_after": "ch_gone"}
     walk = {
         "started": "2026-01-01T00:00:00+00:00",
         "resume": {"feed": "list", "batch": 0, "request": request},
     }
-    world.state.positions["order", "payment_intent", "pull"] = {"walk": walk}
+    world.state.positions["order", "charge", "pull"] = {"walk": walk}
     await world.sync()
-    paid = [row for row in world.objects("payment_intent") if row["status"] == "succeeded"]
+    paid = [row for row in world.objects("charge") if row["status"] == "succeeded"]
     assert len(world.host.records.get("order", {})) == len(paid)
 
 
@@ -303,13 +308,13 @@ async def test_their_changes_and_sales_arrive_on_the_platform(name: str, sandbox
     world = World(name, sandbox)
     control = "payments" if name == "stripe" else "orders"
     world.post(f"/_sandbox/{control}", {"count": 130})
-    resource = "payment_intent" if name == "stripe" else "order"
+    resource = "charge" if name == "stripe" else "order"
     sold = {row["id"]: row for row in world.objects(resource)}
     tallies = await world.sync()
     orders = world.host.records["order"]
     assert tallies[f"order pull {resource}"].created == len(orders)
     money = {
-        row["id"]: (row["amount_received"], row["currency"].upper())
+        row["id"]: (row["amount_captured"], row["currency"].upper())
         if name == "stripe"
         else (row["total_money"]["amount"], row["total_money"]["currency"])
         for row in sold.values()

@@ -46,9 +46,9 @@ def test_sales_are_in_the_platform_store(synced: Hub) -> None:
         )
     )
     paid = [
-        (intent["amount_received"], intent["currency"].upper(), "paid")
-        for intent in synced.objects("stripe", "payment_intent")
-        if intent["status"] == "succeeded"
+        (charge["amount_captured"], charge["currency"].upper(), "paid")
+        for charge in synced.objects("stripe", "charge")
+        if charge["status"] == "succeeded"
     ]
     states = {"COMPLETED": "paid", "CANCELED": "cancelled", "OPEN": "pending"}
     orders = [

@@ -168,3 +168,44 @@ entities:
 @pytest.mark.parametrize(("text", "share"), [("10 percent", 0.1), ("0 percent", 0.0), ("100 percent", 1.0)])
 def test_shares_are_read(text: str, share: float) -> None:
     assert parse_share(text) == share
+
+
+IN_THE_WAY = f"""{HEAD}
+  price:
+    id: id
+    fields: {{product: id, active: boolean}}
+    get: GET /prices/{{id}}
+    create: POST /prices
+    update: {{call: "POST /prices/{{id}}", idempotency_key: header Key}}
+    archive:
+      set: {{active: false}}
+      if_refused:
+        - {{call: "POST /products/{{record.product}}", body: {{default: ""}}}}
+"""
+DEFAULT = {"code": "NO", "message": "it is the default of its product"}
+
+
+async def test_what_stands_in_the_way_of_a_refused_one_is_taken_away() -> None:
+    there = reply({"id": "p1", "product": "prod 1"})
+    provider = FakeProvider([reply(DEFAULT, 400), there, reply({}), reply({"id": "p1"})])
+    await client_of(IN_THE_WAY, provider).archive("price", "p1", "key1")
+    assert provider.calls == [
+        "POST /prices/p1",
+        "GET /prices/p1",
+        "POST /products/prod%201",
+        "POST /prices/p1",
+    ]
+    assert provider.body(2) == {"default": ""}
+    assert provider.body(0) == provider.body(3) == {"active": False}
+    first, second = (provider.requests[at].headers["Key"] for at in (0, 3))
+    assert first != second  # a provider may answer as before under the same key
+
+
+async def test_what_is_not_refused_needs_no_more_and_is_tried_once_more_only() -> None:
+    provider = FakeProvider([reply({"id": "p1"})])
+    await client_of(IN_THE_WAY, provider).archive("price", "p1", "key1")
+    assert provider.calls == ["POST /prices/p1"]
+    there = reply({"id": "p1", "product": "prod"})
+    provider = FakeProvider([reply(DEFAULT, 400), there, reply({}), reply(DEFAULT, 400)])
+    with pytest.raises(RecordRejectedError, match="default of its product"):
+        await client_of(IN_THE_WAY, provider).archive("price", "p1", "key1")
