@@ -141,7 +141,7 @@ def settings(
 @pytest.fixture(scope="module")
 async def running(settings: Settings, sandbox: Sandbox) -> AsyncIterator[Hub]:
     assert settings.database_url is not None
-    await _make_platform(settings.database_url)
+    await make_platform(settings.database_url)
     app = create_app(settings)
     async with (
         living(app),
@@ -189,7 +189,7 @@ async def living(app: Litestar) -> AsyncIterator[None]:
     await task
 
 
-async def _make_platform(database_url: str) -> None:
+async def make_platform(database_url: str) -> None:
     schema = Path(server.demo.__file__).with_name("schema.sql").read_text(encoding="utf-8")
     address = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(address)

@@ -230,7 +230,7 @@ async def test_a_listed_redirect_address_is_finished_by_the_same_user(hub: Hub) 
 @pytest.mark.parametrize("name", ["state", "code", "error"])
 async def test_a_parameter_that_is_there_twice_is_refused(hub: Hub, name: str) -> None:
     query = await approve(await begin(hub))
-    pairs = [*query.items(), (name, "x"), (name, "y")]
+    pairs: list[tuple[str, str | int | float | bool | None]] = [*query.items(), (name, "x"), (name, "y")]
     answer = await hub.http.get(CALLBACK, params=pairs, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR")
     assert [detail["field"] for detail in answer.json()["details"]] == [name]
