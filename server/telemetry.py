@@ -35,14 +35,8 @@ _SECRET_NAMES = re.compile(
     r"|^(token|code|state)$"
 )
 _OUR_CODES = re.compile(r"[A-Z]+(_[A-Z]+)+")  # error codes are no secrets, whatever the field is called
-_CHATTY = (
-    "httpx",
-    "httpcore",
-    "sqlalchemy",
-    "asyncio",
-    "taskiq",
-    "alembic",
-)  # their messages may hold addresses with keys
+_OURS = ("server", "engine")
+_SERVING = ("uvicorn",)  # says when it starts and stops
 
 
 def configure_logging(level: str = "info") -> None:
@@ -73,9 +67,14 @@ def configure_logging(level: str = "info") -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    wanted = logging.getLevelNamesMapping()[level.upper()]
+    # What libraries say below a warning may hold addresses with keys, headers, parameters and answers: at
+    # `debug` one of them writes the very data keys of the vault. So only what is ours follows the level.
+    root.setLevel(max(wanted, logging.WARNING))
+    for name in _OURS:
+        logging.getLogger(name).setLevel(wanted)
+    for name in _SERVING:
+        logging.getLogger(name).setLevel(max(wanted, logging.INFO))
 
 
 def _type_and_place(exc_info: ExcInfo) -> str:

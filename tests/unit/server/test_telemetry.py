@@ -14,14 +14,15 @@ from server.telemetry import configure_logging, redact
 
 
 @contextmanager
-def configured() -> Iterator[None]:
+def configured(wanted: str = "info") -> Iterator[None]:
     """Log as the service does; in the test itself, for pytest sets up its own handlers around a test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    configure_logging("info")
+    loggers = [logging.getLogger(name) for name in (None, "server", "engine", "uvicorn")]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
+    configure_logging(wanted)
     yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
     structlog.reset_defaults()
 
 
@@ -60,7 +61,7 @@ def test_an_absent_secret_may_be_seen_to_be_absent() -> None:
 
 def test_a_line_is_json_with_level_time_and_context(capsys: pytest.CaptureFixture[str]) -> None:
     with configured(), structlog.contextvars.bound_contextvars(request_id="r1"):
-        structlog.get_logger("test").info("integration.connected", provider="juniper")
+        structlog.get_logger("server.test").info("integration.connected", provider="juniper")
     line = json.loads(capsys.readouterr().out)
     assert (line["level"], line["message"], line["provider"]) == ("info", "integration.connected", "juniper")
     assert (line["request_id"], line["service"]) == ("r1", "integration-hub")
@@ -106,15 +107,15 @@ def test_a_traceback_tells_type_and_place_and_no_values(
 
 def test_other_libraries_log_the_same_way_and_addresses_stay_out(capsys: pytest.CaptureFixture[str]) -> None:
     with configured():
-        logging.getLogger("another.library").info("started")
+        logging.getLogger("another.library").warning("the pool is full")
         logging.getLogger("httpx").info("GET https://juniper.example/?api_key=1")
     [line] = capsys.readouterr().out.splitlines()
-    assert (json.loads(line)["message"], json.loads(line)["level"]) == ("started", "info")
+    assert (json.loads(line)["message"], json.loads(line)["level"]) == ("the pool is full", "warning")
 
 
 def test_what_is_less_than_the_level_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     with configured():
-        structlog.get_logger("test").debug("detail")
+        structlog.get_logger("server.test").debug("detail")
     assert capsys.readouterr().out == ""
 
 
@@ -126,3 +127,22 @@ def test_an_exception_is_told_with_its_trace(capsys: pytest.CaptureFixture[str])
             structlog.get_logger("test").exception("request.failed")
     line = json.loads(capsys.readouterr().out)
     assert line["exception"].endswith("builtins.RuntimeError")
+
+
+@pytest.mark.parametrize(
+    "library",
+    ["httpx", "httpcore.http11", "sqlalchemy.engine", "botocore.parsers", "urllib3", "never.heard.of"],
+)
+def test_what_libraries_say_to_developers_is_not_logged(
+    library: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their messages may hold addresses with keys, headers, and answers with secrets in them."""
+    with configured("debug"):
+        logging.getLogger(library).debug("Authorization: Bearer %s", "canary-debug")
+        logging.getLogger(library).info("GET https://api.example/?key=%s", "canary-info")
+        logging.getLogger(library).warning("the pool is full")
+        logging.getLogger("server.anything").debug("ours is")
+    shown = capsys.readouterr().out
+    assert "canary" not in shown
+    assert "the pool is full" in shown
+    assert "ours is" in shown
