@@ -302,16 +302,17 @@ NOT_THE_GRANT = (
 )
 
 
-def ends_grant(error: ProviderError) -> bool:
+def ends_grant(error: ProviderError, *, refused: bool = False) -> bool:
     """Tell whether a failed refresh means that the grant is over: the venue has to connect again.
 
-    Only a refusal that names what it refuses does; a bare 400 or 403 may come from anything on the way.
+    Only an answer that names what it refuses does; a bare 400 or 403 may come from anything on the way. A
+    code of the provider's own with 401 or 403 may be about the application, unless the access token was
+    `refused` as well.
     """
-    if not isinstance(error, AuthenticationError) or error.provider_code is None:
+    code = error.provider_code
+    if not isinstance(error, AuthenticationError) or code is None or code in NOT_THE_GRANT:
         return False
-    return error.provider_code == "invalid_grant" or (
-        error.status == 400 and error.provider_code not in NOT_THE_GRANT
-    )
+    return code == "invalid_grant" or error.status == 400 or refused
 
 
 async def revoke(

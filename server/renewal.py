@@ -292,7 +292,8 @@ class Renewals:
         self, session: AsyncSession, wanted: _Wanted, claim: _Claim, error: ProviderError
     ) -> NoReturn:
         """Write down that it didn't work, and raise that."""
-        if auth.ends_grant(error):
+        ended_before = claim.token.grant_ended_at is not None
+        if auth.ends_grant(error, refused=wanted.ended or ended_before):
             await self._end_grant(session, wanted, claim.connector, claim.token, error, cut_off=claim.cut_off)
         token, title, now = claim.token, claim.connector.title, self.now()
         token.refresh_failed_count += 1
@@ -305,7 +306,7 @@ class Renewals:
                 f"{title} couldn't renew the connection {token.refresh_failed_count} times "
                 f"({error.message}). It is tried again by itself; if that goes on, connect again"
             )
-            await self._set_error(session, wanted, told, "token.failing", {"code": error.provider_code})
+            await self._set_error(session, wanted, told, "token.failing", {"reason": error.message})
         await session.commit()
         await log.awarning(
             "token.refresh_failed",
@@ -315,7 +316,8 @@ class Renewals:
             failures=token.refresh_failed_count,
         )
         raise RenewalFailedError(
-            f"{title} can't renew the connection just now ({error.message}): it is tried again by itself",
+            f"{title} can't renew the connection just now ({error.message}): "
+            + ("try again" if ended_before else "it is tried again by itself"),
             status=error.status,
             provider_code=error.provider_code,
         ) from error
@@ -344,7 +346,7 @@ class Renewals:
         told = f"{connector.title} no longer accepts this connection{why}: connect again"
         token.grant_ended_at = token.updated_at = self.now()
         token.refresh_failed_count += 1
-        details = {"code": error.provider_code, "answer_lost": cut_off}
+        details = {"reason": error.provider_code, "answer_lost": cut_off}
         await self._set_error(session, wanted, told, "token.refused", details)
         await session.commit()
         await log.awarning("token.refused", **_of(wanted), code=error.provider_code, answer_lost=cut_off)

@@ -115,7 +115,7 @@ async def renew_by_hand(context: Context, actor: Actor, *, venue_id: UUID, provi
     try:
         renewed = await context.credentials(venue_id, provider).renew(forced=True)
     except ProviderError as error:
-        await _record(context, actor, "token.renewal_failed", venue_id, provider, {"code": error.code})
+        await _record(context, actor, "token.renewal_failed", venue_id, provider, {"reason": error.message})
         raise
     await _record(context, actor, "token.renewed", venue_id, provider, {})
     return renewed.expires_at

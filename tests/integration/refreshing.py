@@ -81,6 +81,7 @@ async def integrate(
     *,
     expires_in: timedelta = timedelta(minutes=-1),
     status: IntegrationStatus = IntegrationStatus.CONNECTED,
+    provider: str = "juniper",
     **values: Any,
 ) -> tuple[UUID, Mapping[str, Any]]:
     """Connect a new venue as if it had come by; returns it, and what the authorization server granted.
@@ -98,10 +99,10 @@ async def integrate(
     async with session_factory(engine).begin() as session:
         session.add(
             IntegrationConfig(
-                venue_id=venue, integration_type="juniper", environment="production", status=status
+                venue_id=venue, integration_type=provider, environment="production", status=status
             )
         )
-        token = OAuthToken(id=uuid4(), venue_id=venue, integration_type="juniper", environment="production")
+        token = OAuthToken(id=uuid4(), venue_id=venue, integration_type=provider, environment="production")
         await seal_grant(token, grant, KEYS)
         for name, value in values.items():
             setattr(token, name, value)
