@@ -10,14 +10,14 @@ schemas/connector.schema.json and add its cases to tests/contract/pagination/.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Protocol
 from urllib.parse import urljoin
 
 from engine.calls import Page, Place, Request
-from engine.errors import ManifestError, UnexpectedResponseError
+from engine.errors import ManifestError, UnavailableError, UnexpectedResponseError
 from engine.expressions import ABSENT, Expression, Path
 from engine.manifest import TypeSpec
 from engine.transport import origin_of, to_json
@@ -64,20 +64,46 @@ class LastRecordPagination:
 
 @dataclass(frozen=True, slots=True)
 class OffsetPagination:
-    """Pages are asked for by how many records came before. Ends at the total, or at an empty page."""
+    """Pages are asked for by how many records came before. Ends at the total, or at an empty page.
+
+    With `overlap`, a page is asked to begin with so many of the last rows of the one before. A list in the
+    order of the last change loses its place with each record that changes meanwhile: it moves to the end, and
+    all after it move up by one, past the seam of two pages. A row of the page before, found again unchanged,
+    proves that none did; `Seam` looks for it. So with `overlap: n` fewer than n records may leave the part
+    that was read while a page is on its way; after more the walk steps back and asks again.
+    """
 
     send: Place
     first: int = 0
     total: Path | None = None
+    overlap: int = 0
 
     def next_request(self, request: Request, page: Page) -> Request | None:
-        if not page.records:
-            return None
-        offset = _asked(self.send, request, self.first) + len(page.records)
+        rows = len(page.records)
+        return self.ahead(request, rows, page) if rows else None
+
+    def ahead(self, request: Request, rows: int, page: Page) -> Request | None:
+        """Return the request after one that brings so many rows; `page` is any answer, for the total."""
+        came = _asked(self.send, request, self.first) + rows
         total = _count(self.total, page)
-        if total is not None and offset - self.first >= total:
+        if total is not None and came - self.first >= total:
             return None
-        return self.send.put(request, offset)
+        return self.send.put(request, came - self.shared(rows))
+
+    def shared(self, rows: int) -> int:
+        """Return how many of a page's last rows the next page is asked to begin with.
+
+        A page that isn't longer than the overlap is overlapped by half, so that the walk goes on.
+        """
+        return self.overlap if self.overlap < rows else rows // 2
+
+    def back(self, request: Request, rows: int) -> Request:
+        """Return a request that begins so many rows earlier, or at the start of the list."""
+        return self.send.put(request, max(self.first, _asked(self.send, request, self.first) - rows))
+
+    def starts(self, request: Request) -> bool:
+        """Say whether a request asks from the start of the list, before which nothing can be missed."""
+        return _asked(self.send, request, self.first) <= self.first
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +115,11 @@ class PageNumberPagination:
     pages: Path | None = None
 
     def next_request(self, request: Request, page: Page) -> Request | None:
-        if not page.records:
-            return None
+        rows = len(page.records)
+        return self.ahead(request, rows, page) if rows else None
+
+    def ahead(self, request: Request, rows: int, page: Page) -> Request | None:
+        """Return the request after another; `page` is any answer, for the number of pages."""
         number = _asked(self.send, request, self.first)
         pages = _count(self.pages, page)
         if pages is not None and number >= pages + self.first - 1:
@@ -142,6 +171,7 @@ _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "total": Path.parse,
     "pages": Path.parse,
     "first": int,
+    "overlap": int,
     "rel": str,
 }
 _NEED_SERVER = (NextLinkPagination, LinkHeaderPagination)
@@ -161,6 +191,19 @@ def begin(pagination: Pagination | None, request: Request) -> Request:
     if isinstance(pagination, OffsetPagination | PageNumberPagination) and pagination.send.where == "name":
         return pagination.send.put(request, pagination.first)
     return request
+
+
+def foreseen(pagination: Pagination | None, request: Request, size: int | None, page: Page) -> Request | None:
+    """Return the request that follows one nobody has answered yet, if it brings a full page.
+
+    `size` is how many rows a full page has, `page` the last one that came. None where only the answer can
+    tell, or when that page says that nothing follows.
+    """
+    if isinstance(pagination, OffsetPagination) and size is not None:
+        return pagination.ahead(request, size, page)
+    if isinstance(pagination, PageNumberPagination):
+        return pagination.ahead(request, 0, page)
+    return None
 
 
 def absolute_url(url: str, server: str) -> str:
@@ -226,6 +269,44 @@ def _asked(send: Place, request: Request, first: int) -> int:
     return first if value is None else _number(value, send.text)
 
 
+# ------------------------------------------------------------------------------------------------- seams
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """The rows of the page before, by their marks; the next page should begin with the last `shared` of them.
+
+    A mark is a row's id and state in short: the same again is the same record, unchanged, at its place.
+    """
+
+    shared: int = 0
+    marks: Sequence[str] = ()
+
+    def torn(self, marks: Sequence[str]) -> bool:
+        """Say whether a page has none of the rows it should have: then some may lie between the two."""
+        return self.shared > 0 and not set(self.marks).intersection(marks)
+
+    def fresh(self, rows: list[Any], marks: Sequence[str]) -> list[Any]:
+        """Return the rows that the page before didn't have. One that changed since is fresh."""
+        if not self.shared:
+            return rows
+        known = set(self.marks)
+        return [row for row, mark in zip(rows, marks, strict=True) if mark not in known]
+
+    def ends(self, rows: int, fresh: int) -> bool:
+        """Say whether a page of so many rows shows that the list ended with the page before."""
+        return not fresh and 0 < rows <= self.shared
+
+    def to_json(self) -> list[str]:
+        """Return what is enough to go on with after a stop; `Seam(len(marks), marks)` reads it."""
+        return list(self.marks[-self.shared :]) if self.shared else []
+
+
+def mark(value: Any) -> str:
+    """Return a short mark of a plain value."""
+    return _digest(value).hex()
+
+
 # ---------------------------------------------------------------------------------------- no endless reads
 
 
@@ -239,6 +320,8 @@ class Ceilings:
     page_bytes: int = 64 * 2**20  # of one answer
 
 
+STEPS_BACK = 2  # from a torn seam, of a page each; where even they don't find it, the list is read anew
+MOST_STEPS_BACK = 100  # in one read
 MOST_REPEATS = 2  # a list that grows by exactly a page meanwhile shows one again; that is no circle
 
 
@@ -251,6 +334,7 @@ class CycleGuard:
     """
 
     pages: int = 0
+    steps_back: int = 0
     _asked: set[bytes] = field(default_factory=set)
     _answered: set[bytes] = field(default_factory=set)
     _repeats: int = 0
@@ -261,6 +345,14 @@ class CycleGuard:
         if digest in self._asked:
             raise UnexpectedResponseError("the pages go in a circle: a page was asked for twice")
         self._asked.add(digest)
+
+    def stepped_back(self) -> None:
+        """Note that pages will be asked for again; raises UnavailableError when that happens all the time."""
+        self.steps_back += 1
+        if self.steps_back > MOST_STEPS_BACK:
+            raise UnavailableError("the list changes faster than it can be read")
+        self._asked.clear()
+        self._answered.clear()
 
     def answered(self, rows: list[Any]) -> None:
         """Note a page's rows; raises UnexpectedResponseError when pages keep coming again."""

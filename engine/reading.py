@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import compress, repeat
@@ -19,7 +20,18 @@ from engine.errors import ExpressionError, ManifestError, ProviderError, Unexpec
 from engine.expressions import ABSENT, Expression, Path
 from engine.filling import call_label, fill_call
 from engine.manifest import Connector, ReadSpec, Resource
-from engine.pagination import Ceilings, CycleGuard, Pagination, begin, build
+from engine.pagination import (
+    STEPS_BACK,
+    Ceilings,
+    CycleGuard,
+    OffsetPagination,
+    Pagination,
+    Seam,
+    begin,
+    build,
+    foreseen,
+    mark,
+)
 from engine.ports import Clock
 
 Row = dict[str, Any]
@@ -72,17 +84,88 @@ class _Walk:
     starts: Sequence[Request]
     complete: bool
 
+    def begins(self, request: Request) -> bool:
+        """Say whether a request asks for the first rows of a list whose pages overlap."""
+        return self.overlap is not None and self.overlap.starts(request)
+
     def cut(self, page: Page) -> bool:
         """Whether a feed that has no pages left something out."""
         return self.spec.full_at is not None and len(page.records) >= self.spec.full_at
 
-    def after(self, page: Page, number: int) -> tuple[Request | None, int]:
+    @property
+    def overlap(self) -> OffsetPagination | None:
+        """How pages are asked for, when each is to begin with rows of the one before."""
+        pagination = self.pagination
+        return pagination if isinstance(pagination, OffsetPagination) and pagination.overlap else None
+
+    def within(self, request: Request) -> Request:
+        """Return a request for another page of this walk as it is sent."""
+        return filled_again(self.spec, self.scope, unsigned(request, self.signature))
+
+    def after(self, page: Page, number: int, ended: bool) -> tuple[Request | None, int]:
         """Return the request after a page and which start it belongs to; None when all is read."""
-        following = self.pagination.next_request(page.request, page) if self.pagination else None
+        following = (
+            self.pagination.next_request(page.request, page) if self.pagination and not ended else None
+        )
         if following is not None:
-            return filled_again(self.spec, self.scope, unsigned(following, self.signature)), number
+            return self.within(following), number
         number += 1
         return (self.starts[number] if number < len(self.starts) else None), number
+
+    def seam(self, page: Page, marks: Sequence[str]) -> Seam:
+        """Return what the page after this one has to begin with."""
+        return Seam(self.overlap.shared(len(marks)), marks) if self.overlap else Seam()
+
+    def back(self, request: Request, steps: int) -> Request:
+        """Return the request for rows before those of one that turned out too late in the list."""
+        if self.overlap is None or self.spec.page_size is None:
+            return request  # neither has seams
+        rows = self.spec.page_size.at_most - self.overlap.overlap if steps <= STEPS_BACK else sys.maxsize
+        return self.within(self.overlap.back(request, rows))
+
+    def ahead(self, asked: Request, page: Page) -> Request | None:
+        """Return what can be asked for after a request nobody has answered yet, given an earlier page."""
+        size = self.spec.page_size.at_most if self.spec.page_size else None
+        if len(page.records) < (size or 1):  # it may have been the last
+            return None
+        following = foreseen(self.pagination, asked, size, page)
+        return None if following is None else self.within(following)
+
+
+class _Flight:
+    """Pages that were asked for and not taken yet, in the order of the walk."""
+
+    def __init__(self) -> None:
+        self._asked: deque[tuple[Request, asyncio.Task[Page], bool]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    @property
+    def last(self) -> Request:
+        """The last of what was asked for."""
+        return self._asked[-1][0]
+
+    def ask(self, request: Request, fetch: Coroutine[Any, Any, Page]) -> None:
+        """Send a request on its way, after those that are."""
+        self._asked.append((request, asyncio.create_task(fetch), bool(self._asked)))
+
+    def brings(self, request: Request) -> bool:
+        """Say whether a request is the first of those on their way."""
+        return bool(self._asked) and self._asked[0][0] == request
+
+    async def take(self) -> tuple[Page, bool]:
+        """Wait for the first page; says too whether it was asked for while one before it was on its way."""
+        _, task, early = self._asked.popleft()
+        return await task, early
+
+    async def drop(self) -> None:
+        """Give up what is on its way, however it would have ended."""
+        tasks = [task for _, task, _ in self._asked]
+        self._asked.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Reader:
@@ -104,36 +187,60 @@ class Reader:
         if request is None:
             yield ReadBatch([], None)
             return
+        seam, steps = _seam(resume), 0
         guard, started, bytes_before = CycleGuard(), self._clock.monotonic(), self._caller.bytes_read
         guard.asked(request)
-        pending: asyncio.Task[Page] | None = asyncio.create_task(self._fetch(walk, request))
+        flight = _Flight()
         try:
-            while pending is not None:
-                task, pending = pending, None
-                page = await task
-                guard.answered(page.records)
+            while request is not None:
+                if not flight.brings(request):
+                    await flight.drop()
+                    flight.ask(request, self._fetch(walk, request))
+                page, early = await flight.take()
+                marks = walk.rows.marks(page.records) if walk.overlap else []
+                if seam.torn(marks) and not walk.begins(request):
+                    guard.stepped_back()
+                    steps += 1
+                    request = walk.back(request, steps)
+                    continue
+                rows = seam.fresh(page.records, marks)
                 rows_of = walk.rows
-                if walk.cut(
-                    page
-                ):  # what it holds counts all the same: deletions, for one, are told only here
+                if walk.cut(page):
+                    # What it holds counts all the same: deletions, for one, are told only here.
                     walk = await self._walk(resource, since, {"feed": LIST_SINCE})
-                    request, number = next(iter(walk.starts), None), 0
+                    following, number, seam = next(iter(walk.starts), None), 0, Seam()
                 else:
-                    request, number = walk.after(page, number)
+                    ended = seam.ends(len(marks), len(rows))
+                    following, at = walk.after(page, number, ended)
+                    if early and walk.overlap and (following is None or at != number):
+                        continue  # the last page has to be read last, or what moved to it meanwhile is missed
+                    seam = walk.seam(page, marks) if following is not None and at == number else Seam()
+                    number = at
+                steps = 0
+                guard.answered(page.records)
+                request = following
                 if request is not None:
                     self._check_ceilings(guard, started, bytes_before)
                     guard.asked(request)
-                    pending = asyncio.create_task(self._fetch(walk, request))
-                    await _turns(TURNS_TO_SEND)
-                rows, resume_here = page.records, _resume(walk.feed, number, request)
-                del page, task  # so that its memory is there for the next page's
+                    await self._send_ahead(flight, walk, request, page)
+                resume_here = _resume(walk.feed, number, request, seam)
+                del page, marks  # so that its memory is there for the next page's
                 yield ReadBatch(rows_of.read(rows), resume_here, walk.complete)
                 del rows
         finally:
-            if pending is not None:
-                pending.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await pending
+            await flight.drop()
+
+    async def _send_ahead(self, flight: _Flight, walk: _Walk, request: Request, page: Page) -> None:
+        """Send the next request on its way, and those after it that the manifest lets go at once."""
+        if not flight.brings(request):
+            await flight.drop()
+            flight.ask(request, self._fetch(walk, request))
+        while len(flight) < walk.spec.pages_at_once:
+            following = walk.ahead(flight.last, page)
+            if following is None:
+                break
+            flight.ask(following, self._fetch(walk, following))
+        await _turns(TURNS_TO_SEND)
 
     async def get(self, resource: Resource, record_id: str) -> Row | None:
         """Return one record, or None when the provider has none under this id (any more)."""
@@ -327,6 +434,23 @@ class RowReader:
         return [*map(ReadRecord, records, self._ids(records), self._moments(rows, records),
                      self._deletions(rows, records), self._versions(records))]  # fmt: skip
 
+    def marks(self, rows: Sequence[Row]) -> list[str]:
+        """Return a mark for each row: of its id and the moment it changed, or of all where that isn't told.
+
+        A record that is read again unchanged has the same mark.
+        """
+        of_row, own, version = (
+            self._row_changed or _nothing,
+            self._changed or _nothing,
+            self._version or _nothing,
+        )
+        marks = []
+        for row in rows:
+            record = self._record(row) if self._record else row
+            moment = of_row(row) or own(record)
+            marks.append(mark([self._id(record), moment, version(record)] if moment else row))
+        return marks
+
     def _ids(self, records: Sequence[Row]) -> Iterable[str]:
         ids = [*map(self._id, records)]
         if None in ids or "" in ids:
@@ -363,6 +487,10 @@ class RowReader:
 def _check_objects(rows: Sequence[Any]) -> None:
     if rows and {*map(type, rows)} != {dict}:
         raise UnexpectedResponseError("a record in the answer isn't an object")
+
+
+def _nothing(row: Row) -> None:
+    return None
 
 
 def _no(row: Row) -> bool:
@@ -416,8 +544,16 @@ def _for_each(spec: ReadSpec, scope: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{loop.name: items[at : at + loop.at_most]} for at in range(0, len(items), loop.at_most)]
 
 
-def _resume(feed: str, number: int, request: Request | None) -> dict[str, Any] | None:
-    return {"feed": feed, "batch": number, "request": request.to_json()} if request else None
+def _resume(feed: str, number: int, request: Request | None, seam: Seam) -> dict[str, Any] | None:
+    if request is None:
+        return None
+    written: dict[str, Any] = {"feed": feed, "batch": number, "request": request.to_json()}
+    return {**written, "seam": seam.to_json()} if seam.shared else written
+
+
+def _seam(resume: Mapping[str, Any] | None) -> Seam:
+    marks = resume.get("seam", []) if resume else []
+    return Seam(len(marks), marks)
 
 
 async def _turns(number: int) -> None:
