@@ -91,7 +91,9 @@ async def seal_grant(
     life = (grant.expires_at - now).total_seconds() if grant.expires_at is not None else None
     token.expires_at, token.expires_in = grant.expires_at, None if life is None else _seconds(life)
     if grant.refresh_expires_at is not None:
-        token.refresh_expires_at = grant.refresh_expires_at
+        before = token.refresh_expires_in if token.refresh_expires_at is not None else None
+        lives = _seconds((grant.refresh_expires_at - now).total_seconds())
+        token.refresh_expires_at, token.refresh_expires_in = grant.refresh_expires_at, max(before or 0, lives)
     if grant.scopes:
         token.scopes = list(grant.scopes)
     token.granted_at = now

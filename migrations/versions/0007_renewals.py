@@ -17,6 +17,7 @@ def upgrade() -> None:
         """
         ALTER TABLE oauth_tokens
             ADD COLUMN expires_in integer,
+            ADD COLUMN refresh_expires_in integer,
             ADD COLUMN granted_at timestamptz DEFAULT now() NOT NULL,
             ADD COLUMN grant_ended_at timestamptz,
             ADD COLUMN refresh_started_at timestamptz,
@@ -31,6 +32,7 @@ def downgrade() -> None:
         """
         ALTER TABLE oauth_tokens
             DROP COLUMN expires_in,
+            DROP COLUMN refresh_expires_in,
             DROP COLUMN granted_at,
             DROP COLUMN grant_ended_at,
             DROP COLUMN refresh_started_at,

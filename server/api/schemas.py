@@ -284,6 +284,10 @@ class IntegrationHealth(Struct, frozen=True):
     success_rate: float | None
     sync_count_24h: int
     api_calls_24h: int
+    authorization_ends_at: Annotated[
+        datetime | None,
+        Meta(description="Told when it is near: connect again before, unless a renewal puts it off."),
+    ] = None
 
 
 class Integration(Struct, frozen=True):
@@ -693,6 +697,7 @@ def integration(row: IntegrationConfig, measured: health.Health | None) -> Integ
             measured.success_rate if measured else None,
             measured.sync_count_24h if measured else 0,
             measured.api_calls_24h if measured else 0,
+            measured.authorization_ends_at if measured else None,
         ),
     )
 

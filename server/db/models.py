@@ -21,6 +21,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    LargeBinary,
     MetaData,
     Numeric,
     String,
@@ -230,6 +231,9 @@ class OAuthToken(Base):
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
     refresh_expires_at: Mapped[datetime | None]
     expires_in: Mapped[int | None] = mapped_column(doc="Seconds that the access token was granted for.")
+    refresh_expires_in: Mapped[int | None] = mapped_column(
+        doc="Seconds that a refresh token of this grant was granted for, at the most."
+    )
     granted_at: Mapped[Now] = mapped_column(doc="When the provider last gave tokens.")
     grant_ended_at: Mapped[datetime | None] = mapped_column(
         doc="When the provider said that it renews no more. Only a person asks it again."
@@ -390,13 +394,60 @@ class Webhook(Base):
     processed_at: Mapped[datetime | None]
     error: Mapped[str | None]
     retry_count: Mapped[Count]
-    external_id: Mapped[Name | None] = mapped_column(index=True)
+    external_id: Mapped[Name | None] = mapped_column(
+        index=True, doc="What tells the same event from another: the venue, and the provider's id."
+    )
     received_at: Mapped[Now] = mapped_column(index=True)
+    delivery_id: Mapped[UUID | None] = mapped_column(index=True)
+    account: Mapped[Name | None]
+    record_id: Mapped[Name | None]
+    occurred_at: Mapped[datetime | None]
+    payload_hash: Mapped[str | None] = mapped_column(String(64))
 
     __table_args__ = (
         UniqueConstraint("integration_type", "external_id"),
         Index("ix_integration_webhooks_venue_id_status", "venue_id", "status"),
     )
+
+
+class WebhookDelivery(Base):
+    """A POST as it came, proved to be its provider's; kept so that its events can be read again."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID | None] = mapped_column(index=True, doc="None: the address is all venues'.")
+    integration_type: Mapped[Provider]
+    method: Mapped[str] = mapped_column(String(10))
+    url: Mapped[str]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[bytes] = mapped_column(LargeBinary())
+    scheme: Mapped[str] = mapped_column(String(50))
+    received_at: Mapped[Now] = mapped_column(index=True)
+
+
+class WebhookEndpoint(Base):
+    """A connection's own address, and the subscription that makes the provider send there."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    environment: Mapped[Environment]
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    encrypted_token: Mapped[str]
+    encrypted_secrets: Mapped[str | None] = mapped_column(doc="A JSON object: secrets by signature scheme.")
+    subscription_id: Mapped[Name | None]
+    subscribed_at: Mapped[datetime | None]
+    checked_at: Mapped[datetime | None]
+    next_check_at: Mapped[datetime | None] = mapped_column(server_default=text("now()"), index=True)
+    failures: Mapped[Count]
+    last_error: Mapped[str | None]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+    __table_args__ = (UniqueConstraint("venue_id", "integration_type"),)
 
 
 class IntegrationHealth(Base):

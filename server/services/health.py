@@ -32,6 +32,12 @@ WITH runs AS (
     SELECT venue_id, integration_type, count(*) AS depth FROM sync_queue
     WHERE (CAST(:venue_id AS uuid) IS NULL OR venue_id = :venue_id) AND status IN ('pending', 'recovering')
     GROUP BY venue_id, integration_type
+), ending AS (
+    SELECT venue_id, integration_type, refresh_expires_at AS ends_at FROM oauth_tokens
+    WHERE (CAST(:venue_id AS uuid) IS NULL OR venue_id = :venue_id)
+        AND refresh_expires_at <= now() + least(
+            interval '14 days', refresh_expires_in * interval '500 milliseconds'
+        )
 )
 SELECT venue_id, integration_type,
        count(*) FILTER (WHERE recent) AS syncs,
@@ -40,8 +46,10 @@ SELECT venue_id, integration_type,
        max(completed_at) FILTER (WHERE NOT failed) AS last_success_at,
        max(completed_at) FILTER (WHERE failed) AS last_failure_at,
        coalesce(sum(calls) FILTER (WHERE recent), 0) AS calls,
-       coalesce(max(depth), 0) AS depth
+       coalesce(max(depth), 0) AS depth,
+       max(ends_at) AS ends_at
 FROM runs FULL JOIN waiting USING (venue_id, integration_type)
+    FULL JOIN ending USING (venue_id, integration_type)
 GROUP BY venue_id, integration_type
 """)
 
@@ -74,7 +82,15 @@ WITH integrations AS (
     GROUP BY venue_id, integration_type
 ), measured AS (
     SELECT id, venue_id, integration_type, status, syncs, successes, took, last_success_at, last_failure_at,
-           calls, depth, oldest, 100.0 * successes / syncs AS rate
+           calls, depth, oldest, 100.0 * successes / syncs AS rate,
+           EXISTS (
+               SELECT FROM oauth_tokens AS token
+               WHERE token.venue_id = integrations.venue_id
+                   AND token.integration_type = integrations.integration_type
+                   AND token.refresh_expires_at <= now() + least(
+                       interval '14 days', token.refresh_expires_in * interval '500 milliseconds'
+                   )
+           ) AS ending
     FROM integrations
     LEFT JOIN done USING (venue_id, integration_type)
     LEFT JOIN waiting USING (venue_id, integration_type)
@@ -104,9 +120,10 @@ UPDATE integration_configs AS config SET
     health_checked_at = now(),
     health_status = CAST(CASE
         WHEN measured.status IN ('error', 'suspended') THEN 'unhealthy'
-        WHEN measured.status <> 'connected' OR rate IS NULL THEN 'unknown'
+        WHEN measured.status <> 'connected' THEN 'unknown'
         WHEN rate < 50 THEN 'unhealthy'
-        WHEN rate < 90 THEN 'degraded'
+        WHEN rate < 90 OR ending THEN 'degraded'
+        WHEN rate IS NULL THEN 'unknown'
         ELSE 'healthy'
     END AS health_status)
 FROM measured WHERE config.id = measured.id
@@ -118,7 +135,11 @@ _LONGEST = "60s"
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One integration's last 24 hours. `success_rate` is in percent of syncs, None when there were none."""
+    """One integration's last 24 hours. `success_rate` is in percent of syncs, None when there were none.
+
+    `authorization_ends_at` is told when it is near: the venue has to connect again, unless a renewal puts it
+    off.
+    """
 
     status: HealthStatus
     success_rate: float | None = None
@@ -128,6 +149,7 @@ class Health:
     sync_count_24h: int = 0
     api_calls_24h: int = 0
     queue_depth: int = 0
+    authorization_ends_at: datetime | None = None
 
 
 async def measure(session: AsyncSession, venue_id: UUID) -> Mapping[str, Health]:
@@ -164,7 +186,7 @@ async def _measure(session: AsyncSession, venue_id: UUID | None) -> Mapping[tupl
     for row in rows:
         rate = 100 * row.successes / row.syncs if row.syncs else None
         found[row.venue_id, row.integration_type] = Health(
-            _by_rate(rate),
+            _by_rate(rate, ends_soon=row.ends_at is not None),
             None if rate is None else round(rate, 2),
             None if row.took is None else round(row.took),
             row.last_success_at,
@@ -172,6 +194,7 @@ async def _measure(session: AsyncSession, venue_id: UUID | None) -> Mapping[tupl
             row.syncs,
             int(row.calls),
             row.depth,
+            row.ends_at,
         )
     return found
 
@@ -185,12 +208,12 @@ def judge(integration: IntegrationConfig, measured: Health | None) -> HealthStat
     return measured.status
 
 
-def _by_rate(rate: float | None) -> HealthStatus:
-    if rate is None:
-        return HealthStatus.UNKNOWN
-    if rate < 50:
+def _by_rate(rate: float | None, *, ends_soon: bool) -> HealthStatus:
+    if rate is not None and rate < 50:
         return HealthStatus.UNHEALTHY
-    return HealthStatus.DEGRADED if rate < 90 else HealthStatus.HEALTHY
+    if ends_soon or (rate is not None and rate < 90):
+        return HealthStatus.DEGRADED
+    return HealthStatus.UNKNOWN if rate is None else HealthStatus.HEALTHY
 
 
 @cache

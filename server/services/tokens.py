@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.errors import ProviderError
@@ -23,6 +23,8 @@ from server.services.audit import Actor
 AT_ONCE = 100  # of each provider; the rest follow with the next turn
 NEAR_ITS_END = timedelta(days=14)  # of a refresh token: then a renewal may put it off, or a person is told
 PUT_OFF_EVERY = timedelta(days=1)
+_LONG = 2 * 14 * 86_400  # seconds
+_HALF_A_SECOND = text("interval '500 milliseconds'")
 # Whoever waits for something else doesn't lose the grant meanwhile.
 _HELD = (IntegrationStatus.CONNECTED, IntegrationStatus.ERROR, IntegrationStatus.SUSPENDED)
 
@@ -87,7 +89,12 @@ async def _due_of(session: AsyncSession, provider: str, oauth: OAuth, now: datet
 def _is_idle(oauth: OAuth, now: datetime) -> ColumnElement[bool]:
     """Say whether a grant is renewed only to keep it: the manifest says so, or its end is near."""
     token = OAuthToken
-    near = and_(token.refresh_expires_at <= now + NEAR_ITS_END, token.granted_at <= now - PUT_OFF_EVERY)
+    near = and_(
+        token.refresh_expires_at <= now + NEAR_ITS_END,
+        # One that lives for less is near its end in the last half of that.
+        token.refresh_expires_at <= now + func.coalesce(token.refresh_expires_in, _LONG) * _HALF_A_SECOND,
+        token.granted_at <= now - PUT_OFF_EVERY,
+    )
     return near if oauth.keep_alive is None else or_(near, token.granted_at <= now - oauth.keep_alive)
 
 

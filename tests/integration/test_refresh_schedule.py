@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from server.db.models import IntegrationStatus
-from server.services import tokens
+from server.db.models import HealthStatus, IntegrationStatus
+from server.services import health, tokens
 from server.settings import read_settings
 from server.worker import schedule
 from server.worker.context import WorkerContext, open_worker_context
@@ -237,3 +237,26 @@ async def test_what_takes_longer_than_a_turn_is_not_begun_twice(
     await context.renewals.close()
     assert (await row(context.engine, "oauth_tokens", venue))["refresh_count"] == 1
     assert (server.counts["refresh_token"], server.counts["reused"]) == (1, 0)
+
+
+async def test_a_refresh_token_of_a_short_life_is_not_always_near_its_end(
+    context: WorkerContext, other_server: AuthorizationServer
+) -> None:
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {"provider": "larch", "expires_in": 40 * DAY, "granted_at": now - 2 * DAY}
+    week = {"refresh_expires_in": 7 * 86_400}
+    await integrate(context.engine, other_server, refresh_expires_at=now + 4 * DAY, **week, **values)
+    near, _ = await integrate(
+        context.engine, other_server, refresh_expires_at=now + 3 * DAY, **week, **values
+    )
+    assert await due(context) == {(near, True)}
+    async with context.sessions.begin() as session:
+        told = {venue: status for _, venue, status in await health.statuses(session)}
+        assert await health.write(session) == 2
+    assert told.pop(near) == HealthStatus.DEGRADED
+    assert set(told.values()) == {HealthStatus.UNKNOWN}
+    async with context.sessions() as session:
+        measured = await health.measure(session, near)
+    assert measured["larch"].authorization_ends_at == now + 3 * DAY
+    written = await row(context.engine, "integration_configs", near)
+    assert written["health_status"] == "degraded"
