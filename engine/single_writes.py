@@ -96,7 +96,12 @@ class SingleWrites:
         if self._resource.update is None or (not own and self._resource.find is None):
             raise refused
         remote_id = own or await self._found(write, refused)
-        return await self._update(replace(write, remote_id=remote_id), remote_id, key, recreate=False)
+        try:
+            return await self._update(replace(write, remote_id=remote_id), remote_id, key, recreate=False)
+        except RecordRejectedError as error:
+            if is_gone(error):  # it isn't there after all, so that was not what was wrong
+                raise refused from error
+            raise
 
     async def _found(self, write: Write, refused: RefusedError) -> str:
         """Return the id of the one record with this content that belongs to no other of the platform's."""

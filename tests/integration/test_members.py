@@ -66,7 +66,7 @@ class World:
     def customers(self) -> Mapping[str, Record]:
         return self.host.records["customer"]
 
-    async def run(self, *directions: str) -> list[Tally]:
+    async def run(self, *directions: str, complete: bool = False) -> list[Tally]:
         credentials = Credentials({"apiKey": Secret(DEFAULT_KEY)}, {"dc": "us6"}, method="key")
         tallies: list[Tally] = []
         async with open_client(origin_overrides=dict.fromkeys(REPLACES, self.url)) as http:
@@ -84,6 +84,7 @@ class World:
                     venue=self.host.venue_record,
                     clock=QuickClock(),
                     fields=self.platform.entities["customer"].fields,
+                    complete=complete,
                 )
                 tallies.append(await (run.pull() if direction == "pull" else run.push()))
         return tallies
@@ -186,6 +187,39 @@ async def test_who_was_put_out_of_the_audience_is_not_brought_back(world: World)
     (row,) = world.members()
     assert (row["status"], row["merge_fields"]["FNAME"]) == ("subscribed", "Leah")
     assert list(world.customers) == ["c1"]
+
+
+async def test_who_is_gone_here_leaves_the_audience(world: World) -> None:
+    world.put("c1", email="left@example.com")
+    world.put("c2", email="here@example.com")
+    await world.run("push", "pull")
+    del world.host.records["customer"]["c1"]
+    await world.run("pull", "push", complete=True)
+    assert {row["email_address"]: row["status"] == "archived" for row in world.members()} == {
+        "left@example.com": True,
+        "here@example.com": False,
+    }
+    assert list(world.customers) == ["c2"]
+    await assert_settled(world)
+
+
+async def test_many_that_are_gone_here_are_held(world: World) -> None:
+    for number in range(20):
+        world.put(f"c{number}", email=f"guest{number}@venue-guests.org")
+    await world.run("push", "pull")
+    for number in range(6):
+        del world.host.records["customer"][f"c{number}"]
+    _, tally = await world.run("pull", "push", complete=True)
+    assert (tally.held, tally.archived) == (6, 0)
+    assert all(row["status"] != "archived" for row in world.members())
+
+
+async def test_why_an_address_is_refused_is_what_the_many_were_told(world: World) -> None:
+    world.put("c1", email="not an address")
+    world.put("c2", email="good@example.com")
+    (tally,) = await world.run("push")
+    [failure] = tally.failures
+    assert "valid email" in failure.message
 
 
 # ---- an address that changes -------------------------------------------------------------------------
