@@ -19,6 +19,20 @@ import redis
 from sqlalchemy.engine import make_url
 
 from server.embedded import Stores, embedded_stores
+from tests import canary
+from tests.canary import (
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+
+__all__ = (  # hooks: they work from here
+    "pytest_runtest_logreport",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "pytest_testnodedown",
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +47,7 @@ def stores() -> Iterator[Stores]:
             durable=False,
         ) as running:
             yield running
+            canary.look_at_files("the stores", Path(folder).glob("logs/*.log"))
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +91,7 @@ def redis_url(stores: Stores) -> Iterator[str]:
     with redis.Redis.from_url(url) as client:
         client.flushdb()
         yield url
+        canary.look_at_redis("a module's", url)
         client.flushdb()
 
 
@@ -86,7 +102,9 @@ def _database(stores: Stores, template: str | None = None) -> Iterator[str]:
         stores.database_url, f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else "")
     )
     try:
-        yield make_url(stores.database_url).set(database=name).render_as_string(hide_password=False)
+        url = make_url(stores.database_url).set(database=name).render_as_string(hide_password=False)
+        yield url
+        canary.look_at_database("a database", url)
     finally:
         _execute(stores.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 

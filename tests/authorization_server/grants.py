@@ -204,8 +204,8 @@ class Rules(AuthlibServer):
         super().__init__()
         self.client, self.behaviour, self.issued = client, behaviour, issued
         generator = BearerTokenGenerator(
-            lambda **_: secrets.token_urlsafe(24),
-            lambda **_: secrets.token_urlsafe(24),
+            lambda **_: f"canary7{secrets.token_urlsafe(24)}",
+            lambda **_: f"canary7{secrets.token_urlsafe(24)}",
             lambda *_: behaviour.access_seconds,
         )
         self.register_token_generator("default", generator)

@@ -95,8 +95,8 @@ class AuthorizationServer:
         with self._one_at_a_time:
             answer: dict[str, Any] = {
                 "token_type": "Bearer",
-                "access_token": secrets.token_urlsafe(24),
-                "refresh_token": secrets.token_urlsafe(24),
+                "access_token": f"canary7{secrets.token_urlsafe(24)}",
+                "refresh_token": f"canary7{secrets.token_urlsafe(24)}",
                 "expires_in": self.behaviour.access_seconds,
                 "scope": scope,
             }

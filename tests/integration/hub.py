@@ -31,6 +31,7 @@ from sqlalchemy.engine import make_url
 
 import server.demo
 from server.processes import child_command, log_tail, open_log
+from tests import canary
 from tests.sandbox.running import Sandbox, running_sandbox
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ Provider = Literal["stripe", "square"]
 PROJECT = Path(__file__).resolve().parents[2]
 API = "/api/v1/integrations"
 PROVIDERS: tuple[Provider, ...] = ("stripe", "square")
-KEY = "sk_live_demo"
+KEY = f"sk_live_demo_{canary.MARK}"
 APP = ("sq0idp-demo", "sq0csp-demo")
 VENUE = UUID("5d0c3a52-0f5e-4f59-8b39-0d3a5be5a3f1")
 PLATFORM = "platform.tickets, platform.ticket_types, platform.orders, platform.customers, platform.events"
@@ -365,8 +366,8 @@ def running_hub(
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "LEASE_SECONDS": "1",
-            "JWT_SECRET": secrets.token_hex(32),
-            "ENCRYPTION_KEY": secrets.token_hex(32),
+            "JWT_SECRET": canary.planted("jwt", secrets.token_hex(32)),
+            "ENCRYPTION_KEY": canary.planted("vault", secrets.token_hex(16))[:32],
             "SQUARE_CLIENT_ID": APP[0],
             "SQUARE_CLIENT_SECRET": APP[1],
             "HUB_ORIGIN_OVERRIDES": f"https://api.stripe.com={sandbox.stripe_url},"
@@ -379,10 +380,20 @@ def running_hub(
             yield hub
         finally:
             hub.stop_all()
+            look_for_secrets(hub)
+            canary.look_at_files("a hub", hub.logs.iterdir())
+
+
+def look_for_secrets(hub: Hub) -> None:
+    """Look at all that a hub has written and said, before it is forgotten."""
+    canary.look_at_database("a hub", hub.database.url)
+    canary.look_at_redis("a hub", hub.redis_url)
+    canary.look("what a hub answered", "\n".join(hub.answers))
 
 
 def start_over(hub: Hub, *, events: int, customers: int) -> None:
     """Forget what earlier tests did, everywhere; processes that a test ended are started again."""
+    look_for_secrets(hub)
     names = {"worker", "scheduler", "api"}
     for name in [name for name, process in hub.processes.items() if process.poll() is not None]:
         del hub.processes[name]

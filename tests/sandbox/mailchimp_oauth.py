@@ -55,7 +55,7 @@ class Credentials:
 
     def issue(self, account: str, client_id: str | None = None, token: str | None = None) -> Access:
         """Make an access token, or note an API key."""
-        made = Access(token or secrets.token_hex(16), account, client_id)
+        made = Access(token or f"canary7{secrets.token_hex(16)}", account, client_id)
         self.access[made.token] = made
         return made
 
@@ -96,7 +96,7 @@ def authorize(
         return Answer(200, _question(given, account), {}, "text/html; charset=utf-8")
     if decision != "allow":
         return _back(redirect_uri, {"error": "access_denied", **state})
-    code = secrets.token_hex(16)
+    code = f"canary7{secrets.token_hex(16)}"
     credentials.codes[code] = Code(client_id, redirect_uri, account, clock.now() + CODE_SECONDS)
     return _back(redirect_uri, {"code": code, **state})
 

@@ -130,7 +130,7 @@ class IntuitOAuth:
             return _page(200, _question(sent, scopes, realm))
         if decision != "allow":
             return _back(sent, {"error": "access_denied"})
-        code = f"AB1{secrets.token_hex(24)}"
+        code = f"AB1canary7{secrets.token_hex(24)}"
         self.credentials.codes[code] = Code(
             sent["client_id"], realm, scopes, sent["redirect_uri"], self.clock.now() + CODE_SECONDS
         )
@@ -191,14 +191,14 @@ class IntuitOAuth:
 
     def new_refresh(self, grant: Grant) -> str:
         """Make a refresh token."""
-        name = f"RT1-{secrets.token_hex(24)}"
+        name = f"RT1-canary7{secrets.token_hex(24)}"
         self.credentials.refresh[name] = Refresh(grant, self.clock.now())
         grant.newest = name
         return name
 
     def new_access(self, grant: Grant, seconds: float = ACCESS_SECONDS) -> str:
         """Make an access token."""
-        name = f"eyJ{secrets.token_urlsafe(60)}"
+        name = f"eyJcanary7{secrets.token_urlsafe(60)}"
         self.credentials.access[name] = Access(grant, self.clock.now() + seconds)
         return name
 

@@ -260,7 +260,7 @@ class SquareAuthorization(AuthorizationServer):
         refresh = old
         if refresh is None or pkce:
             refresh = Refresh(
-                token=f"EQAA{secrets.token_urlsafe(45)}",
+                token=f"EQAAcanary7{secrets.token_urlsafe(45)}",
                 client_id=client_id,
                 merchant=merchant,
                 scope=scope,
@@ -279,7 +279,7 @@ class SquareAuthorization(AuthorizationServer):
     def issue_access(self, client_id: str, merchant: str, scopes: list[str], seconds: float) -> Access:
         """Make an access token."""
         made = Access(
-            token=f"EAAA{secrets.token_urlsafe(45)}",
+            token=f"EAAAcanary7{secrets.token_urlsafe(45)}",
             client_id=client_id,
             merchant=merchant,
             scopes=frozenset(scopes),

@@ -21,10 +21,11 @@ import server.demo
 from server.app import create_app
 from server.context import Context
 from server.settings import Settings, read_settings
+from tests import canary
 from tests.sandbox import mailchimp, quickbooks
 from tests.sandbox.running import Sandbox, running_sandbox
 
-SECRET = "a secret of more than thirty-two bytes, for tests"
+SECRET = canary.planted("jwt", "-of-more-than-thirty-two-bytes")
 VAULT_KEYS = "test:" + "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 OURS = UUID("11111111-1111-4111-8111-111111111111")
 OTHERS = UUID("22222222-2222-4222-8222-222222222222")
@@ -33,7 +34,7 @@ USER_ID = "44444444-4444-4444-8444-444444444444"
 API = "/api/v1/integrations"
 TABLES = (
     "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
-    "idempotency_keys, record_links, sync_watermarks, integration_health"
+    "idempotency_keys, record_links, sync_watermarks, integration_health, maintenance_runs, export_parts"
 )
 
 
@@ -90,7 +91,7 @@ class Hub:
             f"{API}/connect/stripe",
             {
                 "venueId": str(OURS),
-                "credentials": {"apiKey": "sk_test_demo"},
+                "credentials": {"apiKey": f"sk_test_demo_{canary.MARK}"},
                 "config": {"syncEnabled": False},
                 "environment": "sandbox",
                 **body,
@@ -145,9 +146,18 @@ async def running(settings: Settings, sandbox: Sandbox) -> AsyncIterator[Hub]:
     app = create_app(settings)
     async with (
         living(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, app)), base_url="http://hub.test") as http,
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(cast(Any, app)),
+            base_url="http://hub.test",
+            event_hooks={"response": [_look]},
+        ) as http,
     ):
         yield Hub(app, http, app.state.context, sandbox)
+
+
+async def _look(answer: httpx.Response) -> None:
+    await answer.aread()
+    canary.look(f"an answer of {answer.request.url.path}", f"{answer.headers}\n{answer.text}")
 
 
 def _urls(sandbox: Sandbox) -> tuple[str, ...]:
@@ -161,6 +171,8 @@ async def hub(running: Hub) -> AsyncIterator[Hub]:
         for url in _urls(running.sandbox):
             (await control.post(f"{url}/_sandbox/reset")).raise_for_status()
     yield running
+    canary.look_at_database("the API", str(running.context.settings.database_url))
+    canary.look_at_redis("the API", str(running.context.settings.redis_url))
     async with running.context.sessions.begin() as session:
         # The trigger keeps the audit log from ever being emptied.
         await session.execute(text("ALTER TABLE audit_log DISABLE TRIGGER USER"))

@@ -11,9 +11,10 @@ from engine.ports import Commit, Link
 from server.db.models import VenueApiKey
 from server.db.stores import Lease, PostgresSyncState
 from server.vault import Context as Place
+from tests.canary import MARK
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, USER_ID, Hub, bearer
 
-KEY = "sk_test_demo"
+KEY = f"sk_test_demo_{MARK}"
 
 
 async def test_a_key_that_works_connects(hub: Hub) -> None:

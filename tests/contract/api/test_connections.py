@@ -144,7 +144,7 @@ async def test_the_redirect_names_the_company(hub: Hub) -> None:
     assert answer.status_code == 200, answer.text
     account, values = await connection(hub)
     assert (account, values["realm_id"]) == (DEFAULT_REALM, DEFAULT_REALM)
-    assert values.keys() == {"realm_id", "income_account"}
+    assert values.keys() == {"realm_id", "income_account", "refund_account"}
     [token] = await hub.rows("SELECT expires_at, refresh_expires_at FROM oauth_tokens")
     left = token["refresh_expires_at"] - datetime.now(UTC)
     assert timedelta(days=99) < left <= timedelta(days=100)

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from tests.canary import MARK
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
 
-GOOD = "sk_test_demo"
+GOOD = f"sk_test_demo_{MARK}"
 KEPT = ("integration_configs", "venue_api_keys", "oauth_tokens", "oauth_states", "sync_queue")
 
 

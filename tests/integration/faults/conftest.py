@@ -6,6 +6,7 @@ import pytest
 
 from server.db.migrate import upgrade
 from server.embedded import Stores, embedded_stores
+from tests import canary
 
 pytest.register_assert_rewrite("tests.integration.hub")  # before it is imported
 
@@ -16,9 +17,11 @@ EVENTS, CUSTOMERS = 12, 24  # enough for several calls of each kind, few enough 
 
 @pytest.fixture(scope="session")
 def own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    with embedded_stores(tmp_path_factory.mktemp("stores"), durable=False) as stores:
+    folder = tmp_path_factory.mktemp("stores")
+    with embedded_stores(folder, durable=False) as stores:
         upgrade(stores.database_url)
         yield stores
+        canary.look_at_files("stores that are ill-treated", folder.glob("logs/*.log"))
 
 
 @pytest.fixture(scope="session")
