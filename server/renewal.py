@@ -403,8 +403,11 @@ def _refuse_to_ask(connector: Connector, token: OAuthToken, now: datetime) -> No
     if token.grant_ended_at is not None:
         raise TokenRefreshError(f"{connector.title} no longer accepts this connection: connect again")
     if token.refresh_next_at is not None and token.refresh_next_at > now:
+        often = token.refresh_failed_count >= TOLERATED
+        times = f"{token.refresh_failed_count} times" if often else "a moment ago"
+        advice = "; if that goes on, connect again" if often else ""
         raise RenewalFailedError(
-            f"{connector.title} couldn't renew the connection a moment ago: it is tried again by itself"
+            f"{connector.title} couldn't renew the connection {times}: it is tried again by itself{advice}"
         )
 
 

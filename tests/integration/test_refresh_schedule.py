@@ -244,7 +244,7 @@ async def test_a_refresh_token_of_a_short_life_is_not_always_near_its_end(
 ) -> None:
     now = datetime.now(UTC)
     values: dict[str, Any] = {"provider": "larch", "expires_in": 40 * DAY, "granted_at": now - 2 * DAY}
-    week = {"refresh_expires_in": 7 * 86_400}
+    week: dict[str, Any] = {"refresh_expires_in": 7 * 86_400}
     await integrate(context.engine, other_server, refresh_expires_at=now + 4 * DAY, **week, **values)
     near, _ = await integrate(
         context.engine, other_server, refresh_expires_at=now + 3 * DAY, **week, **values

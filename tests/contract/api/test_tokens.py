@@ -56,7 +56,7 @@ async def test_a_new_token_and_when_it_ends(hub: Hub) -> None:
     assert await actions(hub) == [(USER_ID, "token.renewed")]
 
 
-async def test_many_at_once_are_one(hub: Hub) -> None:
+async def test_many_at_once_share_renewals(hub: Hub) -> None:
     await connect(hub)
     answers = await asyncio.gather(*(hub.post(REFRESH, BODY) for _ in range(20)))
     assert {answer.status_code for answer in answers} == {200}

@@ -1,6 +1,7 @@
 """When a token is due, and which refusals end a grant."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,7 +16,7 @@ NOW = datetime(2026, 1, 15, 12, tzinfo=UTC)
 OAUTH = OAuth(authorize_url="/authorize", token_url="/token")  # five minutes before its end
 
 
-def token(venue: UUID | None = None, **values: object) -> OAuthToken:
+def token(venue: UUID | None = None, **values: Any) -> OAuthToken:
     usual = {
         "venue_id": venue or uuid4(),
         "integration_type": "juniper",
@@ -52,11 +53,12 @@ def test_a_manifest_that_is_never_early_has_no_jitter() -> None:
 
 @pytest.mark.parametrize("missing", ["expires_at", "encrypted_refresh_token"])
 def test_what_does_not_end_or_can_not_be_renewed_is_never_due(missing: str) -> None:
-    assert due_at(OAUTH, token(**{missing: None})) is None
+    never: dict[str, Any] = {missing: None}
+    assert due_at(OAUTH, token(**never)) is None
 
 
 def test_a_short_life_is_lived_to_its_half_before_it_is_renewed_again() -> None:
-    two_minutes = {"expires_in": 120, "expires_at": NOW + timedelta(minutes=2)}
+    two_minutes: dict[str, Any] = {"expires_in": 120, "expires_at": NOW + timedelta(minutes=2)}
     assert due_at(OAUTH, token(last_refreshed_at=NOW, **two_minutes)) == NOW + timedelta(minutes=1)
     first = due_at(
         OAUTH, token(**two_minutes)
