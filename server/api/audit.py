@@ -15,9 +15,10 @@ from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, MANAGERS, TOKEN, CallerRequest
 from server.api.integrations import PATH
-from server.api.schemas import CursorText, Limit, Moment, Offset, PageMeta, page_meta, read_cursor
+from server.api.schemas import CursorText, Limit, Offset, PageMeta, page_meta, read_cursor
 from server.context import Context
 from server.db.models import AuditEntry
+from server.errors import Detail, InvalidRequestError
 from server.services import audit
 from server.services.audit import Wanted
 
@@ -41,9 +42,11 @@ ActorFilter = Annotated[
     str | None, QueryParameter(name="actorId", max_length=255, description="Only what this caller did.")
 ]
 FromFilter = Annotated[
-    Moment | None, QueryParameter(name="from", description="Only what was done then or later.")
+    datetime | None, QueryParameter(name="from", description="Only what was done then or later.")
 ]
-ToFilter = Annotated[Moment | None, QueryParameter(name="to", description="Only what was done before then.")]
+ToFilter = Annotated[
+    datetime | None, QueryParameter(name="to", description="Only what was done before then.")
+]
 
 
 class AuditRow(Struct, frozen=True):
@@ -180,6 +183,11 @@ async def list_venue_audit(
 async def _answer(
     context: Context, wanted: Wanted, limit: int, offset: int, cursor: str | None, *, to_venue: bool = False
 ) -> AuditAnswer:
+    for name, moment in (("from", wanted.since), ("to", wanted.until)):
+        if moment is not None and moment.tzinfo is None:
+            raise InvalidRequestError(
+                "a time needs its zone", [Detail(name, "end it in `Z`, or in an offset such as `+01:00`")]
+            )
     after = read_cursor(cursor, [Annotated[int, Meta(ge=0, le=_LARGEST_ID)]])
     async with context.sessions() as session:
         page = await audit.read(
@@ -202,7 +210,7 @@ def _row(entry: AuditEntry, to_venue: bool) -> AuditRow:
         details=entry.details,
         before=entry.before,
         after=entry.after,
-        ip=None if hidden else entry.ip,
+        ip=None if hidden or entry.ip is None else str(entry.ip),
         request_id=entry.request_id,
         count=entry.count,
     )

@@ -16,7 +16,7 @@ from hashlib import sha256
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, and_, delete, func, or_, select, text, true, update
+from sqlalchemy import ColumnElement, Table, and_, delete, func, null, or_, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.context import Context
@@ -182,7 +182,8 @@ async def _delete(work: Work, place: Place) -> Place:
         while left > 0:
             gone = await _delete_some(work.session, table, _wanted(table, work.venue_id, work.run.id))
             left -= gone
-            deleted[table.name] = deleted.get(table.name, 0) + gone
+            name = str(table.name)  # SQLAlchemy has a kind of text of its own for it
+            deleted[name] = deleted.get(name, 0) + gone
             if gone < AT_ONCE:
                 break
         if left <= 0:
@@ -220,7 +221,7 @@ async def _pseudonymise(work: Work, place: Place) -> Place:
             venue_id=pseudonym(place.salt, work.venue_id),
             actor=func.concat("erased:", func.left(digest, 32)),
             details={},
-            **dict.fromkeys(("target", "before", "after", "ip", "request_id", "same")),
+            **dict.fromkeys(("target", "before", "after", "ip", "request_id", "same"), null()),
         )
         .returning(entry.id)
         .execution_options(synchronize_session=False)
@@ -233,7 +234,7 @@ async def _pseudonymise(work: Work, place: Place) -> Place:
 
 def pseudonym(salt: str, venue_id: UUID) -> UUID:
     """Return what stands for a venue in its audit entries; nobody can tell the venue from it."""
-    return UUID(bytes=sha256(f"{salt}{venue_id}".encode()).digest()[:16], version=8)
+    return UUID(bytes=sha256(f"{salt}{venue_id}".encode()).digest()[:16], version=5)
 
 
 async def _forget_keys(work: Work, place: Place) -> Place:
@@ -297,7 +298,7 @@ async def count(session: AsyncSession, venue_id: UUID, run_id: UUID) -> dict[str
     counts = {}
     for table in venues.venue_tables():
         found = select(func.count()).select_from(table).where(_wanted(table, venue_id, run_id))
-        counts[table.name] = await session.scalar(found) or 0
+        counts[str(table.name)] = await session.scalar(found) or 0
     return counts
 
 

@@ -119,12 +119,13 @@ async def step(context: Context, session: AsyncSession, run: MaintenanceRun) -> 
     budget = PIECE_BYTES
     while budget > 0 and place.table < len(tables):
         table = tables[place.table]
+        name = str(table.name)  # SQLAlchemy has a kind of text of its own for it
         piece = await _read(session, table, venue_id, place.after, budget)
         budget -= max(len(piece.data), 1)
-        place = await _append(session, run, _begun(place, f"{table.name}.jsonl"), piece)
-        progress = {**progress, "step": table.name, "done": progress["done"] + piece.rows}
+        place = await _append(session, run, _begun(place, f"{name}.jsonl"), piece)
+        progress = {**progress, "step": name, "done": progress["done"] + piece.rows}
         if piece.last:
-            place = await _finish_file(session, run, place, table.name)
+            place = await _finish_file(session, run, place, name)
     run.position, run.progress = place.to_json(), progress
     if place.table < len(tables):
         return False
