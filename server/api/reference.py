@@ -159,7 +159,8 @@ def _operation_lines(operation: dict[str, Any]) -> list[str]:
     lines += [
         f"| {status} | {answer['description']} |" for status, answer in sorted(operation["responses"].items())
     ]
-    for example in (_content(operation["responses"]["200"]).get("examples") or {}).values():
+    good = next(answer for status, answer in sorted(operation["responses"].items()) if status.startswith("2"))
+    for example in (_content(good).get("examples") or {}).values():
         text = orjson.dumps(example["value"], option=orjson.OPT_INDENT_2).decode()
         lines += ["", f"For example, {example['summary']}:", "", "```json", text, "```"]
     return lines
