@@ -24,6 +24,7 @@ from engine.batching import (
     sent_key,
 )
 from engine.bodies import (
+    at_version,
     final_body,
     holds,
     merge,
@@ -92,7 +93,9 @@ class BatchWrites:
             return await self.new_items(new, group.writes, results)
         left_out = not_in_updates(self._resource)
         items: list[Item] = [(write, without(write.body, left_out)) for write in group.writes]
-        return await self._reloaded(items, group.key, results) if self._target.reads_first else items
+        if self._target.reads_first:
+            return await self._reloaded(items, group.key, results)
+        return [(write, at_version(self._resource, body, write.version)) for write, body in items]
 
     async def new_items(
         self, new: Mapping[str, Any], writes: Sequence[Write], results: Results

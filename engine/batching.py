@@ -31,7 +31,7 @@ class Write:
     body: Mapping[str, Any]
     key: str
     adopted: bool = False  # made by a call of ours whose answer was lost: what goes with making it is due
-    version: Any = None  # the provider's, of the state it was compared with
+    version: Any = None  # the provider's, of the state that was last seen or that it was compared with
     only_existing: bool = False  # where it is gone it isn't made again
     retire: tuple[str, ...] = ()  # remote ids whose place this record took, still to be put out of use
 

@@ -202,6 +202,15 @@ def _sendable(resource: Resource, record: Mapping[str, Any]) -> Body:
     return sent
 
 
+def at_version(resource: Resource, body: Mapping[str, Any], version: Any) -> Mapping[str, Any]:
+    """Return the body of an update that changes only what is sent, naming the version it changes if known."""
+    if resource.version is None or resource.updates != "sparse" or version is None:
+        return body
+    named: Body = merge({}, body)
+    resource.version.put(named, version)
+    return named
+
+
 def version_of(resource: Resource, record: Mapping[str, Any] | None) -> Any:
     """Return the provider's version of a record; None when there is none."""
     found = resource.version.find(record) if resource.version and record is not None else None

@@ -118,9 +118,10 @@ def _pushed_link(sides: Sides, item: PendingItem, result: WriteResult) -> Link:
         theirs = sides.mapping.pull(result.record or dict(item.body), sides.scope({}))
     except HubError:
         theirs = {}  # only makes the next pull look closer
-    agreed = {**item.agreed, "theirs": plain(theirs), "retire": list(result.write.retire)}
-    if not result.write.retire:
-        del agreed["retire"]
+    agreed = {name: value for name, value in item.agreed.items() if name not in ("retire", "version")}
+    agreed |= {"theirs": plain(theirs), **sides.version_seen(result.record)}
+    if result.write.retire:
+        agreed["retire"] = list(result.write.retire)
     return Link(
         entity=sides.mapping.entity,
         resource=sides.mapping.resource,

@@ -104,9 +104,9 @@ class Link:
 
     `fingerprint` is that of the last body agreed for the remote side (None: must be written), `agreed` the
     local values both sides last agreed on, the key of the last write, from which the next one's follows, and
-    under `retire` the remote ids whose place this one took, which are still to be put out of use, and under
-    `refused` how often the provider refused to put this one away.
-    `remote_version` is the provider's version or moment of change.
+    under `retire` the remote ids whose place this one took, which are still to be put out of use, under
+    `refused` how often the provider refused to put this one away, and under `version` the provider's version
+    of what was last seen, where an update names it. `remote_version` is the provider's moment of change.
     """
 
     entity: str

@@ -207,8 +207,10 @@ class Pull:
             if link and link.state == "linked" and link.agreed.get("theirs") == plain(theirs[row.id]):
                 tally.unchanged += 1
                 page.links.extend(lasting(row, link.local_id))
-                if row.changed_at and row.changed_at != link.remote_version:
-                    page.links.append(replace(link, remote_version=row.changed_at))
+                latest = {**link.agreed, **sides.version_seen(row.record)}
+                moved_at = row.changed_at or link.remote_version
+                if moved_at != link.remote_version or latest != link.agreed:
+                    page.links.append(replace(link, remote_version=moved_at, agreed=latest))
             else:
                 changed.append(row)
 
@@ -297,7 +299,7 @@ class Pull:
                 resource=mapping.resource,
                 local_id=local_id,
                 remote_id=row.id,
-                agreed=sides.agreed(record, their) | written,
+                agreed=sides.agreed(record, their) | written | sides.version_seen(row.record),
                 remote_version=row.changed_at,
                 last_direction="pull",
             )

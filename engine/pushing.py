@@ -169,9 +169,11 @@ class Push:
             return
         tally.add_cut(cut)
         remote_id, key = link.remote_id if link else None, sides.write_key(local_id, print_, link)
-        agreed = {**sides.agreed(record, {}), "key": key} | ({"retire": list(retire)} if retire else {})
+        agreed = {**sides.agreed(record, {}), "key": key}
+        agreed |= {name: link.agreed[name] for name in ("retire", "version") if link and name in link.agreed}
         page.items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
-        page.writes.append(Write(local_id, remote_id, body, key, retire=tuple(retire)))
+        version = agreed.get("version")
+        page.writes.append(Write(local_id, remote_id, body, key, version=version, retire=tuple(retire)))
 
     async def _taken(self, writes: Sequence[Write]) -> dict[str, HubError]:
         """Return what is wrong with writes, by local id, that would overwrite what another record of the

@@ -46,6 +46,7 @@ def _as_sent(write: PendingWrite) -> WriteGroup:
             dict(item.body),
             write.key,
             item.adopted,
+            version=item.agreed.get("version"),
             retire=tuple(item.agreed.get("retire", ())),
         )
         for item in write.items

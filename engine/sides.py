@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from engine.bodies import fitted, limited_fields
+from engine.bodies import fitted, limited_fields, version_of
 from engine.client import ProviderClient, ReadRecord
 from engine.errors import HubError, StoppedError
 from engine.expressions import Path
@@ -104,6 +104,13 @@ class Sides:
     def agreed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
         pulled = self.mapping.pulled_fields
         return {"ours": plain({name: ours.get(name) for name in pulled}), "theirs": plain(theirs)}
+
+    def version_seen(self, record: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the provider's version of a record, as a link keeps it for the next update. Empty where it
+        is read before each update, or isn't there.
+        """
+        version = version_of(self.resource, record)
+        return {"version": version} if version is not None and self.resource.updates == "sparse" else {}
 
     # ---- failures ---------------------------------------------------------------------------------------
 

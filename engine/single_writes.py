@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.batching import Write, WriteGroup, content_key, derived_key, many_spec
 from engine.bodies import (
+    at_version,
     differs,
     final_body,
     holds,
@@ -143,6 +144,8 @@ class SingleWrites:
         scope = {**await self._target.scope(write), "id": remote_id}
         for left in reversed(range(RELOADS)):
             final = final_body(resource, body, current, scope)
+            if current is None:
+                final = at_version(resource, final, write.version)
             content: Any = final
             if current is not None:
                 if holds(resource, current, final):
