@@ -153,6 +153,11 @@ class World:
         headers = {"Authorization": f"Bearer {token}"}
         httpx.post(self.url + path, json=body, headers=headers).raise_for_status()
 
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        token = next(iter(self.credentials.values.values())).reveal()
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.put(self.url + path, json=body, headers=headers).raise_for_status().json()
+
     def writes(self) -> int:
         return int(httpx.get(f"{self.url}/_sandbox/calls").json()["writes"])
 
@@ -266,6 +271,44 @@ async def test_a_square_update_keeps_what_the_hub_does_not_know(sandbox: Sandbox
     (item,) = [row for row in world.objects("ITEM") if row["item_data"]["name"].startswith("Noche")]
     assert item["item_data"]["name"] == "Noche de Jazz"
     assert item["item_data"]["abbreviation"] == "NJ"
+
+
+async def test_only_a_square_customer_somebody_else_changed_is_read_before_its_update(
+    sandbox: Sandbox,
+) -> None:
+    world = World("square", sandbox)
+    await world.sync()
+    (zoe,) = [each for each in world.objects("customer") if each.get("reference_id") == "cu-1"]
+    assert zoe["version"] == 0
+
+    async def pushed(first_name: str) -> int:
+        """Push new names of two customers; returns how many customers were read for it."""
+        for record_id in ("cu-1", "cu-2"):
+            record = world.host.records["customer"][record_id]
+            world.host.put("customer", {**record, "first_name": first_name})
+        before = sandbox.square.counts.by_call["GET /v2/customers/{id}"]
+        async with world.client() as client:
+            (mapping,) = [each for each in world.template.mappings if each.entity == "customer"]
+            run = Sync(
+                world.connector,
+                mapping,
+                client,
+                world.host,
+                world.state,
+                venue=await world.host.venue(),
+                clock=SystemClock(),
+                fields=world.platform.entities["customer"].fields,
+            )
+            tally = await run.push()
+        assert (tally.updated, tally.failed) == (2, 0)
+        return sandbox.square.counts.by_call["GET /v2/customers/{id}"] - before
+
+    assert await pushed("Zoé") == 0
+    changed = world.put(f"/v2/customers/{zoe['id']}", {"note": "prefers the balcony"})
+    assert changed["customer"]["version"] == 2
+    assert await pushed("Zoe") == 1
+    (zoe,) = [each for each in world.objects("customer") if each.get("reference_id") == "cu-1"]
+    assert (zoe["given_name"], zoe["note"], zoe["version"]) == ("Zoe", "prefers the balcony", 3)
 
 
 @pytest.mark.parametrize(
