@@ -6,23 +6,30 @@ Exit status 0: done; 1: it failed; 2: misuse. Heavy imports happen inside the co
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import rich_click as click
 
 from engine.cli import as_json, commands
 
 if TYPE_CHECKING:
+    from server.context import Context
+    from server.db.models import MaintenanceRun
     from server.settings import Settings
+
+T = TypeVar("T")
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 click.rich_click.COMMAND_GROUPS = {
     "hub": [
         {"name": "Run", "commands": ["dev", "serve", "worker", "scheduler", "migrate"]},
-        {"name": "Ask", "commands": ["sync", "token", "openapi"]},
+        {"name": "Ask", "commands": ["sync", "token", "openapi", "vault", "venue"]},
         {
             "name": "Write connectors and templates",
             "commands": ["new", "lint", "preview", "call", "pull", "push", "docs"],
@@ -207,6 +214,172 @@ def _token(settings: Settings, role: str, venue: str | None, seconds: int) -> st
     if settings.jwt_audience:
         claims["aud"] = settings.jwt_audience
     return jwt.encode(claims, settings.jwt_key.reveal(), algorithm=settings.jwt_algorithm)
+
+
+@main.group()
+def vault() -> None:
+    """The keys that seal credentials."""
+
+
+@vault.command("status")
+@as_json
+def vault_status(json_output: bool) -> None:
+    """Show how much is sealed under which key, and which keys nothing needs any more."""
+    from server.services import rotation
+
+    async def run(context: Context) -> list[rotation.KeyUse]:
+        async with context.sessions() as session:
+            return await rotation.usage(session, context.vault.keys)
+
+    keys = _with_context(run)
+    if json_output:
+        rows = [
+            {
+                "keyId": key.key_id,
+                "values": key.count,
+                "byColumn": dict(key.values),
+                "known": key.known,
+                "current": key.current,
+                "removable": key.removable,
+            }
+            for key in keys
+        ]
+        click.echo(json.dumps({"keys": rows}))
+    else:
+        width = max(len(key.key_id or "") for key in keys)
+        for key in keys:
+            click.echo(f"{key.key_id or 'not sealed':{width}}  {key.count:>8} values  {key.remark}")
+
+
+@vault.command("rotate")
+@click.option("--wait", is_flag=True, help="Work it here to its end, showing progress.")
+@as_json
+def vault_rotate(wait: bool, json_output: bool) -> None:
+    """Put everything under the current key, in batches, while all else goes on.
+
+    Without --wait the scheduler does it. One that is under way is joined.
+    """
+    from server.services import rotation, upkeep
+    from server.services.audit import Actor
+
+    async def run(context: Context) -> MaintenanceRun:
+        begun, _ = await rotation.request(context, Actor("hub-cli"))
+        return await upkeep.work_to_end(context, begun.id, _progress(json_output)) if wait else begun
+
+    done = _with_context(run)
+    if json_output:
+        click.echo(json.dumps({"runId": str(done.id), "status": done.status, "result": done.result}))
+    elif not wait:
+        click.echo(f"rotation {done.id} is under way; `hub vault status` shows how far it is")
+    elif done.status == "completed":
+        click.echo(f"all values are under {(done.result or {})['key']}")
+    if wait and done.status != "completed":
+        for value in (done.result or {}).get("values", []):
+            click.echo(f"{value['column']} of row {value['row']}: {value['error']}", err=True)
+        raise click.ClickException(done.error or f"the rotation is {done.status}")
+
+
+def _with_context(work: Callable[[Context], Awaitable[T]]) -> T:
+    """Run something that needs the stores and the vault; what the hub refuses ends the command."""
+    import uvloop
+
+    from engine.errors import HubError
+    from server.context import open_context
+
+    settings = _settings()
+
+    async def run() -> T:
+        async with open_context(settings, application_name="integration-hub cli", connections=4) as context:
+            return await work(context)
+
+    try:
+        return uvloop.run(run())
+    except HubError as error:
+        raise click.ClickException(error.message) from error
+
+
+@main.group()
+def venue() -> None:
+    """A venue's data: all of it as one file, and all of it erased."""
+
+
+@venue.command("export")
+@click.argument("venue_id", metavar="ID", type=click.UUID)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write."
+)
+@as_json
+def venue_export(venue_id: UUID, out: Path, json_output: bool) -> None:
+    """Write all the hub has stored for a venue into a zip archive. Credentials are left out."""
+    from server.services import export, upkeep
+    from server.services.audit import Actor
+
+    async def run(context: Context) -> MaintenanceRun:
+        actor = Actor("hub-cli", role="operator")
+        begun = await export.start(context, actor, venue_id)
+        done = await upkeep.work_to_end(context, begun.id, _progress(json_output))
+        if done.status == "completed":
+            archive = await export.open_archive(context, actor, venue_id, done.id)
+            await _write_parts(out, export.read_parts(context, archive))
+        return done
+
+    done = _with_context(run)
+    _tell(done, json_output, f"{(done.result or {}).get('rows')} rows of {venue_id} are in {out}")
+
+
+@venue.command("erase")
+@click.argument("venue_id", metavar="ID", type=click.UUID)
+@click.option("--yes", is_flag=True, help="Don't ask whether it is meant.")
+@as_json
+def venue_erase(venue_id: UUID, yes: bool, json_output: bool) -> None:
+    """Disconnect a venue's integrations and delete all the hub has stored for it. This can't be undone."""
+    from server.services import erasure, upkeep
+    from server.services.audit import Actor
+
+    if not yes:
+        click.confirm(f"Erase all the hub has stored for venue {venue_id}?", abort=True)
+
+    async def run(context: Context) -> MaintenanceRun:
+        begun = await erasure.start(context, Actor("hub-cli", role="operator"), venue_id)
+        return await upkeep.work_to_end(context, begun.id, _progress(json_output))
+
+    done = _with_context(run)
+    tables = (done.result or {}).get("tables", {}).values()
+    erased, left = (sum(table[count] for table in tables) for count in ("erased", "left"))
+    _tell(done, json_output, f"{erased} rows of {venue_id} are erased, {left} are left")
+
+
+def _progress(json_output: bool) -> Callable[[MaintenanceRun], None]:
+    """Return what shows how far a run is, each time it is somewhere else."""
+    shown: set[str] = set()
+
+    def show(run: MaintenanceRun) -> None:
+        line = (
+            f"{run.progress.get('done', 0)} of {run.progress.get('total', 0)}  {run.progress.get('step', '')}"
+        )
+        if not json_output and line not in shown:
+            shown.add(line)
+            click.echo(line)
+
+    return show
+
+
+def _tell(run: MaintenanceRun, json_output: bool, sentence: str) -> None:
+    if json_output:
+        click.echo(json.dumps({"runId": str(run.id), "status": run.status, "result": run.result}))
+    if run.status != "completed":
+        raise click.ClickException(run.error or f"the run is {run.status.value}")
+    if not json_output:
+        click.echo(sentence)
+
+
+async def _write_parts(path: Path, parts: AsyncIterator[bytes]) -> None:
+    """Write a file that only its owner may read, and that is there when it is whole."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        async for part in parts:
+            file.write(part)
+    unfinished.replace(path)
 
 
 @main.command()
