@@ -20,7 +20,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
 from server import telemetry
-from server.api import admin, audit, health, integrations, oauth, schemas, syncs, tokens
+from server.api import admin, audit, health, integrations, oauth, privacy, schemas, syncs, tokens, vault
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, request_id, send_request_id
@@ -41,6 +41,8 @@ HANDLERS = (
     *health.HANDLERS,
     *admin.HANDLERS,
     *audit.HANDLERS,
+    *privacy.HANDLERS,
+    *vault.HANDLERS,
 )
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
 SHUTDOWN_SECONDS = 20

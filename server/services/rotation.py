@@ -22,7 +22,7 @@ from server import credentials, vault
 from server.context import Context
 from server.db.models import Base, IdempotencyKey, MaintenanceRun, OAuthState, OAuthToken, VenueApiKey
 from server.errors import KeysUnavailableError, VaultError
-from server.services import audit, idempotency, oauth
+from server.services import audit, idempotency, maintenance, oauth
 from server.services.audit import Actor
 from server.vault import KeyProvider
 
@@ -107,6 +107,17 @@ class KeyUse:
         """Whether this key is needed for nothing any more."""
         return self.key_id is not None and self.known and not self.current and self.count == 0
 
+    @property
+    def remark(self) -> str:
+        """What an operator should know of it, in a few words."""
+        if self.key_id is None:
+            return "can't be opened: these aren't sealed values"
+        if not self.known:
+            return "can't be opened: this key isn't here"
+        if self.current:
+            return "seals what is new"
+        return "needed for nothing: may be removed" if self.removable else "opens what is left: rotate"
+
 
 async def usage(session: AsyncSession, keys: KeyProvider) -> list[KeyUse]:
     """Count what is sealed by key, the current one first; keys that seal nothing are there too.
@@ -127,6 +138,23 @@ async def usage(session: AsyncSession, keys: KeyProvider) -> list[KeyUse]:
         KeyUse(name, values, name is not None and keys.may_open(name), name == current)
         for name, values in found.items()
     ]
+
+
+async def request(context: Context, actor: Actor) -> tuple[MaintenanceRun, bool]:
+    """Start a rotation, or join the one that is under way; returns it, and whether it is new."""
+    async with context.sessions.begin() as session:
+        run, new = await maintenance.start(session, actor, KIND)
+        audit.record(
+            session, actor, "vault.rotation_requested", target=str(run.id), details={"joined": not new}
+        )
+    return run, new
+
+
+async def last(session: AsyncSession) -> MaintenanceRun | None:
+    """Return the rotation that was started last."""
+    runs = select(MaintenanceRun).filter_by(kind=KIND).order_by(MaintenanceRun.created_at.desc()).limit(1)
+    found: MaintenanceRun | None = await session.scalar(runs)
+    return found
 
 
 async def step(context: Context, session: AsyncSession, run: MaintenanceRun) -> bool:

@@ -54,7 +54,15 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("POST", f"{API}/admin/recover-stale", "body", ADMIN, 200),
     ("GET", f"{API}/admin/queue-metrics", "query", ADMIN, 200),
     ("GET", f"{API}/admin/audit", "query", ADMIN, 200),
+    ("GET", f"{API}/admin/vault", "query", ADMIN, 200),
+    ("POST", f"{API}/admin/vault/rotate", "query", ADMIN, 202),
+    ("GET", f"{API}/admin/maintenance/{{run_id:uuid}}", "query", ADMIN, 404),
+    ("POST", f"{API}/admin/maintenance/{{run_id:uuid}}/stop", "query", ADMIN, 404),
     ("GET", f"{API}/venue/{{venue_id:uuid}}/audit", "path", MANAGE, 200),
+    ("POST", f"{API}/venue/{{venue_id:uuid}}/export", "path", MANAGE, 202),
+    ("GET", f"{API}/venue/{{venue_id:uuid}}/export/{{run_id:uuid}}", "path", MANAGE, 404),
+    ("GET", f"{API}/venue/{{venue_id:uuid}}/export/{{run_id:uuid}}/download", "path", MANAGE, 404),
+    ("GET", f"{API}/venue/{{venue_id:uuid}}/erase/{{run_id:uuid}}", "path", MANAGE, 404),
 )
 PUBLIC = {
     f"{API}/oauth/callback/{{provider:str}}",
@@ -76,7 +84,7 @@ async def call(hub: Hub, method: str, path: str, place: str, venue: UUID, header
         "query": {"params": {"venueId": str(venue)}},
         "body": {"json": {"venueId": str(venue)}},
     }.get(place, {})
-    path = path.replace("{venue_id:uuid}", str(venue))
+    path = path.replace("{venue_id:uuid}", str(venue)).replace("{run_id:uuid}", str(UUID(int=1)))
     return await hub.http.request(method, path, headers=dict(headers), **given)
 
 
@@ -161,6 +169,7 @@ def test_every_route_with_roles_is_in_these_tests(settings: Settings) -> None:
     tested = {(method, path.replace("stripe", "{provider:str}")) for method, path, *_ in ROUTES}
     tested |= {
         ("GET", "/metrics"),
+        ("POST", f"{API}/venue/{{venue_id:uuid}}/erase"),
         ("GET", f"{API}/sync/{{provider:str}}/sync/{{sync_id:uuid}}"),
         ("GET", f"{API}/sync/{{provider:str}}/sync/{{sync_id:uuid}}/events"),
     }
