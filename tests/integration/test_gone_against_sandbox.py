@@ -153,10 +153,8 @@ def for_sale(world: World) -> tuple[list[str], str | None]:
     """The keys of the first event's prices that can be bought at Stripe, and which of them is its default."""
     [product] = [row for row in world.objects("product") if row["metadata"]["event_id"] == "ev-1"]
     prices = {row["id"]: row for row in world.objects("price") if row["product"] == product["id"]}
-    default = prices.get(product["default_price"])
-    return sorted(row["lookup_key"] for row in prices.values() if row["active"]), default and default[
-        "lookup_key"
-    ]
+    default = prices[product["default_price"]]["lookup_key"] if product["default_price"] else None
+    return sorted(row["lookup_key"] for row in prices.values() if row["active"]), default
 
 
 async def test_a_ticket_type_that_is_gone_is_not_for_sale_even_as_the_default(sandbox: Sandbox) -> None:
