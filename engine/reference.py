@@ -753,9 +753,18 @@ def command_line_page(program: str, group: click.Group) -> str:
     """Return the page of a command and all its subcommands, in the order of their names."""
     lines = [GENERATED, "# The command line", "", group.help or "", ""]
     lines += ["Exit status: 0 done and clean, 1 something was found or failed, 2 misuse.", ""]
-    for name in sorted(group.commands):
-        lines += _command_lines(program, name, group.commands[name])
+    lines += _group_lines(program, group)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _group_lines(program: str, group: click.Group) -> list[str]:
+    lines: list[str] = []
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            lines += _group_lines(f"{program} {name}", command)
+        else:
+            lines += _command_lines(program, name, command)
+    return lines
 
 
 def _command_lines(program: str, name: str, command: click.Command) -> list[str]:

@@ -37,7 +37,7 @@ SYSTEM = {
 PROGRAMS = {"hub", "make", "curl", "jq", ".venv/bin/hub", ".venv/bin/python"}
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 HEREDOC = re.compile(r"<<'?(\w+)'?\n.*?\n\1\n", re.DOTALL)
-OTHER_VARIABLES = {"HUB_PROVIDER_ENVIRONMENT", "PATH", "VENUE", "TOKEN", "API", "SYNC", "ARGS"}
+OTHER_VARIABLES = {"HUB_PROVIDER_ENVIRONMENT", "PATH", "VENUE", "TOKEN", "API", "SYNC", "RUN", "ARGS"}
 TARGETS = set(re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text()))
 
 
@@ -107,9 +107,12 @@ def check(words: list[str]) -> None:
 def check_hub(arguments: list[str]) -> None:
     if arguments == ["--help"]:
         return
-    command = main.commands.get(arguments[0])
-    assert command is not None, f"hub has no command `{arguments[0]}`"
-    parse(command, arguments[0], arguments[1:])
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        assert name in command.commands, f"`{command.name}` has no command `{name}`"
+        command = command.commands[name]
+    parse(command, name, arguments)
 
 
 def parse(command: click.Command, name: str, arguments: list[str]) -> None:
