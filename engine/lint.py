@@ -745,7 +745,8 @@ class _Manifest:
                 yield self.report("no-effect", f"`{key}` has no effect for `{kind}`", (*path, key), key=True)
         if kind in SCHEME_KEYS["read"] and self.lacks(path, "read"):
             message = "nothing says where the signature is"
-            yield self.report("missing-key", message, path, "for example `read: header X-Signature`", key=True)
+            advice = "for example `read: header X-Signature`"
+            yield self.report("missing-key", message, path, advice, key=True)
         timed = "timestamp" in scheme or kind == "detached_jws"
         if "tolerance" in scheme and not timed:
             message = "`tolerance` has no effect without `timestamp`"

@@ -110,8 +110,11 @@ class Pull:
                 if batch.resume is not None:
                     sides.check_stop()
 
-    async def some(self, ids: Sequence[str]) -> None:
-        """Take over these records, as far as the provider can be asked for them."""
+    async def some(self, ids: Sequence[str], *, told: bool = False) -> None:
+        """Take over these records, as far as the provider can be asked for them.
+
+        When the provider has `told` of them, one that it doesn't have is gone, and not just unknown.
+        """
         sides, tally = self._sides, self._tally
         if sides.resource.get is None and sides.resource.get_many is None:
             return  # nobody to ask: they come with the next change, or with a complete read
@@ -119,10 +122,15 @@ class Pull:
         for some in batched(ids, LOOKED_UP):
             sides.check_stop()
             found, failures = await self._look_up(some)
-            await self._take(list(found.values()), None, failures, settle=some)
+            failed = {failure.record_id for failure in failures}
+            gone = [each for each in some if told and each not in found and each not in failed]
+            rows = [*found.values(), *(ReadRecord({}, each, None, True, None) for each in gone)]
+            await self._take(rows, None, failures, settle=some)
             tally.seconds = sides.clock.monotonic() - started
             tally.api_calls = sides.client.calls - calls
             self._report(tally)
+        if told:
+            await self._gone.settle(self._gone.settle_theirs, tally)
 
     # ---- pages ------------------------------------------------------------------------------------------
 

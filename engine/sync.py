@@ -59,9 +59,10 @@ class Sync:
         self._complete = complete
         self._period = period
 
-    async def pull(self, ids: Sequence[str] | None = None) -> Tally:
+    async def pull(self, ids: Sequence[str] | None = None, *, told: bool = False) -> Tally:
         """Bring the platform in step with what changed at the provider since the last finished pull; with
-        `ids`, with these records only, as far as the provider can be asked for them.
+        `ids`, with these records only, as far as the provider can be asked for them. When the provider has
+        `told` of them, one it doesn't have is gone.
 
         Raises ProviderError for what stops the run, StoppedError, LeaseLostError.
         """
@@ -75,7 +76,7 @@ class Sync:
             complete=self._complete,
             period=self._period,
         )
-        await (pull.changed() if ids is None else pull.some(ids))
+        await (pull.changed() if ids is None else pull.some(ids, told=told))
         return tally
 
     async def push(self, ids: Sequence[str] | None = None) -> Tally:

@@ -25,7 +25,7 @@ from engine.signatures import Delivery, verify
 MOST_EVENTS = 1000  # in one delivery
 MOST_DEPTH = 32  # of a payload, and of a form's bracketed names
 LONGEST_REPLY = 1024  # characters of a probe's answer
-LONGEST_ID = 255  # characters: what the ledger keeps
+LONGEST_ID = 180  # characters; the ledger puts the venue in front of it
 
 
 @dataclass(frozen=True, slots=True)

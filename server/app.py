@@ -20,15 +20,29 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
 from server import telemetry
-from server.api import admin, audit, health, integrations, oauth, privacy, schemas, syncs, tokens, vault
+from server.api import (
+    admin,
+    audit,
+    health,
+    integrations,
+    oauth,
+    privacy,
+    schemas,
+    syncs,
+    tokens,
+    vault,
+    webhooks,
+)
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
-from server.api.errors import answer_error, request_id, send_request_id
+from server.api.errors import answer_error, request_id, send_request_id, shown_path
 from server.api.guards import PUBLIC, Caller, allow_named_roles, authentication
 from server.api.reference import ReferencePlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
+from server.intake import Intake
 from server.services.denials import Denials
+from server.services.endpoints import Addresses
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -43,6 +57,7 @@ HANDLERS = (
     *audit.HANDLERS,
     *privacy.HANDLERS,
     *vault.HANDLERS,
+    *webhooks.HANDLERS,
 )
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
 SHUTDOWN_SECONDS = 20
@@ -57,8 +72,11 @@ def create_app(settings: Settings) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with open_context(settings, application_name="integration-hub api") as context:
-            app.state.context = context
+        async with (
+            open_context(settings, application_name="integration-hub api") as context,
+            Intake(context.sessions, context.redis) as intake,
+        ):
+            app.state.context, app.state.intake, app.state.addresses = context, intake, Addresses()
             app.state.stopping = asyncio.Event()
             app.state.denials = Denials()
             writing = asyncio.create_task(app.state.denials.keep_writing(context.sessions))
@@ -144,7 +162,7 @@ def _application(**options: Any) -> Litestar:
 
 async def refuse_other_media(request: Request[Any, Any, Any]) -> None:
     """Bodies are JSON. Said before a form is taken for broken JSON."""
-    if request.method in ("POST", "PUT", "PATCH"):
+    if request.method in ("POST", "PUT", "PATCH") and not request.route_handler.opt.get("raw_body"):
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise HTTPException(status_code=415, detail="send JSON: `Content-Type: application/json`")
@@ -175,7 +193,7 @@ class Observation:
                 log.info(
                     "request.answered",
                     method=scope.get("method"),
-                    path=scope["path"],
+                    path=shown_path(scope),
                     status=status,
                     duration_ms=round((time.perf_counter() - started) * 1000, 1),
                     caller=caller.id if isinstance(caller, Caller) else None,
@@ -192,6 +210,7 @@ def _openapi() -> OpenAPIConfig:
             Tag("Integrations", "Connect providers and look at what is connected."),
             Tag("OAuth", "Where providers send browsers back to."),
             Tag("Syncs", "Start, follow and stop syncs."),
+            Tag("Webhooks", "What providers send, and what became of it."),
             Tag("Health", "How integrations and the service itself are doing."),
             Tag("Administration", "What administrators of the platform see and do across venues."),
             Tag("Audit and privacy", "Who did what; a venue's data as a file, and erasing it."),

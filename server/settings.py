@@ -44,6 +44,7 @@ _FEWEST_DIFFERENT = 8  # of 32 random bytes or letters, more are
 _EXAMPLE = re.compile(r"<.*>|.*(change.?me|example|placeholder|your[-_ ]|dev-secret|a-string-secret).*", re.I)
 _APP_ID_SUFFIXES = ("_CLIENT_ID", "_APP_ID")
 _APP_SECRET_SUFFIXES = ("_CLIENT_SECRET", "_APP_SECRET")
+_WEBHOOK_SUFFIXES = ("_WEBHOOK_SECRET", "_WEBHOOK_SIGNATURE_KEY", "_WEBHOOK_TOKEN")
 _DATABASE_SCHEMES = ("postgresql+asyncpg", "postgresql", "postgres")
 
 
@@ -102,13 +103,28 @@ class Settings:
         """Return the client id and secret registered with this connector's provider, or None.
 
         Another environment than production may have an application of its own, named for instance
-        SQUARE_SANDBOX_CLIENT_ID; else it has the same. Raises SettingsError when only one of the two is set.
+        JUNIPER_SANDBOX_CLIENT_ID; else it has the same. Raises SettingsError when only one of the two is set.
         """
         name = connector.upper().replace("-", "_")
         if environment != "production":
             own = f"{name}_{environment.upper().replace('-', '_')}"
             return self._app(own) or self._app(name)
         return self._app(name)
+
+    def webhook_secrets(self, connector: str) -> list[Secret]:
+        """Return what this connector's provider signs webhooks with, in any environment; several may live.
+
+        Named for instance JUNIPER_WEBHOOK_SECRET and JUNIPER_SANDBOX_WEBHOOK_SECRET; commas divide values.
+        """
+        name = connector.upper().replace("-", "_")
+        return [
+            Secret(value)
+            for written in (name, f"{name}_SANDBOX")
+            for suffix in _WEBHOOK_SUFFIXES
+            if (found := self._apps.get(written + suffix)) is not None
+            for value in map(str.strip, found.reveal().split(","))
+            if value
+        ]
 
     def _app(self, name: str) -> tuple[str, Secret] | None:
         client_id = self._app_value(name, _APP_ID_SUFFIXES)
@@ -433,7 +449,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         _apps={
             name: Secret(value)
             for name, value in environ.items()
-            if value and name.endswith(_APP_ID_SUFFIXES + _APP_SECRET_SUFFIXES)
+            if value and name.endswith(_APP_ID_SUFFIXES + _APP_SECRET_SUFFIXES + _WEBHOOK_SUFFIXES)
         },
     )
 

@@ -67,6 +67,14 @@ class ErrorAnswer(msgspec.Struct, frozen=True, rename={"request_id": "requestId"
     request_id: str
 
 
+def shown_path(scope: Any) -> str:
+    """Return a request's path for the log; where a path holds a secret, the route's instead."""
+    handler = scope.get("route_handler")
+    if handler is not None and handler.opt.get("hides_path"):
+        return str(scope.get("path_template"))
+    return str(scope["path"])
+
+
 def request_id(scope: Scope) -> str:
     """Return the request's id: the caller's `X-Request-Id` when it is a sensible one, else a new one."""
     state: dict[str, Any] = scope["state"]
@@ -91,7 +99,10 @@ def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[
         _note_denial(request, code, foreign)
     if known is None or status >= 500:
         log.error(
-            "request.failed", code=code, path=request.url.path, exc_info=error if known is None else None
+            "request.failed",
+            code=code,
+            path=shown_path(request.scope),
+            exc_info=error if known is None else None,
         )
     return Response(
         ErrorAnswer(
@@ -268,6 +279,8 @@ _SENTENCES: Mapping[str, str] = {
     "INVALID_TOKEN": "the token isn't valid",
     "TOKEN_EXPIRED": "the token has expired",
     "OAUTH_STATE_INVALID": "this authorization isn't known, is finished already, or is too old",
+    "WEBHOOK_PROCESSING_FAILED": "the body isn't JSON",
+    "WEBHOOK_SIGNATURE_INVALID": "the delivery's signature is wrong",
     "CONNECTION_TEST_FAILED": "Juniper refuses these credentials",
     "FORBIDDEN": "you may not act for this venue",
     "NOT_FOUND": "there is no such sync",

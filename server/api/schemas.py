@@ -216,14 +216,15 @@ class ClearQueueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="ca
 _VENUE = "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f"
 
 
-def _body(**examples: dict[str, Any]) -> BodyKwarg:
+def body_of(**examples: dict[str, Any]) -> BodyKwarg:
+    """Describe a JSON body, with examples by what they show."""
     shown = [Example(summary=name.replace("_", " "), value=value) for name, value in examples.items()]
     return BodyKwarg(media_type=RequestEncodingType.JSON, examples=shown)
 
 
 ConnectRequest = Annotated[
     ConnectBody,
-    _body(
+    body_of(
         with_credentials={
             "venueId": _VENUE,
             "credentials": {"apiKey": "jp_live_…"},
@@ -234,32 +235,32 @@ ConnectRequest = Annotated[
 ]
 ApiKeyRequest = Annotated[
     ApiKeyBody,
-    _body(
+    body_of(
         a_key={"apiKey": "jp_test_…"},
         other_fields={"credentials": {"username": "box-office", "password": "…"}, "environment": "sandbox"},
     ),
 ]
-VenueRequest = Annotated[VenueBody, _body(a_venue={"venueId": _VENUE})]
+VenueRequest = Annotated[VenueBody, body_of(a_venue={"venueId": _VENUE})]
 SyncRequest = Annotated[
     SyncBody,
-    _body(
+    body_of(
         everything={"venueId": _VENUE},
         products_without_waiting={"venueId": _VENUE, "syncType": "products", "wait": 0},
     ),
 ]
 RetryRequest = Annotated[
     RetryBody,
-    _body(
+    body_of(
         all_that_failed={"venueId": _VENUE},
         one={"venueId": _VENUE, "queueItemId": "3c1d6a52-0f5e-4f59-8b39-0d3a5be5a3f1"},
     ),
 ]
 ForceSyncRequest = Annotated[
-    ForceSyncBody, _body(an_integration={"venueId": _VENUE, "integrationType": "juniper"})
+    ForceSyncBody, body_of(an_integration={"venueId": _VENUE, "integrationType": "juniper"})
 ]
 ClearQueueRequest = Annotated[
     ClearQueueBody,
-    _body(
+    body_of(
         what_failed={"status": "failed"},
         one_integration={"venueId": _VENUE, "integrationType": "juniper"},
     ),

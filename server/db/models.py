@@ -624,7 +624,7 @@ class OAuthState(Base):
 
 
 class AuditEntry(Base):
-    """Who did what. Rows are only ever added: the database refuses nearly all else, as migration 0006 says."""
+    """Who did what. Rows are only ever added: the database refuses nearly all else (migration 0006)."""
 
     __tablename__ = "audit_log"
 

@@ -41,6 +41,7 @@ from server.db.models import (
     RecordLink,
     SyncWatermark,
     VenueApiKey,
+    WebhookEndpoint,
 )
 from server.errors import (
     Detail,
@@ -50,7 +51,7 @@ from server.errors import (
     TemplateNotFoundError,
 )
 from server.host import SqlHost
-from server.services import audit, operations, venues
+from server.services import audit, endpoints, operations, venues
 from server.services.audit import Actor
 from server.services.paging import Page as Page  # most lists find it here
 from server.worker.relay import announce
@@ -402,6 +403,7 @@ async def establish(
     integration.next_sync_at = now + interval if enabled else None
     integration.updated_at = now
     template = await _apply_template(session, context, integration, connection)
+    await endpoints.establish(session, context, integration)
     audit.record(
         session,
         actor,
@@ -553,10 +555,11 @@ async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider
     connector = context.catalog.connectors.get(provider)
     mine = {"venue_id": venue_id, "integration_type": provider}
     credentials: Credentials | None = None
+    await endpoints.end(context, venue_id, provider)
     async with context.sessions.begin() as session:
         if connector is not None:
             credentials = await _credentials_to_revoke(session, context, connector, venue_id)
-        for table in (OAuthToken, VenueApiKey, OAuthState):
+        for table in (OAuthToken, VenueApiKey, OAuthState, WebhookEndpoint):
             await session.execute(delete(table).filter_by(**mine))
         try:
             integration = await get_integration(session, venue_id, provider)

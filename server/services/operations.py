@@ -49,7 +49,10 @@ from server.db.models import Operation, OperationStatus, OperationType, Priority
 LANES: tuple[str, ...] = tuple(priority.value.lower() for priority in Priority)  # most urgent first
 
 # These run the engine over an integration's records, so an integration has one of them at a time.
-EXCLUSIVE = (OperationType.SYNC, OperationType.CREATE, OperationType.UPDATE, OperationType.DELETE)
+EXCLUSIVE = (
+    *(OperationType.SYNC, OperationType.CREATE, OperationType.UPDATE, OperationType.DELETE),
+    OperationType.RECONCILE,
+)
 
 FIRST_WAIT = timedelta(seconds=2)  # doubles with each attempt, with full jitter
 LONGEST_WAIT = timedelta(hours=1)

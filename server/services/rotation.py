@@ -20,9 +20,17 @@ from sqlalchemy.orm.attributes import flag_modified
 
 from server import credentials, vault
 from server.context import Context
-from server.db.models import Base, IdempotencyKey, MaintenanceRun, OAuthState, OAuthToken, VenueApiKey
+from server.db.models import (
+    Base,
+    IdempotencyKey,
+    MaintenanceRun,
+    OAuthState,
+    OAuthToken,
+    VenueApiKey,
+    WebhookEndpoint,
+)
 from server.errors import KeysUnavailableError, VaultError
-from server.services import audit, idempotency, maintenance, oauth
+from server.services import audit, endpoints, idempotency, maintenance, oauth
 from server.services.audit import Actor
 from server.vault import KeyProvider
 
@@ -83,6 +91,8 @@ SEALED: tuple[SealedColumn, ...] = (
     _credential(VenueApiKey, "encrypted_api_key"),
     _credential(VenueApiKey, "encrypted_api_secret"),
     SealedColumn(OAuthState, "encrypted_verifier", oauth.place),
+    SealedColumn(WebhookEndpoint, "encrypted_token", lambda row: endpoints.place(row, "encrypted_token")),
+    SealedColumn(WebhookEndpoint, "encrypted_secrets", lambda row: endpoints.place(row, "encrypted_secrets")),
     SealedColumn(
         IdempotencyKey, "response", lambda row: idempotency.place(row.caller, row.key), within="sealed"
     ),

@@ -31,6 +31,7 @@ from server.db.models import (
     OperationType,
     Priority,
     SyncLog,
+    WebhookStatus,
 )
 from server.db.stores import Lease, PostgresSyncState
 from server.errors import (
@@ -41,7 +42,7 @@ from server.errors import (
     ServerError,
 )
 from server.host import SqlHost
-from server.services import lookups
+from server.services import lookups, webhooks
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
 
@@ -255,7 +256,60 @@ async def _work(run: Run, steps: Sequence[Step], work: Callable[[Step], Awaitabl
         raise error
 
 
+async def _work_events(context: WorkerContext, run: Run) -> None:
+    """Work what webhooks told of an integration: the event of this operation, and all that wait beside it.
+
+    The fresh records are read, so their order doesn't matter, and an older event undoes nothing.
+    """
+    claim = run.claim
+    connector = context.catalog.connector(claim.provider)
+    async with context.sessions() as session:
+        events = await webhooks.waiting(session, claim.venue_id, claim.provider)
+    if not events or connector.webhooks is None:
+        return
+    told, looked, outcomes = webhooks.sorted_out(connector.webhooks, events)
+    if webhooks.ends_connection(connector.webhooks, events):
+        message = f"{connector.title} was told that this connection may not go on: connect again"
+        async with context.sessions.begin() as session:
+            await webhooks.disconnect(session, claim.venue_id, claim.provider, message)
+            await webhooks.settle(session, [event.id for event in events], WebhookStatus.PROCESSED)
+        return
+    try:
+        syncs = await _Syncs.open(context, run)
+        steps = [
+            step
+            for step in plan_steps(syncs.mappings, syncs.config.get("syncDirection", "bidirectional"), None)
+            if step.direction == "pull" and step.mapping.resource in {*told, *looked}
+        ]
+        run.plan(steps)
+
+        async def work(step: Step) -> None:
+            resource = step.mapping.resource
+            if resource in told:
+                await syncs.pull(step, told[resource], told=True)
+            if resource in looked:
+                await syncs.pull(step)
+
+        await _work(run, steps, work)
+    except HubError as error:
+        status = WebhookStatus.PENDING if error.retryable else WebhookStatus.FAILED
+        async with context.sessions.begin() as session:
+            await webhooks.settle(session, [event.id for event in events], status, error.message)
+        raise
+    failures = {
+        (step.resource, failure.record_id): failure.message
+        for step in run.steps.values()
+        for failure in step.failures
+    }
+    async with context.sessions.begin() as session:
+        for (status, why), ids in webhooks.grouped(
+            outcomes, {step.mapping.resource for step in steps}, failures
+        ).items():
+            await webhooks.settle(session, ids, status, why)
+
+
 RUNNERS: Mapping[OperationType, Runner] = {
+    OperationType.RECONCILE: _work_events,
     OperationType.SYNC: _sync,
     OperationType.CREATE: _push_record,
     OperationType.UPDATE: _push_record,
@@ -326,9 +380,9 @@ class _Syncs:
         template = catalog.template(claim.provider, integration.template_id)
         return cls(run, integration.config, template.mappings, build, period)
 
-    async def pull(self, step: Step, ids: Sequence[str] | None = None) -> None:
+    async def pull(self, step: Step, ids: Sequence[str] | None = None, *, told: bool = False) -> None:
         count = self.run.counting(step.key)
-        count(await self.build(step, count).pull(ids))
+        count(await self.build(step, count).pull(ids, told=told))
 
     async def push(self, step: Step, ids: Sequence[str] | None = None) -> None:
         count = self.run.counting(step.key)

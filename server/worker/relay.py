@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 import structlog
@@ -43,6 +43,12 @@ async def announce(redis: Redis, operation_id: UUID, lane: str, queued_at: float
         log.warning("relay.announce_failed", operation_id=str(operation_id), error=type(error).__name__)
         return False
     return True
+
+
+async def announce_all(redis: Redis, operation_ids: Sequence[UUID], lane: str) -> None:
+    """Put operations that have just been committed into one lane; raises when Redis can't be reached."""
+    async with asyncio.timeout(_ANNOUNCE_SECONDS):
+        await redis.zadd(lane_key(lane), {str(each): time.time() for each in operation_ids}, nx=True)
 
 
 async def sweep(

@@ -29,6 +29,7 @@ from server.db.models import (
     Priority,
 )
 from server.services import (
+    endpoints,
     export,
     health,
     maintenance,
@@ -215,6 +216,11 @@ async def revive_dead_letters(context: WorkerContext) -> int:
     return (await recovery.revive_dead_letters(context)).requeued
 
 
+async def tend_subscriptions(context: WorkerContext) -> int:
+    """Create, look at and renew subscriptions to webhooks; returns how many were due."""
+    return await endpoints.tend(context)
+
+
 async def measure_health(context: WorkerContext) -> int:
     """Write down how each integration is doing; returns how many were measured."""
     async with context.sessions.begin() as session:
@@ -233,6 +239,7 @@ JOBS: tuple[Job, ...] = (
     Job("forget_expired", 60.0, forget_expired),
     Job("measure_health", 300.0, measure_health),
     Job("forget_old", 3600.0, forget_old),
+    Job("tend_subscriptions", 5.0, tend_subscriptions),
     Job("revive_dead_letters", 3600.0, revive_dead_letters),
     Job("work_maintenance", 1.0, work_maintenance, backlog=True),
 )

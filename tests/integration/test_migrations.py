@@ -44,6 +44,8 @@ from server.db.models import (
     SyncWatermark,
     VenueApiKey,
     Webhook,
+    WebhookDelivery,
+    WebhookEndpoint,
 )
 
 T = TypeVar("T")
@@ -65,6 +67,10 @@ def one_of_each() -> list[Base]:
         Operation(**OURS, operation_type=OperationType.SYNC, entity_type="full", payload={"force": True}),
         SyncLog(**OURS, sync_id=RUN, operation="manual_sync", status="completed", errors=[{"code": "X"}]),
         Webhook(integration_type="juniper", event_type="customer.updated", payload={"name": "Zoë"}),
+        WebhookDelivery(
+            integration_type="juniper", method="POST", url="https://hub/x", headers={}, body=b"\0", scheme="s"
+        ),
+        WebhookEndpoint(**OURS, token_hash="0" * 64, encrypted_token="hub1.c"),
         IntegrationHealth(**OURS, success_rate=98.5),
         IntegrationCost(**OURS, period_start=date(2026, 11, 1), period_end=date(2026, 11, 30)),
         RecordLink(**OURS, **PAIR, local_id="1", remote_id="c_1", agreed={"name": "Zoë"}),

@@ -34,7 +34,8 @@ USER_ID = "44444444-4444-4444-8444-444444444444"
 API = "/api/v1/integrations"
 TABLES = (
     "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
-    "idempotency_keys, record_links, sync_watermarks, integration_health, maintenance_runs, export_parts"
+    "idempotency_keys, record_links, sync_watermarks, integration_health, maintenance_runs, export_parts, "
+    "integration_webhooks, webhook_deliveries, webhook_endpoints"
 )
 
 

@@ -1,0 +1,497 @@
+"""Where providers send webhooks, and what people see of them."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+import structlog
+from litestar import HttpMethod, Request, Response, get, post, put, route
+from litestar.datastructures import ResponseHeader
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.params import PathParameter, QueryParameter
+from msgspec import Meta, Struct
+
+from engine.errors import MalformedDeliveryError, SignatureError
+from engine.ports import Secret
+from engine.signatures import Delivery
+from engine.webhooks import probe_reply, split_events, verify_delivery
+from server.api.dependencies import Acting, Shared
+from server.api.described import good
+from server.api.errors import error_answers
+from server.api.guards import ADMIN, MANAGERS, PUBLIC, READERS, TOKEN, CallerRequest
+from server.api.integrations import PATH
+from server.api.schemas import (
+    CursorText,
+    Limit,
+    MessageAnswer,
+    Moment,
+    Offset,
+    PageMeta,
+    ProviderName,
+    VenueId,
+    body_of,
+    page_meta,
+    read_cursor,
+)
+from server.context import Context
+from server.db.models import WebhookStatus
+from server.errors import IntegrationNotFoundError, NotSupportedError
+from server.services import audit, endpoints, integrations, webhooks
+from server.services.webhooks import Arrival
+
+log = structlog.get_logger(__name__)
+
+TAGS = ["Webhooks"]
+WEBHOOKS = f"{PATH}/webhooks"
+MARGIN_SECONDS = 0.5  # before a provider gives up: an answer has to get there, too
+_VENUE = "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f"
+
+EndpointToken = Annotated[
+    str, PathParameter(max_length=255, description="The token of a connection's own address.")
+]
+
+
+class Received(Struct, frozen=True):
+    """The delivery is stored; its events are worked afterwards."""
+
+    received: Literal[True] = True
+
+
+class WebhookEvent(Struct, frozen=True):
+    """An event as it was received. `record_id` is the provider's; `error` says what went wrong."""
+
+    id: UUID
+    venue_id: UUID | None
+    event_type: str
+    event_id: str | None
+    record_id: str | None
+    status: WebhookStatus
+    error: str | None
+    retry_count: int
+    occurred_at: datetime | None
+    received_at: datetime
+    processed_at: datetime | None
+
+
+class WebhookEventsAnswer(Struct, frozen=True):
+    data: list[WebhookEvent]
+    meta: PageMeta
+    success: Literal[True] = True
+
+
+class WebhookAddress(Struct, frozen=True, rename="camel"):
+    """Where the provider sends, and whether it does. `secretKnown`: what it signs with is known here."""
+
+    url: str
+    shared: bool
+    subscribed: bool
+    secret_known: bool
+    checked_at: datetime | None
+    error: str | None
+
+
+class WebhookAddressAnswer(Struct, frozen=True):
+    data: WebhookAddress
+    success: Literal[True] = True
+
+
+class RetryWebhookBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The event to work again."""
+
+    webhook_id: UUID
+
+
+class ReplayBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The events to work again: those of a venue with a status, received within a time."""
+
+    venue_id: UUID
+    status: Literal["failed", "ignored", "processed"] = "failed"
+    since: Moment | None = None
+    until: Moment | None = None
+
+
+class WebhookSecretBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What the provider signs with, as it shows it."""
+
+    venue_id: UUID
+    secret: Annotated[str, Meta(min_length=8, max_length=4096)]
+
+
+_NO_STORE = [ResponseHeader(name="Cache-Control", description="Never kept.", value="no-store")]
+_RECEIVE: dict[str, Any] = {
+    "http_method": [HttpMethod.POST, HttpMethod.GET, HttpMethod.HEAD],
+    "tags": TAGS,
+    "opt": {**PUBLIC, "raw_body": True, "hides_path": True},
+    "security": [{}],
+    "status_code": 200,
+    "response_headers": _NO_STORE,
+    "responses": {
+        200: ResponseSpec(
+            Received,
+            generate_examples=False,
+            description="Stored, or known already; or the answer to a probe.",
+            examples=[Example(summary="stored", value={"received": True})],
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "WEBHOOK_PROCESSING_FAILED",
+            "WEBHOOK_SIGNATURE_INVALID",
+            "INVALID_PROVIDER",
+            "PAYLOAD_TOO_LARGE",
+            "STORE_UNAVAILABLE",
+            token=False,
+        ),
+    },
+}
+
+
+@route(
+    f"{WEBHOOKS}/{{provider:str}}",
+    summary="Receive a webhook at the address all connections share",
+    description="Proved over the raw body by the connector's signature before anything is read, and stored "
+    "before it is acknowledged. Whose events they are, their account says.",
+    **_RECEIVE,
+)
+async def receive(request: Request[Any, Any, Any], context: Shared, provider: ProviderName) -> Response[Any]:
+    return await _receive(request, context, provider, None)
+
+
+@route(
+    f"{WEBHOOKS}/{{provider:str}}/{{token:str}}",
+    summary="Receive a webhook at a connection's own address",
+    description="As at the shared address; the token says whose events they are.",
+    **_RECEIVE,
+)
+async def receive_own(
+    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
+) -> Response[Any]:
+    return await _receive(request, context, provider, token)
+
+
+async def _receive(
+    request: Request[Any, Any, Any], context: Context, provider: str, token: str | None
+) -> Response[Any]:
+    connector = context.catalog.connector(provider)
+    spec = connector.webhooks
+    if spec is None:
+        raise NotSupportedError(f"{connector.title} sends no webhooks here")
+    # The address as the provider was given it, not as a proxy rewrote it: signatures may cover it.
+    url = endpoints.url_of(context.settings, provider, token)
+    query = request.scope["query_string"].decode("latin-1")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    delivery = Delivery(request.method, f"{url}?{query}" if query else url, headers, await request.body())
+    now = datetime.now(UTC)
+    venue_id: UUID | None = None
+    if token is None:
+        secrets = endpoints.shared_secrets(context.settings, connector)
+    else:
+        address = await request.app.state.addresses.find(context, provider, token)
+        venue_id = address.venue_id if address else None
+        secrets = address.secrets if address else {}
+    try:
+        scheme: str | None = verify_delivery(spec, delivery, secrets, now=now)
+        refused = None
+    except SignatureError as error:
+        scheme, refused = None, error
+    reply = probe_reply(spec, delivery, verified=scheme is not None, now=now)
+    if reply is not None:
+        return Response(reply or None, media_type="text/plain", headers={"X-Content-Type-Options": "nosniff"})
+    if scheme is None:
+        assert refused is not None
+        log.warning("webhook.refused", provider=provider, reason=refused.reason)
+        raise refused
+    if delivery.method != "POST":
+        raise MalformedDeliveryError("a webhook is sent by POST")
+    arrival = Arrival(
+        provider,
+        venue_id,
+        scheme,
+        delivery,
+        split_events(spec, delivery),
+        webhooks.UNKNOWN_TYPE if spec.other_events == "ignore" else None,
+    )
+    if arrival.events:
+        seconds = max(spec.answer_within.total_seconds() - MARGIN_SECONDS, MARGIN_SECONDS)
+        await request.app.state.intake.accept(arrival, seconds)
+    return Response(Received())
+
+
+StatusFilter = Annotated[
+    WebhookStatus | None, QueryParameter(name="status", description="Only events with this status.")
+]
+OptionalVenue = Annotated[
+    UUID | None,
+    QueryParameter(
+        name="venueId",
+        description="Only this venue's. Left out: of all the caller's venues; administrators see those of no "
+        "venue as well.",
+    ),
+]
+
+
+@get(
+    f"{WEBHOOKS}/{{provider:str}}/events",
+    operation_id="listWebhookEvents",
+    summary="Webhook events, newest first",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            WebhookEventsAnswer,
+            "Events.",
+            Example(
+                summary="one event",
+                value={
+                    "success": True,
+                    "data": [
+                        {
+                            "id": "5a9c1d1e-7f0e-4b0e-8f0e-0a1b2c3d4e5f",
+                            "venue_id": _VENUE,
+                            "event_type": "payment.created",
+                            "event_id": "ev_1",
+                            "record_id": "pay_1",
+                            "status": "processed",
+                            "error": None,
+                            "retry_count": 0,
+                            "occurred_at": "2026-01-15T09:59:59Z",
+                            "received_at": "2026-01-15T10:00:00Z",
+                            "processed_at": "2026-01-15T10:00:05Z",
+                        }
+                    ],
+                    "meta": {"total": 1, "limit": 50, "offset": 0, "next_cursor": None},
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "INVALID_PROVIDER"),
+    },
+)
+async def list_events(
+    request: CallerRequest,
+    context: Shared,
+    provider: ProviderName,
+    venue_id: OptionalVenue = None,
+    status: StatusFilter = None,
+    limit: Limit = 50,
+    offset: Offset = 0,
+    cursor: CursorText = None,
+) -> WebhookEventsAnswer:
+    context.catalog.connector(provider)
+    if venue_id is not None:
+        request.user.require(venue_id)
+    everything = venue_id is None and request.user.role == ADMIN
+    venues = None if everything else [venue_id] if venue_id is not None else sorted(request.user.venues)
+    async with context.sessions() as session:
+        page = await webhooks.list_events(
+            session,
+            provider,
+            venues=venues,
+            status=status,
+            limit=limit,
+            offset=offset,
+            after=read_cursor(cursor, [Moment, UUID]),
+        )
+    return WebhookEventsAnswer(
+        [msgspec.convert(row, WebhookEvent, from_attributes=True) for row in page.rows],
+        page_meta(page, limit, offset),
+    )
+
+
+@post(
+    f"{WEBHOOKS}/retry",
+    operation_id="retryWebhook",
+    summary="Work an event again",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            MessageAnswer,
+            "Queued.",
+            Example(summary="queued", value={"success": True, "message": "Webhook queued for retry"}),
+        ),
+        **error_answers("VALIDATION_ERROR", "NOT_FOUND", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"),
+    },
+)
+async def retry_event(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    data: Annotated[RetryWebhookBody, body_of(an_event={"webhookId": _VENUE})],
+) -> MessageAnswer:
+    async with context.sessions() as session:
+        event = await webhooks.find_event(session, data.webhook_id)
+    if event.venue_id is None and request.user.role != ADMIN:
+        raise webhooks.no_such_event()
+    if event.venue_id is not None and not request.user.sees(event.venue_id):
+        raise webhooks.no_such_event()
+    await webhooks.retry(context, actor, event.id)
+    return MessageAnswer("Webhook queued for retry")
+
+
+@post(
+    f"{WEBHOOKS}/{{provider:str}}/replay",
+    operation_id="replayWebhooks",
+    summary="Work many events again",
+    description=f"The oldest first, at most {webhooks.MOST_REPLAYED} at once: call again for the rest.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            MessageAnswer,
+            "Queued.",
+            Example(summary="queued", value={"success": True, "message": "12 webhook events queued"}),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "INVALID_PROVIDER",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def replay_events(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: Annotated[ReplayBody, body_of(what_failed={"venueId": _VENUE, "status": "failed"})],
+) -> MessageAnswer:
+    request.user.require(data.venue_id)
+    queued = await webhooks.replay(
+        context,
+        actor,
+        venue_id=data.venue_id,
+        provider=provider,
+        status=WebhookStatus(data.status),
+        since=data.since,
+        until=data.until,
+    )
+    return MessageAnswer(f"{queued} webhook event{'' if queued == 1 else 's'} queued")
+
+
+_ADDRESS = {
+    "url": "https://hub.example.org/api/v1/integrations/webhooks/juniper/…",
+    "shared": False,
+    "subscribed": True,
+    "secretKnown": True,
+    "checkedAt": "2026-01-15T10:00:00Z",
+    "error": None,
+}
+
+
+@get(
+    f"{PATH}/{{provider:str}}/webhook",
+    operation_id="getWebhookAddress",
+    summary="Where the provider sends webhooks",
+    description="The address of a connection is as good as a secret, so only those who manage it see it.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            WebhookAddressAnswer,
+            "The address.",
+            Example(summary="subscribed", value={"success": True, "data": _ADDRESS}),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "PROVIDER_NOT_SUPPORTED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+        ),
+    },
+)
+async def webhook_address(
+    request: CallerRequest, context: Shared, provider: ProviderName, venue_id: VenueId
+) -> WebhookAddressAnswer:
+    request.user.require(venue_id)
+    return WebhookAddressAnswer(await _address(context, venue_id, provider))
+
+
+@put(
+    f"{PATH}/{{provider:str}}/webhook",
+    operation_id="setWebhookSecret",
+    summary="Say what the provider signs with",
+    description="For a webhook that was set up at the provider by hand. The secret before it counts on, so "
+    "that one can replace the other without losing a delivery.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            WebhookAddressAnswer,
+            "Kept.",
+            Example(summary="kept", value={"success": True, "data": _ADDRESS}),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "PROVIDER_NOT_SUPPORTED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def set_webhook_secret(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: Annotated[WebhookSecretBody, body_of(a_secret={"venueId": _VENUE, "secret": "whsec_…"})],
+) -> WebhookAddressAnswer:
+    request.user.require(data.venue_id)
+    connector = context.catalog.connector(provider)
+    async with context.sessions.begin() as session:
+        await integrations.get_integration(session, data.venue_id, provider)
+        row = await endpoints.find(session, data.venue_id, provider)
+        if connector.webhooks is None or row is None:
+            raise NotSupportedError(f"{connector.title} has no webhook address for each connection")
+        await endpoints.set_secret(context, session, row, connector.webhooks, Secret(data.secret))
+        audit.record(session, actor, "webhook.secret_set", venue_id=data.venue_id, provider=provider)
+    return WebhookAddressAnswer(await _address(context, data.venue_id, provider))
+
+
+async def _address(context: Context, venue_id: UUID, provider: str) -> WebhookAddress:
+    connector = context.catalog.connector(provider)
+    if connector.webhooks is None:
+        raise NotSupportedError(f"{connector.title} sends no webhooks here")
+    async with context.sessions() as session:
+        await integrations.get_integration(session, venue_id, provider)
+        row = await endpoints.find(session, venue_id, provider)
+    if connector.webhooks.address == "provider":
+        known = bool(endpoints.shared_secrets(context.settings, connector))
+        return WebhookAddress(endpoints.url_of(context.settings, provider), True, False, known, None, None)
+    if row is None:
+        raise IntegrationNotFoundError(f"`{provider}` isn't connected at this venue")
+    token = await context.vault.open(row.encrypted_token, endpoints.place(row, "encrypted_token"))
+    alone = all(each.type == "secret_url" for each in connector.webhooks.signatures)
+    return WebhookAddress(
+        endpoints.url_of(context.settings, provider, token.reveal()),
+        False,
+        row.subscription_id is not None,
+        alone or row.encrypted_secrets is not None,
+        row.checked_at,
+        row.last_error,
+    )
+
+
+HANDLERS = (
+    receive,
+    receive_own,
+    list_events,
+    retry_event,
+    replay_events,
+    webhook_address,
+    set_webhook_secret,
+)

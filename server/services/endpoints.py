@@ -1,0 +1,302 @@
+"""Addresses that providers send webhooks to, their secrets, and the subscriptions behind them.
+
+A connection whose connector's webhooks have an address of their own (`address: connection`) has a row with a
+token nobody can guess. Where the manifest has a `subscription`, the hub makes the provider send there: it is
+created after connecting, looked at each day, made anew when it is gone, and ended with the connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine.client import ProviderClient
+from engine.errors import HubError, ProviderError
+from engine.manifest import Connector, Subscription, Webhooks
+from engine.ports import Secret
+from server import vault
+from server.context import Context
+from server.db.models import IntegrationConfig, IntegrationStatus, WebhookEndpoint
+from server.errors import NotSupportedError
+from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+KEPT_SECONDS = 30.0  # how long a process keeps opened secrets: one that is replaced counts as long everywhere
+MOST_KEPT = 10_000
+CHECK_EVERY = timedelta(days=1)
+LONGEST_WAIT = timedelta(hours=6)
+AT_ONCE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Whose address a token is, and what proves a delivery there: secrets by signature scheme."""
+
+    id: UUID
+    venue_id: UUID
+    provider: str
+    secrets: Mapping[str, Sequence[Secret]]
+
+
+@dataclass(slots=True)
+class Addresses:
+    """The addresses a process has opened lately. Unknown tokens are kept, too: guessing costs no query."""
+
+    _kept: dict[str, tuple[float, Address | None]] = field(default_factory=dict)
+
+    async def find(self, context: Context, provider: str, token: str) -> Address | None:
+        """Return whose address a token is, None when it is nobody's here."""
+        hashed, now = token_hash(token), time.monotonic()
+        kept = self._kept.get(hashed)
+        if kept is not None and kept[0] > now:
+            found = kept[1]
+        else:
+            found = await _open(context, hashed)
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[hashed] = (now + KEPT_SECONDS, found)
+        return found if found is not None and found.provider == provider else None
+
+
+async def _open(context: Context, hashed: str) -> Address | None:
+    async with context.sessions() as session:
+        row = await session.scalar(select(WebhookEndpoint).filter_by(token_hash=hashed))
+    if row is None:
+        return None
+    token = await context.vault.open(row.encrypted_token, place(row, "encrypted_token"))
+    known: dict[str, list[Secret]] = {
+        name: [Secret(each) for each in values]
+        for name, values in (await opened_secrets(context, row)).items()
+    }
+    connector = context.catalog.connectors.get(row.integration_type)
+    webhooks = connector.webhooks if connector else None
+    for scheme in webhooks.signatures if webhooks else ():
+        if scheme.type == "secret_url":
+            known[scheme.name] = [token]
+        elif scheme.name not in known and (shared := context.settings.webhook_secrets(row.integration_type)):
+            known[scheme.name] = shared
+    return Address(row.id, row.venue_id, row.integration_type, known)
+
+
+async def opened_secrets(context: Context, row: WebhookEndpoint) -> dict[str, list[str]]:
+    """Return an endpoint's secrets by scheme, as they are kept."""
+    if row.encrypted_secrets is None:
+        return {}
+    opened = await context.vault.open(row.encrypted_secrets, place(row, "encrypted_secrets"))
+    return msgspec.json.decode(opened.reveal(), type=dict[str, list[str]])
+
+
+def shared_secrets(settings: Settings, connector: Connector) -> Mapping[str, Sequence[Secret]]:
+    """Return what proves a delivery at an address all connections share."""
+    webhooks = connector.webhooks
+    known = settings.webhook_secrets(connector.name)
+    if webhooks is None or not known:
+        return {}
+    return {scheme.name: known for scheme in webhooks.signatures if scheme.type != "secret_url"}
+
+
+def token_hash(token: str) -> str:
+    # A token has 256 random bits, so a plain hash can't be guessed back.
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def place(row: WebhookEndpoint, column: str) -> vault.Context:
+    """Return where a sealed column of an endpoint lives, for the vault."""
+    return vault.Context(
+        row.__tablename__, column, row.id, row.venue_id, row.integration_type, row.environment
+    )
+
+
+def url_of(settings: Settings, provider: str, token: str | None = None) -> str:
+    """Return the address a provider is given."""
+    shared = f"{settings.api_url}/api/v1/integrations/webhooks/{provider}"
+    return shared if token is None else f"{shared}/{token}"
+
+
+async def establish(session: AsyncSession, context: Context, integration: IntegrationConfig) -> None:
+    """Give a connection its address, in the caller's transaction; one that has it keeps it.
+
+    Another account or environment has another address: what still comes to the old one isn't this one's.
+    """
+    connector = context.catalog.connectors.get(integration.integration_type)
+    webhooks = connector.webhooks if connector else None
+    if webhooks is None or webhooks.address != "connection":
+        return
+    mine = {"venue_id": integration.venue_id, "integration_type": integration.integration_type}
+    row = await session.scalar(select(WebhookEndpoint).filter_by(**mine).with_for_update())
+    if row is not None and row.environment == integration.environment:
+        row.next_check_at = datetime.now(UTC)
+        return
+    if row is not None:
+        await session.delete(row)
+        await session.flush()
+    token = secrets.token_urlsafe(32)
+    row = WebhookEndpoint(
+        **mine, id=uuid4(), environment=integration.environment, token_hash=token_hash(token)
+    )
+    row.encrypted_token = await context.vault.seal(token, place(row, "encrypted_token"))
+    session.add(row)
+
+
+async def find(session: AsyncSession, venue_id: UUID, provider: str) -> WebhookEndpoint | None:
+    """Return a connection's endpoint."""
+    rows = await session.scalars(
+        select(WebhookEndpoint).filter_by(venue_id=venue_id, integration_type=provider)
+    )
+    return rows.one_or_none()
+
+
+async def set_secret(
+    context: Context, session: AsyncSession, row: WebhookEndpoint, webhooks: Webhooks, secret: Secret
+) -> None:
+    """Keep a secret that a person was shown by the provider; the one before counts on beside it.
+
+    Raises NotSupportedError where the connector's webhooks are proved by their address alone.
+    """
+    scheme = next((each.name for each in webhooks.signatures if each.type != "secret_url"), None)
+    if scheme is None:
+        raise NotSupportedError("these webhooks have no secret but their address")
+    await _keep_secret(context, row, scheme, secret.reveal())
+
+
+async def _keep_secret(context: Context, row: WebhookEndpoint, scheme: str, secret: str) -> None:
+    known = await opened_secrets(context, row)
+    # Two at most: the provider signs with both while one replaces the other.
+    known[scheme] = [secret, *(each for each in known.get(scheme, ()) if each != secret)][:2]
+    row.encrypted_secrets = await context.vault.seal(
+        msgspec.json.encode(known).decode(), place(row, "encrypted_secrets")
+    )
+    row.updated_at = datetime.now(UTC)
+
+
+# --- subscriptions
+
+
+async def tend(context: Context) -> int:
+    """Create, look at and renew subscriptions that are due; returns how many were looked at.
+
+    Each is locked while its provider is asked, so two schedulers never make two of one.
+    """
+    tended = 0
+    while tended < AT_ONCE:
+        async with context.sessions.begin() as session:
+            row = await session.scalar(
+                select(WebhookEndpoint)
+                .join(
+                    IntegrationConfig,
+                    (IntegrationConfig.venue_id == WebhookEndpoint.venue_id)
+                    & (IntegrationConfig.integration_type == WebhookEndpoint.integration_type),
+                )
+                .where(
+                    IntegrationConfig.status == IntegrationStatus.CONNECTED,
+                    WebhookEndpoint.next_check_at <= func.now(),
+                )
+                .order_by(WebhookEndpoint.next_check_at)
+                .limit(1)
+                .with_for_update(of=WebhookEndpoint, skip_locked=True)
+            )
+            if row is None:
+                return tended
+            await _tend(context, row)
+            tended += 1
+    return tended
+
+
+async def _tend(context: Context, row: WebhookEndpoint) -> None:
+    connector = context.catalog.connectors.get(row.integration_type)
+    subscription = connector.webhooks.subscription if connector and connector.webhooks else None
+    if connector is None or connector.webhooks is None or subscription is None:
+        row.next_check_at = None
+        return
+    now = datetime.now(UTC)
+    try:
+        await _subscribe(context, row, connector, subscription)
+    except HubError as error:
+        row.failures += 1
+        row.last_error = error.message
+        wait: timedelta = min(timedelta(minutes=1) * 2 ** min(row.failures, 16), LONGEST_WAIT)
+        row.next_check_at = now + wait
+        log.warning(
+            "webhooks.not_subscribed",
+            venue_id=str(row.venue_id),
+            provider=row.integration_type,
+            error=error.code,
+        )
+        return
+    row.failures, row.last_error, row.checked_at = 0, None, now
+    row.next_check_at = now + min(subscription.renew_every or CHECK_EVERY, CHECK_EVERY)
+
+
+async def _subscribe(
+    context: Context, row: WebhookEndpoint, connector: Connector, subscription: Subscription
+) -> None:
+    """Bring a provider's subscription about, or see that it lives."""
+    webhooks = connector.webhooks
+    assert webhooks is not None
+    client = ProviderClient(connector, context.credentials(row.venue_id, connector.name), http=context.http)
+    token = await context.vault.open(row.encrypted_token, place(row, "encrypted_token"))
+    scope: dict[str, Any] = {
+        "url": url_of(context.settings, connector.name, token.reveal()),
+        "events": list(webhooks.events),
+        "key": f"{row.id}:{row.subscription_id or 'first'}",
+    }
+    if row.subscription_id is not None:
+        known = {**scope, "subscription": row.subscription_id}
+        if await _lives(client, subscription, known):
+            every, made = subscription.renew_every, row.subscribed_at
+            if every is None or made is None or made + every > datetime.now(UTC):
+                return
+            if subscription.renew is not None:
+                await client.make(subscription.renew, known)
+                row.subscribed_at = datetime.now(UTC)
+                return
+        row.subscription_id = None
+    answer = await client.make(subscription.create, scope)
+    row.subscription_id = str(subscription.id.evaluate(answer))[:255]
+    row.subscribed_at = datetime.now(UTC)
+    secret = subscription.secret.evaluate(answer) if subscription.secret else None
+    if isinstance(secret, str) and secret:
+        scheme = next(each.name for each in webhooks.signatures if each.type != "secret_url")
+        await _keep_secret(context, row, scheme, secret)
+    log.info("webhooks.subscribed", venue_id=str(row.venue_id), provider=connector.name)
+
+
+async def _lives(client: ProviderClient, subscription: Subscription, scope: Mapping[str, Any]) -> bool:
+    if subscription.check is None:
+        return True
+    try:
+        answer = await client.make(subscription.check, scope)
+    except ProviderError as error:
+        if error.status in (404, 410):
+            return False
+        raise
+    return subscription.alive is None or bool(subscription.alive.evaluate(answer))
+
+
+async def end(context: Context, venue_id: UUID, provider: str) -> None:
+    """End a connection's subscription, if the provider lets it; call it while credentials are there."""
+    connector = context.catalog.connectors.get(provider)
+    subscription = connector.webhooks.subscription if connector and connector.webhooks else None
+    async with context.sessions() as session:
+        row = await find(session, venue_id, provider)
+    if connector is None or subscription is None or subscription.delete is None:
+        return
+    if row is None or row.subscription_id is None:
+        return
+    client = ProviderClient(connector, context.credentials(venue_id, provider), http=context.http)
+    try:
+        await client.make(subscription.delete, {"subscription": row.subscription_id, "url": "", "events": []})
+    except HubError as error:
+        log.warning("webhooks.not_unsubscribed", venue_id=str(venue_id), provider=provider, error=error.code)

@@ -1,0 +1,455 @@
+"""What providers send: stored as it came before it is acknowledged, and worked by a worker afterwards.
+
+An event is kept once for each connection it is about, however often it is delivered: its `external_id` is
+made of the venue and of what the provider signed. One that no connection here is about is kept as `ignored`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+from sqlalchemy import func, insert, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine.manifest import Webhooks
+from engine.signatures import Delivery
+from engine.webhooks import Event, action_of, moment_of
+from server.context import Context
+from server.db.models import (
+    IntegrationConfig,
+    IntegrationStatus,
+    Operation,
+    OperationType,
+    Priority,
+    Webhook,
+    WebhookDelivery,
+    WebhookStatus,
+)
+from server.errors import Detail, InvalidRequestError, NotFoundError
+from server.services import audit, operations
+from server.services.audit import Actor
+from server.services.operations import lane_of
+from server.services.paging import Page
+from server.worker.relay import announce
+
+RUNNABLE = (IntegrationStatus.CONNECTED, IntegrationStatus.ERROR)  # an error may be over by now
+KEPT_HEADERS = 40  # of a delivery
+LONGEST_HEADER = 2000  # characters of one that is kept
+NEVER_KEPT = frozenset({"authorization", "cookie", "proxy-authorization"})
+MOST_REPLAYED = 1000
+WORKED_AT_ONCE = 200
+NOBODYS = "no connection here has this account"
+UNKNOWN_TYPE = "the connector's manifest doesn't name this type of event"
+UNWANTED = "the connector's manifest ignores this type of event"
+CONFLICT = "the same id came before with other content; this one isn't worked"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A delivery that has been proved and read. `venue_id` is its address's; None where all share one."""
+
+    provider: str
+    venue_id: UUID | None
+    scheme: str
+    delivery: Delivery
+    events: Sequence[Event]
+    ignored: str | None  # what to say of types the manifest doesn't name; None: they fail
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was new of some arrivals: ids of operations to announce, and how many events there were."""
+
+    operations: Sequence[UUID] = ()
+    new: int = 0
+    known: int = 0
+    conflicts: int = 0
+
+
+async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
+    """Write the unseen events of some deliveries, those deliveries, and an operation for each to be worked.
+
+    The caller's transaction makes it count: only then may the providers be told that it arrived. However many
+    arrivals there are, it takes a handful of statements.
+    """
+    venues = await _venues_of(session, arrivals)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    deliveries: dict[UUID, dict[str, Any]] = {}
+    repeated: list[dict[str, Any]] = []
+    for arrival in arrivals:
+        delivery_id = uuid4()
+        deliveries[delivery_id] = _delivery_row(delivery_id, arrival)
+        for event in arrival.events:
+            for venue_id in (
+                venues.get((arrival.provider, event.account), ())
+                if arrival.venue_id is None
+                else [arrival.venue_id]
+            ):
+                row = _event_row(arrival, event, venue_id, delivery_id)
+                key = row["integration_type"], row["external_id"]
+                repeated.append(row) if key in rows else rows.setdefault(key, row)
+            if arrival.venue_id is None and not venues.get((arrival.provider, event.account)):
+                row = _event_row(arrival, event, None, delivery_id)
+                rows.setdefault((row["integration_type"], row["external_id"]), row)
+    if not rows:
+        return Stored()
+    written = await session.execute(_INSERT_EVENTS, list(rows.values()))
+    new = {row.id for row in written}
+    known = [row for row in rows.values() if row["id"] not in new] + repeated
+    conflicts = await _note_conflicts(session, known) if known else 0
+    fresh = [row for row in rows.values() if row["id"] in new]
+    used = {row["delivery_id"] for row in fresh}
+    if used:
+        await session.execute(insert(WebhookDelivery), [deliveries[each] for each in used])
+    work = [row for row in fresh if row["status"] == WebhookStatus.PENDING]
+    found: list[UUID] = []
+    if work:
+        queued = await session.execute(_INSERT_OPERATIONS, [_operation_row(row) for row in work])
+        found = [row.id for row in queued]
+    return Stored(found, len(fresh), len(known), conflicts)
+
+
+async def _venues_of(
+    session: AsyncSession, arrivals: Sequence[Arrival]
+) -> Mapping[tuple[str, str | None], Sequence[UUID]]:
+    """Return the venues whose connection has an account, for events that came to a shared address."""
+    wanted = {
+        (arrival.provider, event.account)
+        for arrival in arrivals
+        if arrival.venue_id is None
+        for event in arrival.events
+        if event.account is not None
+    }
+    if not wanted:
+        return {}
+    config = IntegrationConfig
+    rows = await session.execute(
+        select(config.integration_type, config.account, config.venue_id)
+        .where(tuple_(config.integration_type, config.account).in_(wanted), config.status.in_(RUNNABLE))
+        .order_by(config.venue_id)
+    )
+    found: dict[tuple[str, str | None], list[UUID]] = {}
+    for provider, account, venue_id in rows:
+        found.setdefault((provider, account), []).append(venue_id)
+    return found
+
+
+def _delivery_row(delivery_id: UUID, arrival: Arrival) -> dict[str, Any]:
+    delivery = arrival.delivery
+    return {
+        "id": delivery_id,
+        "venue_id": arrival.venue_id,
+        "integration_type": arrival.provider,
+        "method": delivery.method,
+        "url": delivery.url,
+        "headers": _kept_headers(delivery),
+        "body": delivery.body,
+        "scheme": arrival.scheme,
+    }
+
+
+def _kept_headers(delivery: Delivery) -> dict[str, str]:
+    kept = [(name, value) for name, value in delivery.headers.items() if name not in NEVER_KEPT]
+    return {name: value[:LONGEST_HEADER] for name, value in kept[:KEPT_HEADERS]}
+
+
+def _event_row(arrival: Arrival, event: Event, venue_id: UUID | None, delivery_id: UUID) -> dict[str, Any]:
+    status, error = WebhookStatus.PENDING, None
+    if venue_id is None:
+        status, error = WebhookStatus.IGNORED, NOBODYS
+    elif event.action is None:
+        status = WebhookStatus.IGNORED if arrival.ignored else WebhookStatus.FAILED
+        error = arrival.ignored or UNKNOWN_TYPE
+    elif event.action.does == "ignore":
+        status, error = WebhookStatus.IGNORED, UNWANTED
+    payload = event.payload if isinstance(event.payload, dict) else {"value": event.payload}
+    return {
+        "id": uuid4(),
+        "venue_id": venue_id,
+        "integration_type": arrival.provider,
+        "event_type": event.type,
+        "event_id": event.id,
+        "external_id": event.id if venue_id is None else f"{venue_id}:{event.id}",
+        "payload": payload,
+        "payload_hash": hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest(),
+        "status": status,
+        "error": error,
+        "delivery_id": delivery_id,
+        "account": event.account and event.account[:255],
+        "record_id": event.record and event.record[:255],
+        "occurred_at": moment_of(event),
+        "processed_at": None if status is WebhookStatus.PENDING else datetime.now(UTC),
+    }
+
+
+def _operation_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "venue_id": row["venue_id"],
+        "integration_type": row["integration_type"],
+        "operation_type": OperationType.RECONCILE,
+        "entity_type": "webhook",
+        "entity_id": row["record_id"],
+        "payload": {"webhookId": str(row["id"])},
+        "priority": Priority.CRITICAL,
+        "idempotency_key": f"webhook:{row['id']}",
+    }
+
+
+async def _note_conflicts(session: AsyncSession, known: Sequence[Mapping[str, Any]]) -> int:
+    """Keep events whose id came before with other content, for a person to see; returns how many are new."""
+    rows = await session.execute(
+        select(Webhook.integration_type, Webhook.external_id, Webhook.payload_hash).where(
+            tuple_(Webhook.integration_type, Webhook.external_id).in_(
+                {(row["integration_type"], row["external_id"]) for row in known}
+            )
+        )
+    )
+    before = {(provider, external_id): digest for provider, external_id, digest in rows}
+    others = {
+        row["payload_hash"]: {
+            **row,
+            "external_id": f"{row['external_id']}:{row['payload_hash'][:16]}",
+            "status": WebhookStatus.IGNORED,
+            "error": CONFLICT,
+            "processed_at": datetime.now(UTC),
+        }
+        for row in known
+        if before.get((row["integration_type"], row["external_id"])) != row["payload_hash"]
+    }
+    if not others:
+        return 0
+    written = await session.execute(_INSERT_EVENTS, list(others.values()))
+    return len(written.all())
+
+
+_INSERT_EVENTS = (
+    upsert(Webhook)
+    .on_conflict_do_nothing(index_elements=["integration_type", "external_id"])
+    .returning(Webhook.id)
+)
+_INSERT_OPERATIONS = (
+    upsert(Operation).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(Operation.id)
+)
+
+
+# --- looking, and trying again
+
+
+async def list_events(
+    session: AsyncSession,
+    provider: str,
+    *,
+    venues: Sequence[UUID] | None,
+    status: WebhookStatus | None,
+    limit: int,
+    offset: int,
+    after: tuple[datetime, UUID] | None,
+) -> Page:
+    """Return events, newest first, of some venues (None: of all, and of none)."""
+    wanted = select(Webhook).where(Webhook.integration_type == provider)
+    if venues is not None:
+        wanted = wanted.where(Webhook.venue_id.in_(venues))
+    if status is not None:
+        wanted = wanted.where(Webhook.status == status)
+    total = await session.scalar(select(func.count()).select_from(wanted.subquery())) or 0
+    place = tuple_(Webhook.received_at, Webhook.id)
+    statement = wanted.order_by(Webhook.received_at.desc(), Webhook.id.desc()).limit(limit + 1)
+    statement = statement.offset(offset) if after is None else statement.where(place < tuple_(*after))
+    rows = (await session.scalars(statement)).all()
+    more = len(rows) > limit
+    last = rows[limit - 1] if more else None
+    return Page(rows[:limit], total, (last.received_at.isoformat(), str(last.id)) if last else None)
+
+
+async def find_event(session: AsyncSession, event_id: UUID) -> Webhook:
+    """Return an event; raises NotFoundError."""
+    event = await session.get(Webhook, event_id)
+    if event is None:
+        raise no_such_event()
+    return event
+
+
+def no_such_event() -> NotFoundError:
+    """Return the error for an event that isn't there, and for one the caller may not see."""
+    return NotFoundError("there is no such webhook event")
+
+
+async def retry(context: Context, actor: Actor, event_id: UUID) -> None:
+    """Work an event again, whatever became of it.
+
+    Raises InvalidRequestError for one that no connection is about.
+    """
+    async with context.sessions.begin() as session:
+        event = await session.get_one(Webhook, event_id, with_for_update=True)
+        if event.venue_id is None:
+            raise InvalidRequestError("no connection is about this event", [Detail("webhookId", NOBODYS)])
+        operation = await _queue_again(session, event, actor)
+        audit.record(
+            session,
+            actor,
+            "webhook.retried",
+            venue_id=event.venue_id,
+            provider=event.integration_type,
+            target=str(event.id),
+        )
+    await announce(context.redis, operation.id, lane_of(operation.priority))
+
+
+async def replay(
+    context: Context,
+    actor: Actor,
+    *,
+    venue_id: UUID,
+    provider: str,
+    status: WebhookStatus,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> int:
+    """Work a venue's events again that have a status and came within a time, oldest first; returns how many.
+
+    At most MOST_REPLAYED at once: call again for the rest.
+    """
+    context.catalog.connector(provider)
+    statement = (
+        select(Webhook)
+        .filter_by(venue_id=venue_id, integration_type=provider, status=status)
+        .order_by(Webhook.received_at)
+        .limit(MOST_REPLAYED)
+        .with_for_update(skip_locked=True)
+    )
+    if since is not None:
+        statement = statement.where(Webhook.received_at >= since)
+    if until is not None:
+        statement = statement.where(Webhook.received_at < until)
+    async with context.sessions.begin() as session:
+        queued = [
+            await _queue_again(session, event, actor) for event in (await session.scalars(statement)).all()
+        ]
+        audit.record(
+            session,
+            actor,
+            "webhooks.replayed",
+            venue_id=venue_id,
+            provider=provider,
+            details={"events": len(queued), "status": status.value},
+        )
+    for operation in queued:
+        await announce(context.redis, operation.id, lane_of(operation.priority))
+    return len(queued)
+
+
+async def _queue_again(session: AsyncSession, event: Webhook, actor: Actor) -> Operation:
+    event.retry_count += 1
+    event.status, event.error, event.processed_at = WebhookStatus.PENDING, None, None
+    assert event.venue_id is not None
+    return await operations.enqueue(
+        session,
+        venue_id=event.venue_id,
+        provider=event.integration_type,
+        operation_type=OperationType.RECONCILE,
+        entity_type="webhook",
+        entity_id=event.record_id,
+        payload={"webhookId": str(event.id)},
+        priority=Priority.CRITICAL,
+        idempotency_key=f"webhook:{event.id}:{event.retry_count}",
+        correlation_id=actor.request_id,
+    )
+
+
+# --- as workers see it
+
+
+async def waiting(session: AsyncSession, venue_id: UUID, provider: str) -> Sequence[Webhook]:
+    """Return an integration's events that wait, the oldest first."""
+    rows = await session.scalars(
+        select(Webhook)
+        .filter_by(venue_id=venue_id, integration_type=provider, status=WebhookStatus.PENDING)
+        .order_by(Webhook.received_at)
+        .limit(WORKED_AT_ONCE)
+    )
+    return rows.all()
+
+
+def sorted_out(
+    spec: Webhooks, events: Sequence[Webhook]
+) -> tuple[Mapping[str, Sequence[str]], set[str], Mapping[UUID, tuple[str, str] | None]]:
+    """Return what events ask for: records by resource, resources of which something has changed, and for each
+    event the resource and record it is about; None for one that asks for nothing any more.
+    """
+    told: dict[str, dict[str, None]] = {}
+    looked: set[str] = set()
+    about: dict[UUID, tuple[str, str] | None] = {}
+    for event in events:
+        action = action_of(spec, event.event_type)
+        about[event.id] = None
+        if action is None or action.resource is None:
+            continue
+        if action.does == "changes":
+            looked.add(action.resource)
+            about[event.id] = (action.resource, "")
+        elif event.record_id is not None:
+            told.setdefault(action.resource, {})[event.record_id] = None
+            about[event.id] = (action.resource, event.record_id)
+    return {resource: list(ids) for resource, ids in told.items()}, looked, about
+
+
+def ends_connection(spec: Webhooks, events: Sequence[Webhook]) -> bool:
+    """Tell whether one of the events says that the account took back what it had allowed."""
+    actions = (action_of(spec, event.event_type) for event in events)
+    return any(action is not None and action.does == "disconnect" for action in actions)
+
+
+def grouped(
+    about: Mapping[UUID, tuple[str, str] | None],
+    pulled: Collection[str],
+    failures: Mapping[tuple[str, str], str],
+) -> Mapping[tuple[WebhookStatus, str | None], Sequence[UUID]]:
+    """Return events by what became of them. `pulled` are the resources that a mapping of the venue pulls."""
+    found: dict[tuple[WebhookStatus, str | None], list[UUID]] = {}
+    for event_id, subject in about.items():
+        outcome: tuple[WebhookStatus, str | None] = (WebhookStatus.PROCESSED, None)
+        if subject is None:
+            outcome = (WebhookStatus.IGNORED, UNWANTED)
+        elif subject[0] not in pulled:
+            outcome = (WebhookStatus.IGNORED, f"no mapping of this venue pulls `{subject[0]}`")
+        elif subject in failures:
+            outcome = (WebhookStatus.FAILED, failures[subject])
+        found.setdefault(outcome, []).append(event_id)
+    return found
+
+
+async def settle(
+    session: AsyncSession, event_ids: Sequence[UUID], status: WebhookStatus, error: str | None = None
+) -> None:
+    """Write down what became of events."""
+    await session.execute(
+        update(Webhook)
+        .where(Webhook.id.in_(event_ids))
+        .values(
+            status=status,
+            error=error,
+            processed_at=func.now() if status is not WebhookStatus.PENDING else None,
+        )
+    )
+
+
+async def disconnect(session: AsyncSession, venue_id: UUID, provider: str, message: str) -> None:
+    """Note that an account took back what it had allowed."""
+    await session.execute(
+        update(IntegrationConfig)
+        .filter_by(venue_id=venue_id, integration_type=provider)
+        .where(IntegrationConfig.status.in_(RUNNABLE))
+        .values(
+            status=IntegrationStatus.ERROR,
+            last_error=message,
+            last_error_at=func.now(),
+            updated_at=func.now(),
+        )
+    )

@@ -1,0 +1,371 @@
+"""What providers send: proved, stored before it is acknowledged, once for each connection it is about."""
+
+import asyncio
+import base64
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from engine.ports import Secret
+from server.services import endpoints
+from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
+
+HOOKS = f"{API}/webhooks"
+OPERATOR = bearer("admin", None)
+SQUARE_KEY, REALM_TOKEN = "sq-signature-key", "qb-verifier-token"
+PUBLIC = "http://127.0.0.1:3007"  # API_URL of these tests
+
+
+@pytest.fixture(autouse=True)
+def _secrets(hub: Hub) -> None:
+    """What an operator would set in the environment; the addresses a process knows are forgotten."""
+    known = hub.context.settings._apps
+    assert isinstance(known, dict)
+    known["SQUARE_WEBHOOK_SIGNATURE_KEY"] = Secret(SQUARE_KEY)
+    known["QUICKBOOKS_WEBHOOK_TOKEN"] = Secret(REALM_TOKEN)
+    hub.app.state.addresses = endpoints.Addresses()
+
+
+async def connected(hub: Hub, provider: str, account: str, venue: UUID = OURS) -> None:
+    await hub.execute(
+        "INSERT INTO integration_configs (venue_id, integration_type, status, account) "
+        "VALUES (:venue, :provider, 'connected', :account)",
+        venue=venue,
+        provider=provider,
+        account=account,
+    )
+
+
+def square_event(**more: Any) -> dict[str, Any]:
+    return {
+        "merchant_id": "M1",
+        "type": "customer.updated",
+        "event_id": "e1",
+        "created_at": "2026-03-01T11:59:00Z",
+        "data": {"id": "C1"},
+        **more,
+    }
+
+
+async def square(hub: Hub, event: Mapping[str, Any] | bytes, *, key: str = SQUARE_KEY) -> httpx.Response:
+    body = event if isinstance(event, bytes) else json.dumps(event).encode()
+    signed = f"{PUBLIC}{HOOKS}/square".encode() + body
+    signature = base64.b64encode(hmac.digest(key.encode(), signed, "sha256")).decode()
+    headers = {"x-square-hmacsha256-signature": signature, "content-type": "application/json"}
+    return await hub.http.post(f"{HOOKS}/square", content=body, headers=headers)
+
+
+async def events(hub: Hub) -> list[Mapping[str, Any]]:
+    return await hub.rows("SELECT * FROM integration_webhooks ORDER BY received_at, external_id")
+
+
+async def operations(hub: Hub) -> list[Mapping[str, Any]]:
+    return await hub.rows("SELECT * FROM sync_queue ORDER BY queued_at")
+
+
+async def test_an_event_is_stored_and_queued_before_it_is_acknowledged(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    answer = await square(hub, square_event())
+    assert (answer.status_code, answer.json()) == (200, {"received": True})
+    [event] = await events(hub)
+    assert (event["venue_id"], event["event_type"], event["event_id"]) == (OURS, "customer.updated", "e1")
+    assert (event["status"], event["record_id"], event["account"]) == ("pending", "C1", "M1")
+    [operation] = await operations(hub)
+    assert (operation["priority"], operation["operation_type"]) == ("CRITICAL", "reconcile")
+    assert operation["payload"] == {"webhookId": str(event["id"])}
+    [delivery] = await hub.rows("SELECT * FROM webhook_deliveries")
+    assert json.loads(delivery["body"]) == square_event()
+    assert event["delivery_id"] == delivery["id"]
+    assert await hub.context.redis.zscore("hub:lane:critical", str(operation["id"])) is not None
+
+
+async def test_the_same_event_again_changes_nothing(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    for _ in range(3):
+        assert (await square(hub, square_event())).status_code == 200
+    assert (len(await events(hub)), len(await operations(hub))) == (1, 1)
+    assert len(await hub.rows("SELECT 1 FROM webhook_deliveries")) == 1
+
+
+async def test_the_same_event_many_times_at_once(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    answers = await asyncio.gather(*(square(hub, square_event()) for _ in range(40)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert (len(await events(hub)), len(await operations(hub))) == (1, 1)
+
+
+async def test_many_events_at_once(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    answers = await asyncio.gather(*(square(hub, square_event(event_id=f"e{n}")) for n in range(60)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {event["event_id"] for event in await events(hub)} == {f"e{n}" for n in range(60)}
+    assert len(await operations(hub)) == 60
+
+
+async def test_the_same_id_with_other_content_is_a_conflict_for_a_person_to_see(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await square(hub, square_event())
+    for _ in range(2):
+        assert (await square(hub, square_event(data={"id": "C2"}))).status_code == 200
+    first, second = await events(hub)
+    assert {first["status"], second["status"]} == {"pending", "ignored"}
+    conflict = first if first["status"] == "ignored" else second
+    assert "other content" in conflict["error"]
+    assert len(await operations(hub)) == 1
+
+
+@pytest.mark.parametrize("change", ["wrong key", "altered", "unsigned"])
+async def test_what_is_not_the_providers_is_refused_and_leaves_nothing(hub: Hub, change: str) -> None:
+    await connected(hub, "square", "M1")
+    if change == "wrong key":
+        answer = await square(hub, square_event(), key="another")
+    elif change == "altered":
+        signed = (await square(hub, b"{}")).request
+        answer = await hub.http.post(f"{HOOKS}/square", content=b"{ }", headers=dict(signed.headers))
+    else:
+        answer = await hub.http.post(f"{HOOKS}/square", json=square_event())
+    assert (answer.status_code, answer.json()["code"]) == (401, "WEBHOOK_SIGNATURE_INVALID")
+    assert await events(hub) == []
+
+
+async def test_a_signed_body_that_is_not_json(hub: Hub) -> None:
+    answer = await square(hub, b"not JSON")
+    assert (answer.status_code, answer.json()["code"]) == (400, "WEBHOOK_PROCESSING_FAILED")
+
+
+async def test_an_event_of_an_account_nobody_connected_is_kept_and_ignored(hub: Hub) -> None:
+    assert (await square(hub, square_event())).status_code == 200
+    [event] = await events(hub)
+    assert (event["venue_id"], event["status"]) == (None, "ignored")
+    assert await operations(hub) == []
+
+
+async def test_two_venues_with_one_account_each_have_the_event(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await connected(hub, "square", "M1", OTHERS)
+    await square(hub, square_event())
+    assert {(event["venue_id"], event["status"]) for event in await events(hub)} == {
+        (OURS, "pending"),
+        (OTHERS, "pending"),
+    }
+    assert {operation["venue_id"] for operation in await operations(hub)} == {OURS, OTHERS}
+
+
+async def test_types_nobody_named_are_ignored_for_all_to_see(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await square(hub, square_event(type="team_member.created"))
+    [event] = await events(hub)
+    assert (event["status"], "doesn't name" in event["error"]) == ("ignored", True)
+
+
+async def test_one_delivery_of_several_companies_is_split(hub: Hub) -> None:
+    await connected(hub, "quickbooks", "1")
+    body = json.dumps(
+        {
+            "eventNotifications": [
+                {
+                    "realmId": realm,
+                    "dataChangeEvent": {
+                        "entities": [
+                            {
+                                "name": name,
+                                "id": number,
+                                "operation": "Update",
+                                "lastUpdated": "2026-03-01T11:59:00Z",
+                            }
+                            for name, number in (("Customer", "43"), ("Item", "7"))
+                        ]
+                    },
+                }
+                for realm in ("1", "2")
+            ]
+        }
+    ).encode()
+    signature = base64.b64encode(hmac.digest(REALM_TOKEN.encode(), body, "sha256")).decode()
+    answer = await hub.http.post(f"{HOOKS}/quickbooks", content=body, headers={"intuit-signature": signature})
+    assert answer.status_code == 200
+    found = {
+        (event["venue_id"], event["event_type"], event["record_id"], event["status"])
+        for event in await events(hub)
+    }
+    assert found == {
+        (OURS, "Customer.Update", "43", "pending"),
+        (OURS, "Item.Update", "7", "pending"),
+        (None, "Customer.Update", "43", "ignored"),
+        (None, "Item.Update", "7", "ignored"),
+    }
+
+
+# --- an address of its own
+
+
+async def address(hub: Hub) -> str:
+    answer = await hub.get(f"{API}/stripe/webhook", params={"venueId": str(OURS)})
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert data["url"].startswith(f"{PUBLIC}{HOOKS}/stripe/")
+    return str(data["url"]).removeprefix(PUBLIC)
+
+
+async def stripe(hub: Hub, path: str, secret: str, event: Mapping[str, Any]) -> httpx.Response:
+    body, at = json.dumps(event), int(time.time())
+    signature = hmac.digest(secret.encode(), f"{at}.{body}".encode(), "sha256").hex()
+    return await hub.http.post(path, content=body, headers={"stripe-signature": f"t={at},v1={signature}"})
+
+
+PAID = {"id": "evt_1", "type": "charge.succeeded", "created": 1772366340, "data": {"object": {"id": "ch_1"}}}
+
+
+async def keep(hub: Hub, secret: str) -> httpx.Response:
+    body = {"venueId": str(OURS), "secret": secret}
+    answer = await hub.http.put(f"{API}/stripe/webhook", json=body, headers=bearer())
+    hub.app.state.addresses = endpoints.Addresses()  # other processes learn of it within seconds
+    return answer
+
+
+async def test_a_connection_has_an_address_and_a_secret_of_its_own(hub: Hub) -> None:
+    await hub.connect_by_key()
+    path = await address(hub)
+    unknown = await stripe(hub, path, "whsec_one", PAID)
+    assert (unknown.status_code, await events(hub)) == (401, [])
+    assert (await keep(hub, "whsec_one")).json()["data"]["secretKnown"] is True
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 200
+    [event] = await events(hub)
+    assert (event["venue_id"], event["record_id"], event["status"]) == (OURS, "ch_1", "pending")
+    stored = await hub.rows("SELECT encrypted_secrets, encrypted_token FROM webhook_endpoints")
+    assert "whsec" not in str(stored)
+    assert path.rpartition("/")[2] not in str(stored)
+
+
+async def test_a_secret_is_replaced_without_losing_a_delivery(hub: Hub) -> None:
+    await hub.connect_by_key()
+    path = await address(hub)
+    for secret in ("whsec_one", "whsec_two"):
+        assert (await keep(hub, secret)).status_code == 200
+    for number, secret in enumerate(("whsec_one", "whsec_two")):
+        assert (await stripe(hub, path, secret, {**PAID, "id": f"evt_{number}"})).status_code == 200
+    assert (await keep(hub, "whsec_three")).status_code == 200
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 401
+
+
+async def test_another_address_is_nobodys(hub: Hub) -> None:
+    await hub.connect_by_key()
+    path = await address(hub)
+    await keep(hub, "whsec_one")
+    for other in (
+        f"{HOOKS}/stripe/{uuid4().hex}",
+        path.replace("/stripe/", "/mailchimp/"),
+        f"{HOOKS}/stripe",
+    ):
+        assert (await stripe(hub, other, "whsec_one", PAID)).status_code == 401, other
+    assert await events(hub) == []
+
+
+async def test_the_address_goes_with_the_connection(hub: Hub) -> None:
+    await hub.connect_by_key()
+    path = await address(hub)
+    await keep(hub, "whsec_one")
+    await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
+    hub.app.state.addresses = endpoints.Addresses()
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 401
+
+
+async def test_who_sees_an_address(hub: Hub) -> None:
+    await hub.connect_by_key()
+    where = {"params": {"venueId": str(OURS)}}
+    assert (await hub.get(f"{API}/stripe/webhook", headers=bearer("user"), **where)).status_code == 403
+    others = {"params": {"venueId": str(OTHERS)}}
+    assert (await hub.get(f"{API}/stripe/webhook", **others)).status_code == 403
+
+
+async def test_a_form_and_a_probe(hub: Hub) -> None:
+    """Mailchimp asks by GET whether the address is alive, and proves itself by knowing it."""
+    await connected(hub, "mailchimp", "a")
+    async with hub.context.sessions.begin() as session:
+        from server.services.integrations import get_integration
+
+        integration = await get_integration(session, OURS, "mailchimp")
+        await endpoints.establish(session, hub.context, integration)
+    answer = await hub.get(f"{API}/mailchimp/webhook", params={"venueId": str(OURS)})
+    path = answer.json()["data"]["url"].removeprefix(PUBLIC)
+    probe = await hub.http.get(path)
+    assert (probe.status_code, probe.content) == (200, b"")
+    body = urlencode(
+        {
+            "type": "profile",
+            "fired_at": "2026-03-01 11:59:00",
+            "data[email]": "Ana@Example.com",
+            "data[id]": "8a",
+            "data[list_id]": "l",
+        }
+    )
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    assert (await hub.http.post(path, content=body, headers=kind)).status_code == 200
+    [event] = await events(hub)
+    # MD5 of `ana@example.com`, as the filter's own documentation shows it
+    assert (event["record_id"], event["venue_id"]) == ("cdb9d6a1dddc375a09cc83e3001598dc", OURS)
+    assert (await hub.http.post(f"{path}0", content=body, headers=kind)).status_code == 401
+
+
+# --- looking, and trying again
+
+
+async def test_events_are_listed_for_those_who_may_see_them(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await connected(hub, "square", "M2", OTHERS)
+    for merchant, name in (("M1", "a"), ("M2", "b"), ("M3", "c")):
+        await square(hub, square_event(merchant_id=merchant, event_id=name))
+
+    async def listed(headers: Mapping[str, str], **params: str) -> set[str]:
+        answer = await hub.get(f"{HOOKS}/square/events", params=params, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return {row["event_id"] for row in answer.json()["data"]}
+
+    assert await listed(bearer()) == {"a"}
+    assert await listed(bearer("user")) == {"a"}
+    assert await listed(OPERATOR) == {"a", "b", "c"}
+    assert await listed(OPERATOR, status="ignored") == {"c"}
+    assert await listed(OPERATOR, venueId=str(OTHERS)) == {"b"}
+    foreign = await hub.get(f"{HOOKS}/square/events", params={"venueId": str(OTHERS)})
+    assert foreign.status_code == 403
+
+
+async def test_an_event_is_worked_again(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await square(hub, square_event())
+    [event] = await events(hub)
+    await hub.execute("UPDATE integration_webhooks SET status = 'failed', error = 'x'")
+    await hub.execute("DELETE FROM sync_queue")
+    answer = await hub.post(f"{HOOKS}/retry", {"webhookId": str(event["id"])})
+    assert answer.json() == {"success": True, "message": "Webhook queued for retry"}
+    [again] = await events(hub)
+    assert (again["status"], again["retry_count"], again["error"]) == ("pending", 1, None)
+    [operation] = await operations(hub)
+    assert operation["payload"] == {"webhookId": str(event["id"])}
+
+
+async def test_another_venues_event_looks_like_none(hub: Hub) -> None:
+    await connected(hub, "square", "M2", OTHERS)
+    await square(hub, square_event(merchant_id="M2"))
+    [event] = await events(hub)
+    answers = [await hub.post(f"{HOOKS}/retry", {"webhookId": str(each)}) for each in (event["id"], uuid4())]
+    assert [(a.status_code, a.json()["code"]) for a in answers] == [(404, "NOT_FOUND")] * 2
+    assert answers[0].json()["error"] == answers[1].json()["error"]
+
+
+async def test_many_events_are_worked_again(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    for number in range(3):
+        await square(hub, square_event(event_id=f"e{number}"))
+    await hub.execute("UPDATE integration_webhooks SET status = 'failed' WHERE event_id <> 'e2'")
+    answer = await hub.post(f"{HOOKS}/square/replay", {"venueId": str(OURS)})
+    assert answer.json()["message"] == "2 webhook events queued"
+    assert {event["status"] for event in await events(hub)} == {"pending"}
+    assert len(await operations(hub)) == 5
