@@ -269,11 +269,9 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
         return
     told, looked, outcomes = webhooks.sorted_out(connector.webhooks, events)
     if webhooks.ends_connection(connector.webhooks, events):
-        message = f"{connector.title} was told that this connection may not go on: connect again"
         async with context.sessions.begin() as session:
-            await webhooks.disconnect(session, claim.venue_id, claim.provider, message)
             await webhooks.settle(session, [event.id for event in events], WebhookStatus.PROCESSED)
-        return
+        raise AuthenticationError("its owner took back what was allowed")
     try:
         syncs = await _Syncs.open(context, run)
         steps = [

@@ -438,18 +438,3 @@ async def settle(
             processed_at=func.now() if status is not WebhookStatus.PENDING else None,
         )
     )
-
-
-async def disconnect(session: AsyncSession, venue_id: UUID, provider: str, message: str) -> None:
-    """Note that an account took back what it had allowed."""
-    await session.execute(
-        update(IntegrationConfig)
-        .filter_by(venue_id=venue_id, integration_type=provider)
-        .where(IntegrationConfig.status.in_(RUNNABLE))
-        .values(
-            status=IntegrationStatus.ERROR,
-            last_error=message,
-            last_error_at=func.now(),
-            updated_at=func.now(),
-        )
-    )

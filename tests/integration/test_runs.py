@@ -1,6 +1,7 @@
 """Runs against a simulated provider through a worker: what a sync reads, writes and leaves behind."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -8,10 +9,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 from sqlalchemy import make_url, select, text, update
 
 from engine.ports import Secret
+from engine.signatures import Delivery
+from engine.webhooks import split_events
 from server.catalog import store_templates, template_id
 from server.credentials import place
 from server.db.models import (
@@ -19,15 +23,20 @@ from server.db.models import (
     IntegrationConfig,
     IntegrationStatus,
     Operation,
+    OperationStatus,
     OperationType,
     RecordFailure,
     RecordLink,
     SyncLog,
     SyncWatermark,
     VenueApiKey,
+    Webhook,
+    WebhookStatus,
 )
 from server.demo.generate import SCHEMA
-from server.services import operations
+from server.services import operations, webhooks
+from server.services.audit import Actor
+from server.services.webhooks import UNKNOWN_TYPE, Arrival
 from server.settings import read_settings
 from server.worker.context import WorkerContext, open_worker_context
 from server.worker.tasks import Worker, work
@@ -410,3 +419,140 @@ async def test_a_disconnected_integration_is_not_synced(
     operation = await _run(context, venue)
     assert (operation.status, operation.last_error) == ("failed", "this `stripe` integration is disconnected")
     assert sandbox.stripe.counts.total == 0
+
+
+# --- what webhooks tell: the fresh record is read, and takes the way of any pull
+
+KEY = {"Authorization": "Bearer sk_test_demo"}
+
+
+async def told(context: WorkerContext, venue: UUID, *kinds: tuple[str, str]) -> list[UUID]:
+    """Take in events of Stripe, type and id of the record, as an address of the venue's would."""
+    spec = context.catalog.connector("stripe").webhooks
+    assert spec is not None
+    arrivals = []
+    for number, (kind, record) in enumerate(kinds):
+        event = {"id": f"evt_{kind}_{record}_{number}", "type": kind, "created": 1772366340}
+        body = json.dumps({**event, "data": {"object": {"id": record}}}).encode()
+        delivery = Delivery("POST", "https://hub.example/x", {"content-type": "application/json"}, body)
+        found = split_events(spec, delivery)
+        arrivals.append(Arrival("stripe", venue, "hmac_sha256", delivery, found, UNKNOWN_TYPE))
+    async with context.sessions.begin() as session:
+        stored = await webhooks.store(session, arrivals)
+    return list(stored.operations)
+
+
+async def worked(context: WorkerContext, *ids: UUID) -> list[Operation]:
+    for operation_id in ids:
+        await asyncio.wait_for(work(Worker(context, "w"), operation_id), 60)
+    async with context.sessions() as session:
+        return [await session.get_one(Operation, each) for each in ids]
+
+
+async def outcomes(context: WorkerContext) -> dict[str, tuple[WebhookStatus, str | None]]:
+    async with context.sessions() as session:
+        found = await session.scalars(select(Webhook))
+        return {event.event_type: (event.status, event.error) for event in found}
+
+
+async def customer(sandbox: Sandbox, **values: str) -> str:
+    async with httpx.AsyncClient() as provider:
+        answer = await provider.post(f"{sandbox.stripe_url}/v1/customers", data=values, headers=KEY)
+    return str(answer.raise_for_status().json()["id"])
+
+
+async def customers(context: WorkerContext) -> dict[str, str]:
+    async with context.sessions() as session:
+        rows = await session.execute(text("SELECT email, first_name FROM platform.customers"))
+        return {row.email: row.first_name for row in rows}
+
+
+async def test_a_record_is_read_afresh_and_an_older_event_undoes_nothing(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    first = await told(context, venue, ("customer.created", ana))
+    [operation] = await worked(context, *first)
+    assert operation.status is OperationStatus.COMPLETED
+    assert await customers(context) == {"ana@example.com": "Ana"}
+    async with httpx.AsyncClient() as provider:
+        await provider.post(
+            f"{sandbox.stripe_url}/v1/customers/{ana}", data={"name": "Anna Ruiz"}, headers=KEY
+        )
+    later = await told(context, venue, ("customer.updated", ana), ("customer.created", f"{ana}"))
+    await worked(context, *later)
+    assert await customers(context) == {"ana@example.com": "Anna"}
+    assert {status for status, _ in (await outcomes(context)).values()} == {WebhookStatus.PROCESSED}
+
+
+async def test_events_that_wait_are_worked_together(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ids = [await customer(sandbox, email=f"{n}@example.com", name=f"N{n} X") for n in range(5)]
+    queued = await told(context, venue, *(("customer.created", each) for each in ids))
+    assert len(queued) == 5
+    first, *rest = await worked(context, *queued)
+    assert len(await customers(context)) == 5
+    assert first.progress is not None
+    assert [step["read"] for step in first.progress["mappings"]] == [5]
+    assert {each.status for each in rest} == {OperationStatus.COMPLETED}
+    assert all(not (each.progress or {}).get("mappings") for each in rest)
+
+
+async def test_what_is_gone_there_is_unlinked(context: WorkerContext, sandbox: Sandbox, venue: UUID) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    await worked(context, *await told(context, venue, ("customer.created", ana)))
+    async with httpx.AsyncClient() as provider:
+        await provider.delete(f"{sandbox.stripe_url}/v1/customers/{ana}", headers=KEY)
+    await worked(context, *await told(context, venue, ("customer.deleted", ana)))
+    async with context.sessions() as session:
+        links = (await session.scalars(select(RecordLink).filter_by(remote_id=ana))).all()
+    assert [link.state.value for link in links if link.state.value == "linked"] == []
+    assert (await outcomes(context))["customer.deleted"] == (WebhookStatus.PROCESSED, None)
+    assert "ana@example.com" in await customers(context)  # the platform's own record is its own affair
+
+
+async def test_what_no_mapping_pulls_is_ignored(context: WorkerContext, venue: UUID) -> None:
+    await worked(context, *await told(context, venue, ("product.updated", "prod_1")))
+    status, error = (await outcomes(context))["product.updated"]
+    assert status is WebhookStatus.IGNORED
+    assert error is not None
+    assert "product" in error
+
+
+async def test_a_provider_that_is_away_is_asked_again(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    queued = await told(context, venue, ("customer.created", ana))
+    sandbox.stripe.faults.plan([FaultRule("*/v1/customers/*", "status:400", 1.0, None)], 0)
+    [operation] = await worked(context, *queued)
+    status, error = (await outcomes(context))["customer.created"]
+    assert status in (WebhookStatus.FAILED, WebhookStatus.PENDING)
+    assert error
+    sandbox.stripe.faults.plan([], 0)
+    async with context.sessions.begin() as session:
+        event = (await session.scalars(select(Webhook))).one()
+        again = await webhooks._queue_again(session, event, Actor("u"))
+    await worked(context, again.id)
+    assert await customers(context) == {"ana@example.com": "Ana"}
+    assert (await outcomes(context))["customer.created"] == (WebhookStatus.PROCESSED, None)
+    assert operation.status is not OperationStatus.PROCESSING
+
+
+async def test_an_account_that_takes_back_what_it_allowed(context: WorkerContext, venue: UUID) -> None:
+    await worked(context, *await told(context, venue, ("account.application.deauthorized", "ca_1")))
+    async with context.sessions() as session:
+        row = (await session.scalars(select(IntegrationConfig).filter_by(venue_id=venue))).one()
+    assert row.status is IntegrationStatus.ERROR
+    assert row.last_error is not None
+    assert "connect again" in row.last_error
+
+
+async def test_an_event_whose_operation_is_given_twice_is_worked_once(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    queued = await told(context, venue, ("customer.created", ana))
+    await worked(context, *queued, *queued)
+    assert await customers(context) == {"ana@example.com": "Ana"}
