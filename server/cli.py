@@ -285,8 +285,10 @@ def _with_context(work: Callable[[Context], Awaitable[T]]) -> T:
 
     from engine.errors import HubError
     from server.context import open_context
+    from server.telemetry import configure_logging
 
     settings = _settings()
+    configure_logging("error" if settings.log_level == "error" else "warning", sys.stderr)
 
     async def run() -> T:
         async with open_context(settings, application_name="integration-hub cli", connections=4) as context:

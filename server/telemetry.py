@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 from uuid import UUID
 
 import orjson
@@ -39,8 +39,10 @@ _OURS = ("server", "engine")
 _SERVING = ("uvicorn",)  # says when it starts and stops
 
 
-def configure_logging(level: str = "info") -> None:
-    """Write every log event as one JSON object a line on standard output, secrets replaced by `***`."""
+def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
+    """Write every log event as one JSON object a line, secrets replaced by `***`; to standard output
+    unless a command's answer goes there.
+    """
     shared: list[structlog.typing.Processor] = [
         _name_service,
         structlog.contextvars.merge_contextvars,
@@ -55,7 +57,7 @@ def configure_logging(level: str = "info") -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
