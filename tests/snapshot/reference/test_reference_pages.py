@@ -79,7 +79,15 @@ def test_every_code_has_an_example_that_shows_it() -> None:
         assert re.search(rf"```text\n(error|warning)\[{code}\]: ", section), code
 
 
-@pytest.mark.parametrize(("name", "command"), list(main.commands.items()))
+def each_command(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from each_command(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+@pytest.mark.parametrize(("name", "command"), list(each_command(main)))
 def test_every_command_is_described_with_its_options(name: str, command: click.Command) -> None:
     section = COMMITTED["command-line.md"].split(f"## hub {name}\n", 1)[1].split("\n## ", 1)[0]
     options = [word for each in command.params if isinstance(each, click.Option) for word in each.opts]
