@@ -32,15 +32,18 @@ from sqlalchemy.engine import make_url
 import server.demo
 from server.processes import child_command, log_tail, open_log
 from tests import canary
+from tests.sandbox import mailchimp, quickbooks
 from tests.sandbox.running import Sandbox, running_sandbox
 
 T = TypeVar("T")
-Provider = Literal["stripe", "square"]
+Provider = Literal["stripe", "square", "mailchimp", "quickbooks"]
 
 PROJECT = Path(__file__).resolve().parents[2]
 API = "/api/v1/integrations"
 PROVIDERS: tuple[Provider, ...] = ("stripe", "square")
+AUDIENCE_AND_BOOKS: tuple[Provider, ...] = ("mailchimp", "quickbooks")
 KEY = f"sk_live_demo_{canary.MARK}"
+KEYS: Mapping[Provider, str] = {"stripe": KEY, "mailchimp": mailchimp.DEFAULT_KEY}
 APP = ("sq0idp-demo", "sq0csp-demo")
 VENUE = UUID("5d0c3a52-0f5e-4f59-8b39-0d3a5be5a3f1")
 PLATFORM = "platform.tickets, platform.ticket_types, platform.orders, platform.customers, platform.events"
@@ -129,6 +132,42 @@ def fill_platform(database: Database, *, events: int, customers: int) -> None:
     )
 
 
+def sell(database: Database, orders: int) -> None:
+    """Let so many orders be paid, in euros, each of one to three tickets for one event that is on sale."""
+    database.execute("UPDATE platform.venues SET books_from = '2026-01-15' WHERE id = $1", VENUE)
+    events = [
+        (event, price)
+        for event, price in database.rows(
+            "SELECT id, price FROM platform.events "
+            "WHERE venue_id = $1 AND status = 'on_sale' AND currency = 'EUR' ORDER BY id",
+            VENUE,
+        )
+    ]
+    kinds = [(uuid5(event, "ticket"), event, "Ticket", price) for event, price in events]
+    database.insert(
+        "INSERT INTO platform.ticket_types (id, event_id, name, price, quantity) "
+        "VALUES ($1, $2, $3, $4, 100)",
+        kinds,
+    )
+    sold, tickets = [], []
+    for number in range(orders):
+        order, (kind, _, _, price) = uuid5(VENUE, f"order {number}"), kinds[number % len(kinds)]
+        cents, count = int(price * 100), 1 + number % 3
+        sold.append((order, VENUE, customer_id(number), f"N-{number}", cents * count, number))
+        tickets += [(uuid5(order, str(place)), order, kind, cents) for place in range(count)]
+    database.insert(
+        "INSERT INTO platform.orders (id, venue_id, customer_id, number, status, total, currency, placed_at, "
+        "updated_at) VALUES ($1, $2, $3, $4, 'paid', $5, 'EUR', timestamptz '2026-02-01', "
+        "timestamptz '2026-02-01' + make_interval(mins => $6))",
+        sold,
+    )
+    database.insert(
+        "INSERT INTO platform.tickets (id, order_id, ticket_type_id, price, currency) "
+        "VALUES ($1, $2, $3, $4, 'EUR')",
+        tickets,
+    )
+
+
 # ---- the hub ----------------------------------------------------------------------------------------------
 
 
@@ -148,6 +187,7 @@ class Hub:
     logs: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)  # all the API has said
+    providers: tuple[Provider, ...] = PROVIDERS  # who is meant where nobody is named
 
     # -- processes
 
@@ -221,28 +261,29 @@ class Hub:
         assert answer.is_success, answer.text
         return answer.json()["data"]
 
-    def connect(self, provider: Provider, key: str = KEY, merchant: str = "MDEMO") -> httpx.Response:
+    def connect(
+        self, provider: Provider, key: str | None = None, merchant: str | None = None
+    ) -> httpx.Response:
         """Connect as a venue would, with a key or on a merchant's consent page; returns the last answer."""
         body: dict[str, Any] = {
             "venueId": str(VENUE),
             "environment": "production",
             "config": {"syncEnabled": False},
         }
-        if provider == "stripe":
-            body["credentials"] = {"apiKey": key}
+        if provider in KEYS:
+            body["credentials"] = {"apiKey": key or KEYS[provider]}
         answer = self.request("POST", f"{API}/connect/{provider}", json=body)
-        if not answer.is_success or provider == "stripe":
+        if not answer.is_success or provider in KEYS:
             return answer
-        consent = httpx.URL(answer.json()["data"]["authUrl"]).copy_merge_params(
-            {"auto_approve": "1", "_sandbox_merchant": merchant}
-        )
+        told = {"auto_approve": "1", **({"_sandbox_merchant": merchant} if merchant else {})}
+        consent = httpx.URL(answer.json()["data"]["authUrl"]).copy_merge_params(told)
         back = httpx.get(consent).headers["location"]
         answer = httpx.get(back, headers={"Accept": "application/json"}, timeout=60)
         self.answers.append(f"{answer.headers}\n{answer.text}")
         return answer
 
     def connect_all(self) -> None:
-        for provider in PROVIDERS:
+        for provider in self.providers:
             answer = self.connect(provider)
             assert answer.is_success, answer.text
 
@@ -252,7 +293,7 @@ class Hub:
         return str(self.data("POST", f"{API}/sync/{provider}/sync", json=body)["syncId"])
 
     def begin_all(self) -> dict[Provider, str]:
-        return {provider: self.begin(provider) for provider in PROVIDERS}
+        return {provider: self.begin(provider) for provider in self.providers}
 
     def state(self, provider: Provider, sync_id: str) -> dict[str, Any] | None:
         """Return a sync as the API tells it; None while the API can't."""
@@ -280,7 +321,7 @@ class Hub:
         """Sync with every provider at once, to good ends."""
         states = {each: self.ended(each, sync_id, seconds) for each, sync_id in self.begin_all().items()}
         assert {each: state["status"] for each, state in states.items()} == dict.fromkeys(
-            PROVIDERS, "completed"
+            self.providers, "completed"
         ), states
         return states
 
@@ -290,7 +331,7 @@ class Hub:
     # -- providers
 
     def provider_url(self, provider: Provider) -> str:
-        return self.sandbox.stripe_url if provider == "stripe" else self.sandbox.square_url
+        return str(getattr(self.sandbox, f"{provider}_url"))
 
     def control(self, provider: Provider, method: str, path: str, body: Any = None) -> Any:
         """Make one of a simulated provider's control calls."""
@@ -313,27 +354,40 @@ class Hub:
 
     def calls(self) -> int:
         """Return how many calls the providers have had, without making one."""
-        return self.sandbox.stripe.counts.total + self.sandbox.square.counts.total
+        sandbox = self.sandbox
+        stand_ins = (sandbox.stripe, sandbox.square, sandbox.mailchimp, sandbox.quickbooks)
+        return sum(each.counts.total for each in stand_ins)
 
     def writes(self) -> dict[Provider, int]:
         """Return how many writing calls each provider has had."""
-        return {provider: self.counts(provider)["writes"] for provider in PROVIDERS}
+        return {provider: self.counts(provider)["writes"] for provider in self.providers}
 
 
 def quick_connectors(folder: Path) -> Path:
     """Copy the manifests, with hardly any limits and short waits, for tests in which much is tried again."""
     folder.mkdir(parents=True)
-    for provider in PROVIDERS:
+    for provider, limits in QUICK_LIMITS.items():
         text = (PROJECT / "connectors" / f"{provider}.yaml").read_text(encoding="utf-8")
-        quick, found = re.subn(r"(?m)^limits:\n(?:  .*\n)+", QUICK, text)
+        text = re.sub(r"(?m)^retries:\n(?:  .*\n)+", "", text)
+        quick, found = re.subn(r"(?m)^limits:\n(?:  .*\n)+", f"limits: {limits}\n{QUICK_RETRIES}", text)
         assert found == 1
         (folder / f"{provider}.yaml").write_text(quick, encoding="utf-8")
     return folder
 
 
-QUICK = """limits: {requests: 1000 per second, concurrent: 100}
-retries: {first_wait: 100 milliseconds, longest_wait: 500 milliseconds}
-"""
+QUICK_LIMITS: Mapping[Provider, str] = {
+    "stripe": "{requests: 1000 per second, concurrent: 100}",
+    "square": "{requests: 1000 per second, concurrent: 100}",
+    "mailchimp": "{concurrent: 10}",  # which the stand-in insists on
+    "quickbooks": "{requests: 1000 per second, concurrent: 100}",
+}
+QUICK_RETRIES = "retries: {first_wait: 100 milliseconds, longest_wait: 500 milliseconds}\n"
+NO_LIMITS: Mapping[Provider, Mapping[str, Any]] = {
+    "stripe": {"requests_per_second": None, "per_endpoint": None},
+    "square": {"requests_per_second": None, "per_endpoint": None},
+    "mailchimp": {},
+    "quickbooks": {"all": None},
+}
 
 
 @contextmanager
@@ -370,8 +424,18 @@ def running_hub(
             "ENCRYPTION_KEY": canary.planted("vault", secrets.token_hex(16))[:32],
             "SQUARE_CLIENT_ID": APP[0],
             "SQUARE_CLIENT_SECRET": APP[1],
-            "HUB_ORIGIN_OVERRIDES": f"https://api.stripe.com={sandbox.stripe_url},"
-            f"https://connect.squareup.com={sandbox.square_url}",
+            "QUICKBOOKS_CLIENT_ID": quickbooks.DEFAULT_CLIENT,
+            "QUICKBOOKS_CLIENT_SECRET": quickbooks.DEFAULT_SECRET,
+            "HUB_ORIGIN_OVERRIDES": ",".join(
+                f"{origin}={url}"
+                for origins, url in (
+                    (("https://api.stripe.com",), sandbox.stripe_url),
+                    (("https://connect.squareup.com",), sandbox.square_url),
+                    (mailchimp.REPLACES, sandbox.mailchimp_url),
+                    (quickbooks.REPLACES, sandbox.quickbooks_url),
+                )
+                for origin in origins
+            ),
             **settings,
         }
         hub = Hub(database, redis_url, sandbox, environment, url, folder / "logs")
@@ -391,8 +455,11 @@ def look_for_secrets(hub: Hub) -> None:
     canary.look("what a hub answered", "\n".join(hub.answers))
 
 
-def start_over(hub: Hub, *, events: int, customers: int) -> None:
+def start_over(
+    hub: Hub, *, events: int, customers: int, orders: int = 0, providers: tuple[Provider, ...] = PROVIDERS
+) -> None:
     """Forget what earlier tests did, everywhere; processes that a test ended are started again."""
+    hub.providers = providers
     look_for_secrets(hub)
     names = {"worker", "scheduler", "api"}
     for name in [name for name, process in hub.processes.items() if process.poll() is not None]:
@@ -402,10 +469,12 @@ def start_over(hub: Hub, *, events: int, customers: int) -> None:
         f"TRUNCATE {HUB}; ALTER TABLE audit_log ENABLE TRIGGER USER; COMMIT"
     )
     fill_platform(hub.database, events=events, customers=customers)
-    for provider in PROVIDERS:
+    if orders:
+        sell(hub.database, orders)
+    for provider, limits in NO_LIMITS.items():
         hub.control(provider, "POST", "reset")
-        if "HUB_CONNECTORS_DIR" in hub.environment:
-            hub.control(provider, "POST", "limits", {"requests_per_second": None, "per_endpoint": None})
+        if "HUB_CONNECTORS_DIR" in hub.environment and limits:
+            hub.control(provider, "POST", "limits", limits)
     with redis.Redis.from_url(hub.redis_url) as client:
         client.flushdb()
     hub.start(*(names - hub.processes.keys()))
@@ -418,9 +487,13 @@ _UNITS = "CASE currency WHEN 'JPY' THEN 1 WHEN 'KWD' THEN 1000 ELSE 100 END"
 
 
 def check_everything_is_in_step(hub: Hub) -> None:
-    """Every event on sale and every customer is at both providers exactly once, as the platform has them."""
-    check_events(hub)
-    check_customers(hub)
+    """What each provider is for is there exactly once, as the platform has it."""
+    if hub.providers == AUDIENCE_AND_BOOKS:
+        check_audience(hub)
+        check_books(hub)
+    else:
+        check_events(hub)
+        check_customers(hub)
 
 
 def check_events(hub: Hub, providers: Sequence[Provider] = PROVIDERS) -> None:
@@ -507,6 +580,70 @@ def check_customers(hub: Hub, providers: Sequence[Provider] = PROVIDERS) -> None
             for customer in hub.objects("square", "customer")
         )
         assert found == sorted(people)
+
+
+def check_audience(hub: Hub) -> None:
+    """Everybody with an address is a member, who was only told of what they bought."""
+    expected = hub.database.rows(
+        "SELECT email, coalesce(first_name, ''), coalesce(last_name, ''), coalesce(phone, ''), "
+        "'transactional' FROM platform.customers WHERE venue_id = $1 AND email IS NOT NULL "
+        'ORDER BY email COLLATE "C"',
+        VENUE,
+    )
+    assert expected
+    found = sorted(
+        (
+            member["email_address"],
+            *(member["merge_fields"][name] for name in ("FNAME", "LNAME", "PHONE")),
+            member["status"],
+        )
+        for member in hub.objects("mailchimp", "member")
+    )
+    assert found == expected
+
+
+def check_books(hub: Hub) -> None:
+    """Items for what has a price, customers, and a receipt for each paid order since the books were begun."""
+    items = hub.database.rows(
+        "SELECT id::text, name || ' #' || left(id::text, 8), price FROM platform.events "
+        "WHERE venue_id = $1 AND status <> 'draft' AND price IS NOT NULL ORDER BY id::text",
+        VENUE,
+    )
+    assert items
+    found = hub.objects("quickbooks", "Item")
+    assert sorted((item["Sku"], item["Name"], exactly(item["UnitPrice"])) for item in found) == items
+
+    people = hub.database.rows(
+        "SELECT concat_ws(' ', first_name, last_name, '(' || coalesce(email, id::text) || ')'), "
+        "email, phone, city, country FROM platform.customers WHERE venue_id = $1 "
+        "AND coalesce(first_name, last_name, email) IS NOT NULL",
+        VENUE,
+    )
+    customers = hub.objects("quickbooks", "Customer")
+    assert sorted(
+        (
+            person["DisplayName"],
+            person.get("PrimaryEmailAddr", {}).get("Address"),
+            person.get("PrimaryPhone", {}).get("FreeFormNumber"),
+            *(person.get("BillAddr", {}).get(name) for name in ("City", "Country")),
+        )
+        for person in customers
+    ) == sorted(people, key=lambda person: str(person[0]))
+
+    sales = hub.database.rows(
+        "SELECT id::text, number, total / 100.0 FROM platform.orders "
+        "WHERE venue_id = $1 AND source = 'platform' ORDER BY id::text",
+        VENUE,
+    )
+    receipts = hub.objects("quickbooks", "SalesReceipt")
+    sold = [(each["PrivateNote"], each["DocNumber"], exactly(each["TotalAmt"])) for each in receipts]
+    assert sorted(sold) == sales
+    assert {each["CustomerRef"]["value"] for each in receipts} <= {person["Id"] for person in customers}
+
+
+def exactly(number: float | int) -> Decimal:
+    """Return a number of JSON as it is written."""
+    return Decimal(repr(number))
 
 
 def counts_of(state: Mapping[str, Any], direction: str, *names: str) -> dict[str, int]:

@@ -10,9 +10,9 @@ from tests import canary
 
 pytest.register_assert_rewrite("tests.integration.hub")  # before it is imported
 
-from tests.integration.hub import Hub, running_hub, start_over  # noqa: E402 - see above
+from tests.integration.hub import PROVIDERS, Hub, running_hub, start_over  # noqa: E402 - see above
 
-EVENTS, CUSTOMERS = 12, 24  # enough for several calls of each kind, few enough to be quick
+EVENTS, CUSTOMERS, ORDERS = 12, 24, 12  # enough for several calls of each kind, few enough to be quick
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,10 @@ def hub(running: Hub) -> Hub:
 
 
 @pytest.fixture
-def connected(hub: Hub) -> Hub:
-    """The hub with both providers connected and nothing synced."""
+def connected(hub: Hub, request: pytest.FixtureRequest) -> Hub:
+    """The hub with both providers connected and nothing synced; a test may name others, who get orders."""
+    providers = getattr(request, "param", PROVIDERS)
+    if providers != PROVIDERS:
+        start_over(hub, events=EVENTS, customers=CUSTOMERS, orders=ORDERS, providers=providers)
     hub.connect_all()
     return hub

@@ -2,7 +2,10 @@
 
 import random
 
+import pytest
+
 from tests.integration.hub import (
+    AUDIENCE_AND_BOOKS,
     PROVIDERS,
     Hub,
     Provider,
@@ -10,8 +13,6 @@ from tests.integration.hub import (
     start_over,
 )
 
-KILLS = 20
-CALLS = 20.0  # a worker's life, on average
 SEED = 20261124
 
 
@@ -25,20 +26,33 @@ def _at_work(hub: Hub, syncs: dict[Provider, str]) -> str | None:
     return next((name for name, process in hub.processes.items() if process.pid in pids), None)
 
 
-def test_twenty_kills_during_the_first_sync_lose_and_double_nothing(hub: Hub) -> None:
-    """The worker that holds a sync is killed and started again; a second one saves waiting for its start."""
-    start_over(hub, events=30, customers=80)
+@pytest.mark.parametrize(
+    ("providers", "orders", "kills", "calls", "latency"),
+    [
+        pytest.param(PROVIDERS, 0, 20, 20.0, 0.1, id="shops"),
+        # Few calls, with much in each.
+        pytest.param(AUDIENCE_AND_BOOKS, 40, 5, 3.0, 0.3, id="audience and books"),
+    ],
+)
+def test_kills_during_the_first_sync_lose_and_double_nothing(
+    hub: Hub, providers: tuple[Provider, ...], orders: int, kills: int, calls: float, latency: float
+) -> None:
+    """The worker that holds a sync is killed and started again; a second one saves waiting for its start.
+
+    `calls` are what a worker makes in its life, on average.
+    """
+    start_over(hub, events=30, customers=80, orders=orders, providers=providers)
     hub.connect_all()
-    for provider in PROVIDERS:
-        hub.control(provider, "POST", "latency", {"seconds": 0.1})
+    for provider in providers:
+        hub.control(provider, "POST", "latency", {"seconds": latency})
     chance = random.Random(SEED)
     hub.start("worker-b")
     try:
         syncs = hub.begin_all()
-        for number in range(KILLS):
-            enough = hub.calls() + 1 + round(chance.expovariate(1 / CALLS))
+        for number in range(kills):
+            enough = hub.calls() + 1 + round(chance.expovariate(1 / calls))
             victim = hub.until(
-                lambda calls=enough: _at_work(hub, syncs) if hub.calls() >= calls else None,  # type: ignore[misc]  # bound now
+                lambda enough=enough: _at_work(hub, syncs) if hub.calls() >= enough else None,  # type: ignore[misc]  # bound now
                 f"a worker to be at work for the {number + 1}. time",
             )
             assert victim is not None

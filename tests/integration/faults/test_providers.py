@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.integration.hub import (
+    AUDIENCE_AND_BOOKS,
     KEY,
     PROVIDERS,
     VENUE,
@@ -17,6 +18,8 @@ from tests.integration.hub import (
 CREATES: Mapping[Provider, tuple[str, ...]] = {
     "stripe": ("POST /v1/products", "POST /v1/prices", "POST /v1/customers"),
     "square": ("POST /v2/catalog/batch-upsert", "POST /v2/customers/bulk-create"),
+    "mailchimp": ("POST /3.0/lists/{list}",),
+    "quickbooks": ("POST /v3/company/{realm}/batch",),
 }
 LISTS: Mapping[Provider, str] = {"stripe": "GET /v1/customers", "square": "POST /v2/customers/search"}
 
@@ -80,13 +83,16 @@ def test_down_for_a_while(connected: Hub, faults: Mapping[Provider, str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "faults",
+    ("connected", "faults"),
     [
-        {"stripe": "after:500", "square": "after:disconnect"},
-        {"stripe": "after:disconnect", "square": "after:500"},
-        {"stripe": "after:503", "square": "truncated"},
-        {"stripe": "truncated", "square": "after:503"},
+        (PROVIDERS, {"stripe": "after:500", "square": "after:disconnect"}),
+        (PROVIDERS, {"stripe": "after:disconnect", "square": "after:500"}),
+        (PROVIDERS, {"stripe": "after:503", "square": "truncated"}),
+        (PROVIDERS, {"stripe": "truncated", "square": "after:503"}),
+        (AUDIENCE_AND_BOOKS, {"mailchimp": "after:500", "quickbooks": "after:disconnect"}),
+        (AUDIENCE_AND_BOOKS, {"mailchimp": "after:disconnect", "quickbooks": "truncated"}),
     ],
+    indirect=["connected"],
 )
 def test_creates_that_only_look_as_if_they_had_failed_make_no_twins(
     connected: Hub, faults: Mapping[Provider, str]
@@ -96,7 +102,7 @@ def test_creates_that_only_look_as_if_they_had_failed_make_no_twins(
         rules = [{"match": match, "fault": fault, "times": 4} for match in CREATES[provider]]
         connected.break_provider(provider, *rules)
     _end_well(connected, connected.begin_all())
-    for provider in PROVIDERS:
+    for provider in connected.providers:
         assert connected.counts(provider)["faults"] >= 4 * len(CREATES[provider])
     _settled(connected)
 
@@ -187,13 +193,22 @@ MIX = (
 )
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_five_calls_in_a_hundred_fail_somehow(connected: Hub, seed: int) -> None:
-    for provider in PROVIDERS:
-        rules = [{"match": "*", "fault": fault, "rate": 0.05 / len(MIX)} for fault in MIX]
+@pytest.mark.parametrize(
+    ("connected", "percent", "seed"),
+    [
+        pytest.param(PROVIDERS, 5, 1, id="shops 1"),
+        pytest.param(PROVIDERS, 5, 2, id="shops 2"),
+        pytest.param(AUDIENCE_AND_BOOKS, 30, 3, id="audience and books 3"),  # few calls, with much in each
+        pytest.param(AUDIENCE_AND_BOOKS, 30, 5, id="audience and books 5"),
+    ],
+    indirect=["connected"],
+)
+def test_some_calls_in_a_hundred_fail_somehow(connected: Hub, percent: int, seed: int) -> None:
+    for provider in connected.providers:
+        rules = [{"match": "*", "fault": fault, "rate": percent / 100 / len(MIX)} for fault in MIX]
         connected.break_provider(provider, *rules, seed=seed)
     _end_well(connected, connected.begin_all())
-    assert connected.counts("stripe")["faults"] > 0
-    for provider in PROVIDERS:
+    assert sum(connected.counts(provider)["faults"] for provider in connected.providers) > 0
+    for provider in connected.providers:
         connected.mend_provider(provider)
     _settled(connected)

@@ -8,7 +8,15 @@ import pytest
 import redis
 
 from server.embedded import StoreProcess, Stores
-from tests.integration.hub import PROVIDERS, Hub, Provider, check_everything_is_in_step
+from tests.integration.hub import (
+    AUDIENCE_AND_BOOKS,
+    PROVIDERS,
+    Hub,
+    Provider,
+    check_everything_is_in_step,
+)
+
+IDS = ("shops", "audience and books")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class OwnStores:
 def own(connected: Hub, own_stores: Stores) -> OwnStores:
     assert own_stores.postgres is not None
     assert own_stores.redis is not None
-    for provider in PROVIDERS:  # so that there is a middle of a sync to hit
+    for provider in connected.providers:  # so that there is a middle of a sync to hit
         connected.control(provider, "POST", "latency", {"seconds": 0.2})
     return OwnStores(connected, own_stores.postgres, own_stores.redis)
 
@@ -46,10 +54,10 @@ def _after(hub: Hub, calls: int) -> bool:
     return _syncing(hub)
 
 
-def _strike(hub: Hub, times: int, strike: Callable[[], None]) -> None:
+def _strike(hub: Hub, times: int, strike: Callable[[], None], calls: int = 8) -> None:
     """Do something up to so many times, with some calls in between, and at least once in mid-sync."""
     hits = 0
-    while hits < times and _after(hub, 8):
+    while hits < times and _after(hub, calls):
         strike()
         hits += 1
     assert hits
@@ -61,9 +69,12 @@ def _end_well(hub: Hub, syncs: dict[Provider, str]) -> None:
     check_everything_is_in_step(hub)
 
 
-def test_redis_is_emptied_in_mid_sync(own: OwnStores) -> None:
+@pytest.mark.parametrize(
+    ("connected", "calls"), [(PROVIDERS, 8), (AUDIENCE_AND_BOOKS, 3)], indirect=["connected"], ids=IDS
+)
+def test_redis_is_emptied_in_mid_sync(own: OwnStores, calls: int) -> None:
     syncs = own.hub.begin_all()
-    _strike(own.hub, 5, partial(_empty, own.hub))
+    _strike(own.hub, 5, partial(_empty, own.hub), calls)
     _end_well(own.hub, syncs)
 
 
