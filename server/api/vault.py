@@ -16,7 +16,7 @@ from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, TOKEN
 from server.db.models import MaintenanceRun
-from server.services import audit, maintenance, rotation
+from server.services import maintenance, rotation
 
 RUN = f"{ADMIN}/maintenance/{{run_id:uuid}}"
 
@@ -232,16 +232,7 @@ async def get_maintenance(context: Shared, run_id: RunId) -> RunAnswer:
 )
 async def stop_maintenance(context: Shared, actor: Acting, run_id: RunId) -> RunAnswer:
     async with context.sessions.begin() as session:
-        run = await maintenance.stop(session, run_id)
-        audit.record(
-            session,
-            actor,
-            "maintenance.stopped",
-            venue_id=run.venue_id,
-            target=str(run_id),
-            details={"kind": run.kind},
-        )
-        return RunAnswer(run_state(run))
+        return RunAnswer(run_state(await maintenance.stop(session, actor, run_id)))
 
 
 def run_state(run: MaintenanceRun) -> RunState:

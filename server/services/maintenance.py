@@ -22,6 +22,7 @@ from engine.errors import HubError
 from server.context import Context
 from server.db.models import MaintenanceRun, MaintenanceStatus
 from server.errors import NotFoundError
+from server.services import audit
 from server.services.audit import Actor
 
 log = structlog.get_logger(__name__)
@@ -74,8 +75,11 @@ async def read(session: AsyncSession, run_id: UUID) -> MaintenanceRun:
     return run
 
 
-async def stop(session: AsyncSession, run_id: UUID) -> MaintenanceRun:
-    """Stop a run after the batch it is at; what is done stays done. Raises NotFoundError."""
+async def stop(session: AsyncSession, actor: Actor, run_id: UUID) -> MaintenanceRun:
+    """Stop a run after the batch it is at, if it has not ended; what is done stays done.
+
+    Raises NotFoundError.
+    """
     run = await session.get(MaintenanceRun, run_id, with_for_update=True)
     if run is None:
         raise NotFoundError("there is no such run")
@@ -83,6 +87,14 @@ async def stop(session: AsyncSession, run_id: UUID) -> MaintenanceRun:
         _end(run, MaintenanceStatus.STOPPED)
         await session.flush()
         await session.refresh(run)
+        audit.record(
+            session,
+            actor,
+            "maintenance.stopped",
+            venue_id=run.venue_id,
+            target=str(run_id),
+            details={"kind": run.kind},
+        )
     return run
 
 

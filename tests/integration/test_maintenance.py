@@ -127,7 +127,7 @@ async def test_many_who_start_one_in_the_same_moment_get_the_same(context: Worke
 async def test_what_has_ended_is_not_joined(context: WorkerContext) -> None:
     first, _ = await begin(context)
     async with context.sessions.begin() as session:
-        assert (await stop(session, first.id)).status == "stopped"
+        assert (await stop(session, ADMIN, first.id)).status == "stopped"
     second, new = await begin(context)
     assert new
     assert second.id != first.id
@@ -209,9 +209,9 @@ async def test_a_stopped_run_is_not_worked_on(context: WorkerContext) -> None:
     run, _ = await begin(context)
     assert await work_one(context, {"count": count_to_three})
     async with context.sessions.begin() as session:
-        await stop(session, run.id)
+        await stop(session, ADMIN, run.id)
     assert not await work_one(context, {"count": count_to_three})
-    assert await actions(context) == ["count 1"]
+    assert await actions(context) == ["count 1", "maintenance.stopped"]
 
 
 async def test_a_kind_this_version_does_not_know_waits_for_one_that_does(context: WorkerContext) -> None:
@@ -221,10 +221,11 @@ async def test_a_kind_this_version_does_not_know_waits_for_one_that_does(context
 
 
 async def test_there_is_no_such_run(context: WorkerContext) -> None:
-    for ask in (read, stop):
+    async with context.sessions() as session:
         with pytest.raises(NotFoundError):
-            async with context.sessions() as session:
-                await ask(session, uuid4())
+            await read(session, uuid4())
+        with pytest.raises(NotFoundError):
+            await stop(session, ADMIN, uuid4())
 
 
 async def test_the_scheduler_goes_on_while_there_is_work(
