@@ -8,7 +8,6 @@ import msgspec
 import structlog
 from litestar import HttpMethod, Request, Response, get, post, put, route
 from litestar.datastructures import ResponseHeader
-from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import PathParameter, QueryParameter
 from msgspec import Meta, Struct
@@ -120,22 +119,21 @@ class WebhookSecretBody(Struct, frozen=True, forbid_unknown_fields=True, rename=
 
 
 _NO_STORE = [ResponseHeader(name="Cache-Control", description="Never kept.", value="no-store")]
+_OPEN: dict[str, Any] = {**PUBLIC, "raw_body": True, "hides_path": True}
 _RECEIVE: dict[str, Any] = {
-    "http_method": [HttpMethod.POST, HttpMethod.GET, HttpMethod.HEAD],
     "tags": TAGS,
-    "opt": {**PUBLIC, "raw_body": True, "hides_path": True},
-    "security": [{}],
+    "opt": _OPEN,
     "status_code": 200,
     "response_headers": _NO_STORE,
     "responses": {
-        200: ResponseSpec(
+        200: good(
             Received,
-            generate_examples=False,
-            description="Stored, or known already; or the answer to a probe.",
-            examples=[Example(summary="stored", value={"received": True})],
+            "Stored, or known already; or the answer to a probe.",
+            Example(summary="stored", value={"received": True}),
         ),
         **error_answers(
             "VALIDATION_ERROR",
+            "PROVIDER_NOT_SUPPORTED",
             "WEBHOOK_PROCESSING_FAILED",
             "WEBHOOK_SIGNATURE_INVALID",
             "INVALID_PROVIDER",
@@ -145,10 +143,16 @@ _RECEIVE: dict[str, Any] = {
         ),
     },
 }
+_PROBE: dict[str, Any] = {
+    "http_method": [HttpMethod.GET, HttpMethod.HEAD],
+    "opt": _OPEN,
+    "include_in_schema": False,
+}
 
 
-@route(
+@post(
     f"{WEBHOOKS}/{{provider:str}}",
+    operation_id="receiveWebhook",
     summary="Receive a webhook at the address all connections share",
     description="Proved over the raw body by the connector's signature before anything is read, and stored "
     "before it is acknowledged. Whose events they are, their account says.",
@@ -158,13 +162,26 @@ async def receive(request: Request[Any, Any, Any], context: Shared, provider: Pr
     return await _receive(request, context, provider, None)
 
 
-@route(
+@post(
     f"{WEBHOOKS}/{{provider:str}}/{{token:str}}",
+    operation_id="receiveOwnWebhook",
     summary="Receive a webhook at a connection's own address",
     description="As at the shared address; the token says whose events they are.",
     **_RECEIVE,
 )
 async def receive_own(
+    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
+) -> Response[Any]:
+    return await _receive(request, context, provider, token)
+
+
+@route(f"{WEBHOOKS}/{{provider:str}}", **_PROBE)
+async def probe(request: Request[Any, Any, Any], context: Shared, provider: ProviderName) -> Response[Any]:
+    return await _receive(request, context, provider, None)
+
+
+@route(f"{WEBHOOKS}/{{provider:str}}/{{token:str}}", **_PROBE)
+async def probe_own(
     request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
 ) -> Response[Any]:
     return await _receive(request, context, provider, token)
@@ -489,6 +506,8 @@ async def _address(context: Context, venue_id: UUID, provider: str) -> WebhookAd
 HANDLERS = (
     receive,
     receive_own,
+    probe,
+    probe_own,
     list_events,
     retry_event,
     replay_events,

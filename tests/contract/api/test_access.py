@@ -47,6 +47,9 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("POST", f"{API}/health/stripe/test", "body", MANAGE, 404),
     ("GET", f"{API}/sync/stripe/sync/status", "query", READ, 404),
     ("GET", f"{API}/sync/stripe/sync/history", "query", READ, 404),
+    ("GET", f"{API}/webhooks/stripe/events", "query", READ, 200),
+    ("POST", f"{API}/webhooks/stripe/replay", "body", MANAGE, 200),
+    ("GET", f"{API}/stripe/webhook", "query", MANAGE, 404),
     ("GET", f"{API}/admin/all-venues", "query", ADMIN, 200),
     ("GET", f"{API}/admin/health-summary", "query", ADMIN, 200),
     ("POST", f"{API}/admin/force-sync", "body", ADMIN, 400),
@@ -68,6 +71,8 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
 PUBLIC = {
     f"{API}/oauth/callback/{{provider:str}}",
     f"{API}/health/{{provider:str}}",
+    f"{API}/webhooks/{{provider:str}}",
+    f"{API}/webhooks/{{provider:str}}/{{token:str}}",
     "/integrations/success",
     "/integrations/error",
     "/health",
@@ -170,6 +175,8 @@ def test_every_route_with_roles_is_in_these_tests(settings: Settings) -> None:
     tested = {(method, path.replace("stripe", "{provider:str}")) for method, path, *_ in ROUTES}
     tested |= {
         ("GET", "/metrics"),
+        ("POST", f"{API}/webhooks/retry"),
+        ("PUT", f"{API}/{{provider:str}}/webhook"),
         ("POST", f"{API}/venue/{{venue_id:uuid}}/erase"),
         ("GET", f"{API}/sync/{{provider:str}}/sync/{{sync_id:uuid}}"),
         ("GET", f"{API}/sync/{{provider:str}}/sync/{{sync_id:uuid}}/events"),

@@ -283,6 +283,19 @@ async def test_who_sees_an_address(hub: Hub) -> None:
     assert (await hub.get(f"{API}/stripe/webhook", headers=bearer("user"), **where)).status_code == 403
     others = {"params": {"venueId": str(OTHERS)}}
     assert (await hub.get(f"{API}/stripe/webhook", **others)).status_code == 403
+    for role, venue, status in (("user", OURS, 403), ("venue_admin", OTHERS, 403), ("admin", OURS, 200)):
+        body = {"venueId": str(venue), "secret": "whsec_one"}
+        answer = await hub.http.put(f"{API}/stripe/webhook", json=body, headers=bearer(role))
+        assert answer.status_code == status
+
+
+async def test_who_may_have_an_event_worked_again(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await square(hub, square_event())
+    [event] = await events(hub)
+    body = {"webhookId": str(event["id"])}
+    for headers, status in ((bearer("user"), 403), ({}, 401), (OPERATOR, 200), (bearer(), 200)):
+        assert (await hub.post(f"{HOOKS}/retry", body, headers=headers)).status_code == status
 
 
 async def test_a_form_and_a_probe(hub: Hub) -> None:
