@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import boto3
 import pytest
@@ -16,9 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
+from server.context import open_context
+from server.credentials import place as place_of
+from server.db.models import IntegrationConfig, VenueApiKey
 from server.errors import KeysUnavailableError, VaultError, http_status
 from server.keys import open_keys
 from server.kms import KEEP_SECONDS, MOST_USES, SEAL_SECONDS, KmsKeys
+from server.services import rotation, upkeep
+from server.services.audit import Actor
 from server.settings import read_settings
 from server.vault import Context, LocalKeyring, SeveralProviders, Vault, key_id_of
 
@@ -247,6 +252,43 @@ async def test_from_the_keyring_to_kms_and_back(aws: Any) -> None:
     back = await Vault(SeveralProviders((keyring, kms))).rotate(there, PLACE)
     assert key_id_of(back) == "local:k1"
     assert (await Vault(keyring).open(back, PLACE)).reveal() == "sk_live_1"
+
+
+async def test_a_whole_hub_moves_from_its_keyring_to_kms_and_back(
+    aws: Any, fresh_database_url: str, redis_url: str
+) -> None:
+    arn = new_key(aws)
+    local = {"HUB_VAULT_KEYS": f"k1:{base64.b64encode(bytes(range(32))).decode()}"}
+    stores = {"DATABASE_URL": fresh_database_url, "REDIS_URL": redis_url}
+    venues = [UUID(int=n + 1) for n in range(20)]
+    async with open_context(hub_settings(**stores, **local)) as context:
+        async with context.sessions.begin() as session:
+            for venue in venues:
+                row = VenueApiKey(
+                    id=uuid4(), venue_id=venue, integration_type="stripe", environment="production"
+                )
+                row.encrypted_api_key = await context.vault.seal(
+                    f'{{"apiKey":"sk {venue}"}}', place_of(row, "encrypted_api_key")
+                )
+                session.add(row)
+                session.add(IntegrationConfig(venue_id=venue, integration_type="stripe"))
+    both = {**stores, **local, "HUB_VAULT_KMS_KEY": arn}
+    moves: tuple[tuple[str, dict[str, str], dict[str, str]], ...] = (
+        (f"aws-kms:{arn}", both, {**stores, "HUB_VAULT_KMS_KEY": arn}),
+        ("local:k1", {**both, "HUB_VAULT_SEAL_WITH": "local"}, {**stores, **local}),
+    )
+    for target, moving, alone in moves:
+        async with open_context(hub_settings(**moving)) as context:
+            run, _ = await rotation.request(context, Actor("u_1"))
+            ended = await upkeep.work_to_end(context, run.id)
+            assert (ended.status, ended.result and (ended.result["key"], ended.result["moved"])) == (
+                "completed",
+                (target, 20),
+            )
+        async with open_context(hub_settings(**alone)) as context:  # what was left isn't needed any more
+            for venue in venues:
+                opened = await context.credentials(venue, "stripe").current()
+                assert opened.values["apiKey"].reveal() == f"sk {venue}"
 
 
 async def test_a_key_of_a_foreign_account_is_never_used(aws: Any) -> None:

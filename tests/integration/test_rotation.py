@@ -31,9 +31,10 @@ from server.db.models import (
     OAuthState,
     OAuthToken,
     VenueApiKey,
+    WebhookEndpoint,
 )
 from server.errors import KeysUnavailableError
-from server.services import idempotency, maintenance, oauth, rotation, upkeep
+from server.services import endpoints, idempotency, maintenance, oauth, rotation, upkeep
 from server.services.audit import Actor
 from server.services.rotation import SEALED, usage
 from server.settings import read_settings
@@ -168,10 +169,20 @@ async def one_of_each(context: WorkerContext) -> None:
             redirect_uri="https://hub.example/cb",
         )
         state.encrypted_verifier = await vault.seal("verifier", oauth.place(state))
+        endpoint = WebhookEndpoint(
+            id=uuid4(),
+            venue_id=key.venue_id,
+            integration_type="stripe",
+            environment="sandbox",
+            token_hash="b" * 64,
+        )
+        for column in ("encrypted_token", "encrypted_secrets"):
+            setattr(endpoint, column, await vault.seal(column, endpoints.place(endpoint, column)))
         answer = orjson.dumps({"body": {"success": True}, "headers": {}}).decode()
         session.add_all(
             [
                 state,
+                endpoint,
                 IdempotencyKey(
                     caller="u/1",
                     key="k",
@@ -186,15 +197,15 @@ async def one_of_each(context: WorkerContext) -> None:
 
 async def test_all_there_is_goes_under_the_current_key(context: WorkerContext) -> None:
     await one_of_each(context)
-    assert await counts(context) == {"local:k2": 0, "local:k1": 6}
+    assert await counts(context) == {"local:k2": 0, "local:k1": 8}
     run = await begin(context)
     ended = await work(context)
     assert (ended.id, ended.status, ended.error) == (run.id, "completed", None)
-    assert ended.result == {"key": "local:k2", "moved": 6, "failed": 0, "values": []}
-    assert (ended.progress["done"], ended.progress["total"]) == (6, 6)
-    assert await counts(context) == {"local:k2": 6, "local:k1": 0}
+    assert ended.result == {"key": "local:k2", "moved": 8, "failed": 0, "values": []}
+    assert (ended.progress["done"], ended.progress["total"]) == (8, 8)
+    assert await counts(context) == {"local:k2": 8, "local:k1": 0}
     moved = await values(context)
-    assert len(moved) == 6
+    assert len(moved) == 8
     for text, where in moved:  # without the old key
         assert (await ONLY_NEW.open(text, where)).reveal()
 
