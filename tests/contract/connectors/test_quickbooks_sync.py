@@ -242,11 +242,28 @@ async def test_customers_settle(first: list[Record], second: list[Record], sandb
     everyone: dict[str, str | None] = {}
     for made in (first, second):
         world.fill("customer", made)
-        everyone |= {row["email"]: row["first_name"] for row in made}
+        everyone |= {row["email"]: (row["first_name"] or "")[:25].strip() or None for row in made}
         await world.agree()
         rows = world.objects("Customer")
         assert {row["PrimaryEmailAddr"]["Address"]: row.get("GivenName") for row in rows} == everyone
         assert len(rows) == len(everyone)
+
+
+@pytest.mark.parametrize("most", [25, 100])
+async def test_long_names_go_through_whatever_their_length_is_and_stay_whole_here(
+    most: int, world: World
+) -> None:
+    world.standing.control("behaviour", {"name_part_most": most})
+    first, last = "Maximiliane Alexandra Josephine", "von und zu Hohenstein-Sigmaringen"
+    world.fill("customer", [customer(1, first_name=first, last_name=last)])
+    await world.agree()
+    world.fill("customer", [customer(1, first_name=first, last_name=last, city="Köln")])
+    await world.agree()
+    [row] = world.objects("Customer")
+    assert (row["GivenName"], row["BillAddr"]["City"]) == ("Maximiliane Alexandra Jos", "Köln")
+    assert row["DisplayName"].startswith(f"{first} {last}")
+    ours = world.host.records["customer"]["cu-1"]
+    assert (ours["first_name"], ours["last_name"]) == (first, last)
 
 
 @FEW
