@@ -56,7 +56,7 @@ KIND = "export"
 KEPT = timedelta(days=7)  # so long an archive is there to be fetched
 PART_BYTES = 1024 * 1024
 PIECE_BYTES = 4 * 1024 * 1024  # of plain JSON compressed at once: what a batch holds in memory
-AT_ONCE = 50  # rows fetched at once: one may be a megabyte
+AT_ONCE = 100  # rows fetched at once: one may be a megabyte
 SEALED = "encrypted_"
 
 # What isn't the venue's data or would help to pass for it: hashes, proofs of senders, the hub's own notes.
