@@ -1,4 +1,4 @@
-"""Renew an OAuth token because a person asks."""
+"""Renew an OAuth token, or take a failed integration up again, because a person asks."""
 
 from litestar import post
 from litestar.openapi.spec import Example
@@ -63,4 +63,50 @@ async def refresh_token(
     return schemas.RenewedAnswer("Token refreshed successfully", schemas.Renewed(ends))
 
 
-HANDLERS = (refresh_token,)
+@post(
+    f"{PATH}/{{provider:str}}/reconnect",
+    operation_id="reconnectIntegration",
+    summary="Take a failed integration up again",
+    description="With the credentials it has: a token is renewed, a key tried at the provider. When they "
+    "aren't accepted any more, connect again.",
+    tags=["Integrations"],
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            schemas.MessageAnswer,
+            "Connected again.",
+            Example(
+                summary="connected again",
+                value={"success": True, "message": "Integration reconnected successfully"},
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "VENUE_ID_REQUIRED",
+            "PROVIDER_NOT_SUPPORTED",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "CREDENTIALS_NOT_FOUND",
+            "CONNECTION_TEST_FAILED",
+            "TOKEN_REFRESH_FAILED",
+            "SYNC_FAILED",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def reconnect(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: schemas.VenueRequest,
+) -> schemas.MessageAnswer:
+    request.user.require(data.venue_id)
+    await tokens.reconnect(context, actor, venue_id=data.venue_id, provider=provider)
+    return schemas.MessageAnswer("Integration reconnected successfully")
+
+
+HANDLERS = (refresh_token, reconnect)

@@ -10,14 +10,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from engine.errors import ProviderError
+from engine.errors import AuthenticationError, ProviderError
 from engine.manifest import OAuth
 from server.catalog import Catalog
 from server.context import Context
 from server.credentials import LONGEST_JITTER, due_at, oauth_method, read_rows
 from server.db.models import IntegrationConfig, IntegrationStatus, OAuthToken
 from server.errors import CredentialsNotFoundError, InvalidRequestError
-from server.services import audit, integrations
+from server.services import audit, integrations, recovery
 from server.services.audit import Actor
 
 AT_ONCE = 100  # of each provider; the rest follow with the next turn
@@ -126,6 +126,41 @@ async def renew_by_hand(context: Context, actor: Actor, *, venue_id: UUID, provi
         raise
     await _record(context, actor, "token.renewed", venue_id, provider, {})
     return renewed.expires_at
+
+
+async def reconnect(context: Context, actor: Actor, *, venue_id: UUID, provider: str) -> None:
+    """Take an integration that failed up again with the credentials it has, renewed if they can be.
+
+    Raises what `renew_by_hand` raises; ConnectionTestError, which says to connect again, when the provider
+    refuses credentials that can't be renewed; other ProviderErrors when it can't be asked just now.
+    """
+    title = context.catalog.connector(provider).title
+    async with context.sessions() as session:
+        await integrations.get_integration(session, venue_id, provider)
+        _, token, _ = await read_rows(session, venue_id, provider)
+    if token is not None and token.encrypted_refresh_token is not None:
+        await renew_by_hand(context, actor, venue_id=venue_id, provider=provider)
+    try:
+        await recovery.try_connection(context, venue_id, provider)
+    except AuthenticationError as error:
+        raise integrations.ConnectionTestError(
+            f"{title} doesn't accept the stored credentials any more: connect again", status=error.status
+        ) from error
+    async with context.sessions.begin() as session:
+        integration = await integrations.own_integration(session, venue_id, provider)
+        before = audit.picture(integration)
+        if integration.status in (IntegrationStatus.ERROR, IntegrationStatus.CONNECTED):
+            integration.status = IntegrationStatus.CONNECTED
+            integration.failure_count, integration.last_error, integration.last_error_at = 0, None, None
+        audit.record(
+            session,
+            actor,
+            "integration.reconnected",
+            venue_id=venue_id,
+            provider=provider,
+            before=before,
+            after=audit.picture(integration),
+        )
 
 
 async def _record(

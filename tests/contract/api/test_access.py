@@ -38,6 +38,7 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", f"{API}/stripe", "query", READ, 404),
     ("POST", f"{API}/connect/stripe", "body", MANAGE, 400),
     ("POST", f"{API}/stripe/disconnect", "body", MANAGE, 404),
+    ("POST", f"{API}/stripe/reconnect", "body", MANAGE, 404),
     ("POST", f"{API}/stripe/api-key", "body", MANAGE, 400),
     ("POST", f"{API}/oauth/refresh/stripe", "body", MANAGE, 404),
     ("POST", f"{API}/sync/stripe/sync", "body", MANAGE, 404),

@@ -126,3 +126,56 @@ async def test_where_there_is_nothing_to_renew(hub: Hub) -> None:
     await hub.execute("DELETE FROM oauth_tokens")
     answer = await hub.post(REFRESH, BODY)
     assert (answer.status_code, answer.json()["code"]) == (409, "CREDENTIALS_NOT_FOUND")
+
+
+# --- taking a failed integration up again
+
+RECONNECT = f"{API}/square/reconnect"
+
+
+async def fail(hub: Hub) -> None:
+    await hub.execute(
+        "UPDATE integration_configs SET status = 'error', failure_count = 3, last_error = 'x', "
+        "last_error_at = now()"
+    )
+
+
+async def state(hub: Hub) -> tuple[str, int, str | None]:
+    [row] = await hub.rows("SELECT status, failure_count, last_error FROM integration_configs")
+    return row["status"], row["failure_count"], row["last_error"]
+
+
+async def test_a_failed_integration_is_taken_up_again_with_a_new_token(hub: Hub) -> None:
+    await connect(hub)
+    await fail(hub)
+    answer = await hub.post(RECONNECT, BODY)
+    assert answer.json() == {"success": True, "message": "Integration reconnected successfully"}
+    assert await state(hub) == ("connected", 0, None)
+    [token] = await hub.rows("SELECT refresh_count FROM oauth_tokens")
+    assert token["refresh_count"] == 1
+    [entry] = await hub.rows("SELECT before, after FROM audit_log WHERE action = 'integration.reconnected'")
+    assert (entry["before"] or {}).get("status") in ("error", "connected")
+
+
+async def test_a_grant_that_is_over_is_not_taken_up_again(hub: Hub) -> None:
+    await connect(hub)
+    async with httpx.AsyncClient() as control:
+        (await control.post(f"{hub.sandbox.square_url}/_sandbox/reset")).raise_for_status()
+    await fail(hub)
+    answer = await hub.post(RECONNECT, BODY)
+    assert answer.status_code in (401, 502)
+    assert answer.json()["code"] in ("CONNECTION_TEST_FAILED", "TOKEN_REFRESH_FAILED")
+    assert (await state(hub))[0] == "error"
+
+
+async def test_a_key_is_tried(hub: Hub) -> None:
+    await hub.connect_by_key()
+    await fail(hub)
+    assert (await hub.post(f"{API}/stripe/reconnect", BODY)).status_code == 200
+    assert await state(hub) == ("connected", 0, None)
+    await fail(hub)
+    await hub.break_provider(hub.sandbox.stripe_url, "GET /v1/products", "status:401")
+    refused = await hub.post(f"{API}/stripe/reconnect", BODY)
+    assert (refused.status_code, refused.json()["code"]) == (401, "CONNECTION_TEST_FAILED")
+    assert "connect again" in refused.json()["error"]
+    assert (await state(hub))[0] == "error"
