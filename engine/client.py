@@ -95,7 +95,7 @@ class ProviderClient:
         """Make the manifest's lookups after connecting; returns the values to keep in `connection`.
 
         A lookup whose values are all known already is left out, and so is an optional one that the provider
-        forbids. This client knows what it learned. With `check` the manifest's cheap call is made as well, as
+        forbids, or has no value for. This client knows what it learned. With `check` the manifest's cheap call is made as well, as
         soon as it is known where the account is. Raises NothingFoundError for a value that isn't there, and
         UnexpectedResponseError for one that isn't as the manifest declares it.
 
@@ -124,7 +124,8 @@ class ProviderClient:
                     call_label(lookup.call), request, whole, elsewhere=elsewhere, signed=lookup.signed
                 )
             except ProviderError as error:
-                if lookup.optional and error.status in FORBIDDEN:
+                refused = error.status in FORBIDDEN or (error.status == 401 and not lookup.signed)
+                if lookup.optional and refused:
                     continue
                 raise
             found = self._kept(lookup, answer, scope)
@@ -146,7 +147,7 @@ class ProviderClient:
             declared = self.connector.connection.get(name)
             if value is not None:
                 kept[name] = value
-            elif declared is None or not declared.optional:
+            elif not lookup.optional and (declared is None or not declared.optional):
                 what = declared.title if declared is not None else name
                 raise NothingFoundError(
                     f"this account at {self.connector.title} has none of these: {what} (`{name}`), which "
