@@ -7,8 +7,8 @@ import pytest
 
 from server.errors import KeysUnavailableError
 from server.services import rotation, upkeep
-from server.vault import LocalKeyring, Vault
-from tests.contract.api.conftest import API, Hub, bearer
+from server.vault import Context, DataKey, LocalKeyring, Vault
+from tests.contract.api.conftest import API, OURS, Hub, bearer
 
 OLD = b"0123456789abcdef0123456789abcdef"  # what `VAULT_KEYS` of the fixture says
 ADMIN = bearer("admin", None)
@@ -93,3 +93,29 @@ async def test_no_key_and_no_value_is_in_an_answer(two_keys: Hub) -> None:
     text = (await two_keys.http.get(VAULT, headers=ADMIN)).text
     assert row["encrypted_api_key"] not in text
     assert OLD.decode() not in text
+
+
+class KeysAway(LocalKeyring):
+    """Keys behind a service that doesn't answer."""
+
+    __slots__ = ()
+
+    async def wrap(self, key: bytes, context: Context) -> DataKey:
+        raise KeysUnavailableError("AWS KMS doesn't answer: EndpointConnectionError")
+
+
+async def test_a_request_that_is_worked_once_is_not_worked_while_its_answer_can_not_be_kept(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.connect_by_key()
+    sync = (f"{API}/sync/stripe/sync", {"venueId": str(OURS), "wait": 0})
+    headers = {**bearer(), "Idempotency-Key": "k-1"}
+    with monkeypatch.context() as away:
+        context = replace(hub.context, vault=Vault(KeysAway({"test": OLD})))
+        away.setattr(hub.app.state, "context", context)
+        refused = await hub.post(*sync, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (503, "STORE_UNAVAILABLE")
+    assert await hub.rows("SELECT 1 FROM sync_queue") == []
+    worked = await hub.post(*sync, headers=headers)
+    assert worked.status_code == 202
+    assert (await hub.post(*sync, headers=headers)).json() == worked.json()
