@@ -56,6 +56,7 @@ KIND = "export"
 KEPT = timedelta(days=7)  # so long an archive is there to be fetched
 PART_BYTES = 1024 * 1024
 PIECE_BYTES = 4 * 1024 * 1024  # of plain JSON compressed at once: what a batch holds in memory
+MOST_ROWS = 5000  # in one go
 AT_ONCE = 100  # rows fetched at once: one may be a megabyte
 SEALED = "encrypted_"
 
@@ -170,7 +171,7 @@ async def _read(
     session: AsyncSession, table: Table, venue_id: UUID, after: tuple[str, ...], most: int
 ) -> Piece:
     lines: list[bytes] = []
-    size, last = 0, True
+    size = 0
     rows = await session.stream(
         _rows(table, venue_id, after), execution_options={"yield_per": AT_ONCE, "stream_results": True}
     )
@@ -179,21 +180,23 @@ async def _read(
             lines.append(line.encode() + b"\n")
             after, size = tuple(key), size + len(lines[-1])
             if size >= most:
-                last = False
                 break
     finally:
         await rows.close()
-    return Piece(b"".join(lines), len(lines), after, last)
+    return Piece(b"".join(lines), len(lines), after, last=size < most and len(lines) < MOST_ROWS)
 
 
 def _rows(table: Table, venue_id: UUID, after: tuple[str, ...]) -> Select[*tuple[Any, ...]]:
-    """Select rows behind a key: each as the text of a JSON object, and its own key."""
+    """Select the next rows behind a key: each as the text of a JSON object, and its own key."""
     keys = list(table.primary_key.columns)
     typed = [cast(literal(part, Text), key.type) for part, key in zip(after, keys, strict=bool(after))]
     behind = tuple_(*keys) > tuple_(*typed) if after else true()
+    # Found by their keys first: else all of the venue's rows would be sorted, as long as they are, each time.
+    found = and_(_of_venue(table, venue_id), behind)
+    some = select(*keys).where(found).order_by(*keys).limit(MOST_ROWS).cte("some")
     return (
         select(cast(_as_json(table), Text), *(cast(key, Text) for key in keys))
-        .where(and_(_of_venue(table, venue_id), behind))
+        .where(*(key == some.c[key.name] for key in keys))
         .order_by(*keys)
     )
 

@@ -314,3 +314,16 @@ async def test_links_of_other_venues_do_not_matter(context: WorkerContext) -> No
     assert {row["venue_id"] for row in rows(files, "record_links")} == {str(ours)}
     async with context.sessions() as session:
         assert await session.scalar(select(func.count()).select_from(RecordLink)) == 2020
+
+
+@pytest.mark.parametrize("count", [0, 9, 10, 11, 20])
+async def test_the_last_row_is_in_it_wherever_pieces_end(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(export, "MOST_ROWS", 10)
+    venue_id = uuid4()
+    await links(context, venue_id, count)
+    files = unpack(await fetch(context, await exported(context, venue_id)))
+    assert sorted(int(row["local_id"][1:]) for row in rows(files, "record_links")) == list(
+        range(1, count + 1)
+    )
