@@ -95,9 +95,9 @@ class ProviderClient:
         """Make the manifest's lookups after connecting; returns the values to keep in `connection`.
 
         A lookup whose values are all known already is left out, and so is an optional one that the provider
-        forbids, or has no value for. This client knows what it learned. With `check` the manifest's cheap call is made as well, as
-        soon as it is known where the account is. Raises NothingFoundError for a value that isn't there, and
-        UnexpectedResponseError for one that isn't as the manifest declares it.
+        forbids, or has no value for. This client knows what it learned. With `check` the manifest's cheap
+        call is made as well, as soon as it is known where the account is. Raises NothingFoundError for a
+        value that isn't there, and UnexpectedResponseError for one that isn't as the manifest declares it.
 
         With `again`, only those are made that keep a list, or a value that wasn't there so far; what is
         returned are such values, and the lists that hold something else by now. A single value stays what it
