@@ -130,7 +130,8 @@ async def test_disconnecting_ends_the_grant(standing: Standing) -> None:
 
 
 async def test_another_company_is_refused(standing: Standing) -> None:
-    other = Credentials(TOKEN.values, {"realm_id": "9341450000000002", "income_account": "1"})
+    known = {"realm_id": "9341450000000002", "income_account": "1", "refund_account": "2"}
+    other = Credentials(TOKEN.values, known)
     async with connected(standing, other) as client:
         with pytest.raises(ProviderError, match="403"):
             await client.check()
