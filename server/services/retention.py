@@ -7,26 +7,40 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from server.db.models import Operation, OperationStatus, SyncLog
+from server.db.models import (
+    Operation,
+    OperationStatus,
+    SyncLog,
+    Webhook,
+    WebhookDelivery,
+    WebhookStatus,
+)
 
 AT_ONCE = 1000  # rows in one transaction: whoever waits for them doesn't wait long
 TURNS = 100  # transactions in one go; the rest follow with the next
 
 
 async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
-    """Delete operations that were completed or stopped, and logs of syncs, once they are older than `keep`.
-
-    Returns how many rows went.
+    """Delete what is older than `keep`: operations that were completed or stopped, logs of syncs, webhooks
+    that were worked or ignored, and deliveries. Returns how many rows went.
     """
     ended = or_(Operation.status == OperationStatus.COMPLETED, Operation.status == OperationStatus.PAUSED)
     old_operation = ended & (Operation.completed_at < func.now() - keep)
     old_log = func.coalesce(SyncLog.completed_at, SyncLog.started_at) < func.now() - keep
-    return await _forget(sessions, Operation, old_operation) + await _forget(sessions, SyncLog, old_log)
+    worked = Webhook.status.in_((WebhookStatus.PROCESSED, WebhookStatus.IGNORED))
+    old_event = worked & (Webhook.received_at < func.now() - keep)
+    old_delivery = WebhookDelivery.received_at < func.now() - keep
+    return (
+        await _forget(sessions, Operation, old_operation)
+        + await _forget(sessions, SyncLog, old_log)
+        + await _forget(sessions, Webhook, old_event)
+        + await _forget(sessions, WebhookDelivery, old_delivery)
+    )
 
 
 async def _forget(
     sessions: async_sessionmaker[AsyncSession],
-    table: type[Operation] | type[SyncLog],
+    table: type[Operation] | type[SyncLog] | type[Webhook] | type[WebhookDelivery],
     old: ColumnElement[bool],
 ) -> int:
     some = select(table.id).where(old).limit(AT_ONCE).with_for_update(skip_locked=True)

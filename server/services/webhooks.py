@@ -84,20 +84,18 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
     deliveries: dict[UUID, dict[str, Any]] = {}
     repeated: list[dict[str, Any]] = []
     for arrival in arrivals:
-        delivery_id = uuid4()
-        deliveries[delivery_id] = _delivery_row(delivery_id, arrival)
-        for event in arrival.events:
-            for venue_id in (
-                venues.get((arrival.provider, event.account), ())
-                if arrival.venue_id is None
-                else [arrival.venue_id]
-            ):
-                row = _event_row(arrival, event, venue_id, delivery_id)
+        whose = [_whose(arrival, event, venues) for event in arrival.events]
+        owners = {venue_id for found in whose for venue_id in found}
+        # A delivery about several venues is none's to keep: each has its own events of it.
+        shared = len(owners) > 1 or not all(whose)
+        kept = {venue_id: uuid4() for venue_id in owners}
+        for venue_id, delivery_id in kept.items():
+            deliveries[delivery_id] = _delivery_row(delivery_id, arrival, venue_id, with_body=not shared)
+        for event, found in zip(arrival.events, whose, strict=True):
+            for owner in found or (None,):
+                row = _event_row(arrival, event, owner, kept[owner] if owner else None)
                 key = row["integration_type"], row["external_id"]
                 repeated.append(row) if key in rows else rows.setdefault(key, row)
-            if arrival.venue_id is None and not venues.get((arrival.provider, event.account)):
-                row = _event_row(arrival, event, None, delivery_id)
-                rows.setdefault((row["integration_type"], row["external_id"]), row)
     if not rows:
         return Stored()
     written = await session.execute(_INSERT_EVENTS, list(rows.values()))
@@ -105,52 +103,61 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
     known = [row for row in rows.values() if row["id"] not in new] + repeated
     conflicts = await _note_conflicts(session, known) if known else 0
     fresh = [row for row in rows.values() if row["id"] in new]
-    used = {row["delivery_id"] for row in fresh}
+    used = {row["delivery_id"] for row in fresh} - {None}
     if used:
         await session.execute(insert(WebhookDelivery), [deliveries[each] for each in used])
     work = [row for row in fresh if row["status"] == WebhookStatus.PENDING]
-    found: list[UUID] = []
+    queued_ids: list[UUID] = []
     if work:
         queued = await session.execute(_INSERT_OPERATIONS, [_operation_row(row) for row in work])
-        found = [row.id for row in queued]
-    return Stored(found, len(fresh), len(known), conflicts)
+        queued_ids = [row.id for row in queued]
+    return Stored(queued_ids, len(fresh), len(known), conflicts)
 
 
-async def _venues_of(
-    session: AsyncSession, arrivals: Sequence[Arrival]
-) -> Mapping[tuple[str, str | None], Sequence[UUID]]:
-    """Return the venues whose connection has an account, for events that came to a shared address."""
-    wanted = {
+Places = Mapping[tuple[str, str | UUID], Sequence[UUID]]  # venues by provider, and account or venue
+
+
+async def _venues_of(session: AsyncSession, arrivals: Sequence[Arrival]) -> Places:
+    """Return the venues that have a connection: with an account, or with the address that was used."""
+    config = IntegrationConfig
+    accounts = {
         (arrival.provider, event.account)
         for arrival in arrivals
         if arrival.venue_id is None
         for event in arrival.events
         if event.account is not None
     }
-    if not wanted:
-        return {}
-    config = IntegrationConfig
-    rows = await session.execute(
-        select(config.integration_type, config.account, config.venue_id)
-        .where(tuple_(config.integration_type, config.account).in_(wanted), config.status.in_(RUNNABLE))
-        .order_by(config.venue_id)
-    )
-    found: dict[tuple[str, str | None], list[UUID]] = {}
-    for provider, account, venue_id in rows:
-        found.setdefault((provider, account), []).append(venue_id)
+    owners = {(arrival.provider, arrival.venue_id) for arrival in arrivals if arrival.venue_id is not None}
+    found: dict[tuple[str, str | UUID], list[UUID]] = {}
+    for column, wanted in ((config.account, accounts), (config.venue_id, owners)):
+        if wanted:
+            rows = await session.execute(
+                select(config.integration_type, column, config.venue_id)
+                .where(tuple_(config.integration_type, column).in_(wanted), config.status.in_(RUNNABLE))
+                .order_by(config.venue_id)
+            )
+            for provider, place, venue_id in rows:
+                if place is None:
+                    continue
+                found.setdefault((provider, place), []).append(venue_id)
     return found
 
 
-def _delivery_row(delivery_id: UUID, arrival: Arrival) -> dict[str, Any]:
+def _whose(arrival: Arrival, event: Event, venues: Places) -> Sequence[UUID]:
+    place = event.account if arrival.venue_id is None else arrival.venue_id
+    return () if place is None else venues.get((arrival.provider, place), ())
+
+
+def _delivery_row(delivery_id: UUID, arrival: Arrival, venue_id: UUID, *, with_body: bool) -> dict[str, Any]:
     delivery = arrival.delivery
     return {
         "id": delivery_id,
-        "venue_id": arrival.venue_id,
+        "venue_id": venue_id,
         "integration_type": arrival.provider,
         "method": delivery.method,
-        "url": delivery.url,
+        "url": delivery.url if arrival.venue_id is None else delivery.url.rpartition("/")[0],
         "headers": _kept_headers(delivery),
-        "body": delivery.body,
+        "body": delivery.body if with_body else b"",
         "scheme": arrival.scheme,
     }
 
@@ -160,7 +167,9 @@ def _kept_headers(delivery: Delivery) -> dict[str, str]:
     return {name: value[:LONGEST_HEADER] for name, value in kept[:KEPT_HEADERS]}
 
 
-def _event_row(arrival: Arrival, event: Event, venue_id: UUID | None, delivery_id: UUID) -> dict[str, Any]:
+def _event_row(
+    arrival: Arrival, event: Event, venue_id: UUID | None, delivery_id: UUID | None
+) -> dict[str, Any]:
     status, error = WebhookStatus.PENDING, None
     if venue_id is None:
         status, error = WebhookStatus.IGNORED, NOBODYS
@@ -177,13 +186,14 @@ def _event_row(arrival: Arrival, event: Event, venue_id: UUID | None, delivery_i
         "event_type": event.type,
         "event_id": event.id,
         "external_id": event.id if venue_id is None else f"{venue_id}:{event.id}",
-        "payload": payload,
+        # What is nobody's here is counted and not kept: nobody could have it erased.
+        "payload": payload if venue_id else {},
         "payload_hash": hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest(),
         "status": status,
         "error": error,
         "delivery_id": delivery_id,
-        "account": event.account and event.account[:255],
-        "record_id": event.record and event.record[:255],
+        "account": event.account[:255] if event.account and venue_id else None,
+        "record_id": event.record[:255] if event.record and venue_id else None,
         "occurred_at": moment_of(event),
         "processed_at": None if status is WebhookStatus.PENDING else datetime.now(UTC),
     }

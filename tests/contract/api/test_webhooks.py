@@ -144,6 +144,8 @@ async def test_an_event_of_an_account_nobody_connected_is_kept_and_ignored(hub: 
     assert (await square(hub, square_event())).status_code == 200
     [event] = await events(hub)
     assert (event["venue_id"], event["status"]) == (None, "ignored")
+    assert (event["payload"], event["record_id"], event["account"]) == ({}, None, None)  # nobody's to keep
+    assert await hub.rows("SELECT 1 FROM webhook_deliveries") == []
     assert await operations(hub) == []
 
 
@@ -198,9 +200,11 @@ async def test_one_delivery_of_several_companies_is_split(hub: Hub) -> None:
     assert found == {
         (OURS, "Customer.Update", "43", "pending"),
         (OURS, "Item.Update", "7", "pending"),
-        (None, "Customer.Update", "43", "ignored"),
-        (None, "Item.Update", "7", "ignored"),
+        (None, "Customer.Update", None, "ignored"),
+        (None, "Item.Update", None, "ignored"),
     }
+    # What another company's events hold isn't ours to keep.
+    assert [row["body"] for row in await hub.rows("SELECT body FROM webhook_deliveries")] == [b""]
 
 
 # --- an address of its own
@@ -272,7 +276,12 @@ async def test_the_address_goes_with_the_connection(hub: Hub) -> None:
     await hub.connect_by_key()
     path = await address(hub)
     await keep(hub, "whsec_one")
+    assert (await stripe(hub, path, "whsec_one", {**PAID, "id": "evt_0"})).status_code == 200
     await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
+    # A process that still knows the address keeps nothing of what comes there.
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 200
+    left = {event["event_id"]: event for event in await events(hub)}
+    assert (left["evt_1"]["venue_id"], left["evt_1"]["payload"]) == (None, {})
     hub.app.state.addresses = endpoints.Addresses()
     assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 401
 
