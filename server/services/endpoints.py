@@ -221,6 +221,11 @@ async def _tend(context: Context, row: WebhookEndpoint) -> None:
         row.next_check_at = None
         return
     now = datetime.now(UTC)
+    if not context.settings.api_url.startswith("https://"):
+        # No provider sends to an address that isn't public; the next connect or start tries again.
+        row.last_error = "the hub has no public address: set API_URL to one that begins with https://"
+        row.next_check_at = now + CHECK_EVERY
+        return
     try:
         await _subscribe(context, row, connector, subscription)
     except HubError as error:

@@ -6,6 +6,7 @@ import hmac
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from engine.errors import ProviderError, UnavailableError
 from engine.ports import Secret
 from server.services import endpoints
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
@@ -391,3 +393,88 @@ async def test_many_events_are_worked_again(hub: Hub) -> None:
     assert answer.json()["message"] == "2 webhook events queued"
     assert {event["status"] for event in await events(hub)} == {"pending"}
     assert len(await operations(hub)) == 5
+
+
+# --- subscriptions
+
+
+class Provider:
+    """Answers the manifest's calls as Stripe does, and remembers them."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Mapping[str, Any]]] = []
+        self.living: set[str] = set()
+        self.away = False
+
+    async def make(self, call: Any, scope: Mapping[str, Any]) -> Any:
+        self.calls.append((f"{call.method} {call.path}", scope))
+        if self.away:
+            raise UnavailableError("away")
+        if call.method == "POST":
+            name = f"we_{len(self.calls)}"
+            self.living.add(name)
+            return {"id": name, "secret": f"whsec_of_{name}", "status": "enabled"}
+        if scope["subscription"] not in self.living:
+            raise ProviderError("no such endpoint", status=404)
+        if call.method == "DELETE":
+            self.living.discard(scope["subscription"])
+        return {"status": "enabled"}
+
+
+@pytest.fixture
+def provider(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Provider:
+    found = Provider()
+    monkeypatch.setattr(endpoints, "ProviderClient", lambda *_, **__: found)
+    return found
+
+
+async def tend(hub: Hub, *, public: bool = True) -> Mapping[str, Any]:
+    """Let the scheduler look at subscriptions now; return what is known of ours then."""
+    await hub.execute("UPDATE webhook_endpoints SET next_check_at = now()")
+    url = "https://hub.example.org" if public else "http://127.0.0.1:3007"
+    context = replace(hub.context, settings=replace(hub.context.settings, api_url=url))
+    await endpoints.tend(context)
+    [row] = await hub.rows("SELECT * FROM webhook_endpoints")
+    return row
+
+
+async def test_a_subscription_is_made_looked_at_made_anew_and_ended(hub: Hub, provider: Provider) -> None:
+    await hub.connect_by_key()
+    assert (await tend(hub))["subscription_id"] == "we_1"
+    [(call, scope)] = provider.calls
+    assert call == "POST /v1/webhook_endpoints"
+    assert str(scope["url"]).startswith(f"https://hub.example.org{HOOKS}/stripe/")
+    assert "charge.succeeded" in scope["events"]
+    hub.app.state.addresses = endpoints.Addresses()
+    path = str(scope["url"]).removeprefix("https://hub.example.org")
+    assert (await stripe(hub, path, "whsec_of_we_1", PAID)).status_code == 200
+    assert (await tend(hub))["subscription_id"] == "we_1"
+    provider.living.clear()  # somebody deleted it there
+    assert (await tend(hub))["subscription_id"] == "we_4"
+    assert [call for call, _ in provider.calls] == [
+        "POST /v1/webhook_endpoints",
+        "GET /v1/webhook_endpoints/{subscription}",
+        "GET /v1/webhook_endpoints/{subscription}",
+        "POST /v1/webhook_endpoints",
+    ]
+    await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
+    assert provider.living == set()
+    assert await hub.rows("SELECT 1 FROM webhook_endpoints") == []
+
+
+async def test_a_provider_that_is_away_is_asked_later(hub: Hub, provider: Provider) -> None:
+    await hub.connect_by_key()
+    provider.away = True
+    row = await tend(hub)
+    assert (row["subscription_id"], row["failures"], row["last_error"]) == (None, 1, "away")
+    provider.away = False
+    row = await tend(hub)
+    assert (row["failures"], row["last_error"]) == (0, None)
+    assert row["subscription_id"] is not None
+
+
+async def test_nobody_is_asked_to_send_where_nobody_can_send(hub: Hub, provider: Provider) -> None:
+    await hub.connect_by_key()
+    row = await tend(hub, public=False)
+    assert (provider.calls, row["subscription_id"]) == ([], None)
+    assert "API_URL" in row["last_error"]
