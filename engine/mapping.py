@@ -463,7 +463,7 @@ def _push_compute(rule: _Rule, links: tuple[LinkRule, ...], remote: FieldCatalog
         made = _evaluate(rule, rule.push, source, links, _listed) if rule.push else None
         return _list_compute(rule, made or (lambda record, scope: source(record)), remote)
     if rule.link is not None:
-        return _link_compute(rule, source)
+        return _link_compute(rule, source, of_none=None)  # no longer a reference here: theirs is cleared
     check = _check_of(remote.get(rule.path.text))
     if rule.push is None:
         return lambda record, scope: value if (value := source(record)) is ABSENT else check(value, name)
@@ -561,7 +561,7 @@ def _read_children(source: _Source, node: _Node, holder: str, depth: int, requir
 def _pull_compute(rule: _Rule, links: tuple[LinkRule, ...]) -> Compute:
     find = rule.path.find
     if rule.link is not None:
-        return _link_compute(rule, find)
+        return _link_compute(rule, find, of_none=ABSENT)
     if rule.pull is None:
         return lambda record, scope: find(record)
     return _evaluate(rule, rule.pull, find, links, _listed)
@@ -626,13 +626,13 @@ def _evaluate(
     return compute
 
 
-def _link_compute(rule: _Rule, source: Callable[[Any], Any]) -> Compute:
+def _link_compute(rule: _Rule, source: Callable[[Any], Any], *, of_none: Any) -> Compute:
     name, resource, optional = rule.field, str(rule.link), rule.optional
 
     def compute(record: Any, scope: MappingScope) -> Any:
         value = source(record)
         if value is ABSENT or value is None:
-            return ABSENT
+            return of_none if value is None else ABSENT
         other = scope.links.get((resource, str(value)))
         if other is not None:
             return other

@@ -314,7 +314,7 @@ def test_a_link_that_is_not_there_fails_the_record_unless_optional() -> None:
 
 def test_no_reference_is_no_link() -> None:
     made = mapping(LINKED)
-    assert made.push({"customer_id": None}, SCOPE) == {}
+    assert made.push({"customer_id": None}, SCOPE) == {"buyer": {"id": None}}  # which clears theirs
     assert made.push({}, SCOPE) == {}
     assert made.pull({"buyer": {"id": None}}, SCOPE) == {}
     assert made.pull({}, SCOPE) == {}
