@@ -17,6 +17,8 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from engine.errors import MalformedDeliveryError
+from server.db.engine import is_unstorable
 from server.errors import StoreUnavailableError
 from server.services import webhooks
 from server.services.webhooks import Arrival
@@ -60,7 +62,8 @@ class Intake:
         """Return once a delivery is stored for good.
 
         Raises StoreUnavailableError when that takes longer than `seconds`, or can't be done now. It may have
-        been stored all the same: the provider's next try then is a duplicate.
+        been stored all the same: the provider's next try then is a duplicate. Raises MalformedDeliveryError
+        for a text no database takes.
         """
         if self._stopping or len(self._waiting) >= MOST_WAITING:
             raise StoreUnavailableError("too much comes in just now: send it again later")
@@ -91,14 +94,17 @@ class Intake:
                 stored = await webhooks.store(session, [each.arrival for each in some])
         except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
             log.warning("webhooks.not_stored", deliveries=len(some), error=type(error).__name__)
-            if len(some) > 1 and isinstance(error, DataError | IntegrityError):  # of one of them
-                for each in some:
+            unstorable = is_unstorable(error)
+            if len(some) > 1 and (unstorable or isinstance(error, DataError | IntegrityError)):
+                for each in some:  # the fault is of one of them
                     await self._store([each])
                 return
             for each in some:
                 if not each.stored.done():
                     each.stored.set_exception(
-                        StoreUnavailableError("the delivery can't be stored now: send it again later")
+                        MalformedDeliveryError("the delivery has a character that can't be stored")
+                        if unstorable
+                        else StoreUnavailableError("the delivery can't be stored now: send it again later")
                     )
             return
         for each in some:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from engine.diagnostics import did_you_mean, listed
 from engine.errors import HubError, RateLimitedError
+from server.db.engine import is_unstorable
 from server.errors import (
     STATUSES,
     Detail,
@@ -171,6 +172,8 @@ def _known(
     if _nested_too_deeply(error):
         refused = InvalidRequestError("the body is nested too deeply")
         return 400, refused.code, refused.message, ()
+    if is_unstorable(error):
+        return 400, "VALIDATION_ERROR", "a text has a character that can't be stored", ()
     if isinstance(error, IntegrityError):
         return 409, "CONFLICT", "this conflicts with another change made at the same time", ()
     if _store_is_away(error):

@@ -4,10 +4,13 @@ from typing import Any
 
 import orjson
 from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from server.db import exact_json
+
+_UNSTORABLE = ("22021", "22P05")  # SQLSTATE: a character that text, and one that JSON, can't hold
 
 
 def async_url(database_url: str) -> URL:
@@ -69,3 +72,8 @@ def _plan_for_each_call(connection: Any, record: Any) -> None:
     cursor.execute("SET plan_cache_mode = force_custom_plan")
     cursor.close()
     connection.commit()
+
+
+def is_unstorable(error: Exception) -> bool:
+    """Say whether a text was at fault: PostgreSQL keeps no NUL, and SQLAlchemy has no class for that."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNSTORABLE
