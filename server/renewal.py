@@ -201,6 +201,7 @@ class Renewals:
             if not wanted.forced:
                 _refuse_to_ask(connector, token, self.now())
             mark = token.refresh_started_at
+            client_app(self.settings, connector, integration.environment)  # without one nobody is asked
             if oauth.refresh_token == "keeps" or (mine is not None and mark == mine):  # noqa: S105 - a choice of the manifest
                 return _Claim(connector, method, oauth, integration, token, refresh_token, cut_off)
             if mark is not None and mark != met:

@@ -228,6 +228,7 @@ async def _receive(
         delivery,
         split_events(spec, delivery),
         webhooks.UNKNOWN_TYPE if spec.other_events == "ignore" else None,
+        frozenset(each.read.header for each in spec.signatures if each.type == "secret_header" and each.read),
     )
     if arrival.events:
         seconds = max(spec.answer_within.total_seconds() - MARGIN_SECONDS, MARGIN_SECONDS)

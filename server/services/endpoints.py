@@ -7,6 +7,7 @@ created after connecting, looked at each day, made anew when it is gone, and end
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -38,6 +39,7 @@ MOST_KEPT = 10_000
 CHECK_EVERY = timedelta(days=1)
 LONGEST_WAIT = timedelta(hours=6)
 AT_ONCE = 20
+END_SECONDS = 10.0  # for a provider to end a subscription: what is stored here is erased in any case
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,10 @@ async def end(context: Context, venue_id: UUID, provider: str) -> None:
     if row is None or row.subscription_id is None:
         return
     client = ProviderClient(connector, context.credentials(venue_id, provider), http=context.http)
+    scope = {"subscription": row.subscription_id, "url": "", "events": []}
     try:
-        await client.make(subscription.delete, {"subscription": row.subscription_id, "url": "", "events": []})
-    except HubError as error:
-        log.warning("webhooks.not_unsubscribed", venue_id=str(venue_id), provider=provider, error=error.code)
+        async with asyncio.timeout(END_SECONDS):
+            await client.make(subscription.delete, scope)
+    except (HubError, TimeoutError) as error:
+        why = error.code if isinstance(error, HubError) else f"no answer within {END_SECONDS} seconds"
+        log.warning("webhooks.not_unsubscribed", venue_id=str(venue_id), provider=provider, error=why)

@@ -69,6 +69,7 @@ class Place:
     rounds: int = 0
     provider: str = ""  # the last one disconnected
     disconnected: dict[str, str] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)  # rows there were at the beginning, by table
     deleted: dict[str, int] = field(default_factory=dict)
     keys: int = 0
 
@@ -93,8 +94,8 @@ async def step(context: Context, session: AsyncSession, run: MaintenanceRun) -> 
     """Do a batch of an erasure, for `server.services.maintenance`."""
     place = msgspec.convert(run.position, Place)
     if not run.progress:
-        total = sum((await count(session, _venue(run), run.id)).values())
-        run.progress = {"done": 0, "failed": 0, "total": total}
+        place = replace(place, found=await count(session, _venue(run), run.id))
+        run.progress = {"done": 0, "failed": 0, "total": sum(place.found.values())}
     place = await STEPS[place.step](Work(context, session, run, _venue(run)), place)
     done = sum(place.deleted.values())
     total = max(done, run.progress["total"])
@@ -271,9 +272,10 @@ async def _verify(work: Work, place: Place) -> Place:
             raise UnendingError("something keeps writing rows of this venue")
         return replace(place, step="disconnecting", provider="", rounds=place.rounds + 1)
     run = work.run
-    erased = place.deleted
+    # What disconnecting deleted was found at the beginning; what came in later is only in what was deleted.
+    erased = {name: max(place.found.get(name, 0), place.deleted.get(name, 0)) for name in left}
     run.result = {
-        "tables": {name: {"erased": erased.get(name, 0), "left": still} for name, still in left.items()},
+        "tables": {name: {"erased": erased[name], "left": still} for name, still in left.items()},
         "redis_keys": {"erased": place.keys, "left": 0},
         "disconnected": place.disconnected,
         "kept": dict(KEPT),
@@ -282,7 +284,7 @@ async def _verify(work: Work, place: Place) -> Place:
     }
     mine = (MaintenanceRun.venue_id == work.venue_id, MaintenanceRun.kind == ERASURE)
     await work.session.execute(update(MaintenanceRun).where(*mine).values(requested_ip=None, position={}))
-    rows = sum(place.deleted.values())
+    rows = sum(erased.values())
     audit.record(
         work.session,
         Actor(run.requested_by, role=place.role),

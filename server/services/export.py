@@ -35,12 +35,13 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import zipping
 from server.context import Context
 from server.db.models import (
+    AuditEntry,
     ExportPart,
     FieldMappingTemplate,
     IntegrationConfig,
@@ -66,7 +67,11 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "integration_webhooks": ("headers", "signature"),
     "maintenance_runs": ("position",),
     "oauth_states": ("state_hash",),
+    "webhook_deliveries": ("headers",),
+    "webhook_endpoints": ("token_hash",),
 }
+# Who tried from another venue isn't told, as it isn't when the log is read.
+_ANOTHER_VENUE = {"actor": "another venue", "ip": None}
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -206,6 +211,10 @@ def _as_json(table: Table) -> ColumnElement[Any]:
     hidden = [*LEFT_OUT.get(table.name, ()), *(column.name for column in sealed)]
     # As the database writes it: numbers of any length and times stay exact.
     row = func.to_jsonb(table.table_valued()).op("-")(literal(hidden, ARRAY(Text)))
+    if table.name == AuditEntry.__tablename__:
+        row = case(
+            (AuditEntry.details.has_key("foreign"), row.op("||")(literal(_ANOTHER_VENUE, JSONB))), else_=row
+        )
     named: list[Any] = []
     for column in sealed:
         named += [column.name.removeprefix(SEALED), case((column.is_not(None), "stored, and left out here"))]

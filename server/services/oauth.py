@@ -353,7 +353,7 @@ async def _give_up(context: Context, actor: Actor, begun: OAuthState, failure: H
             "oauth.failed",
             venue_id=begun.venue_id,
             provider=begun.integration_type,
-            details={"code": failure.code},
+            details={"error": failure.code},
         )
 
 

@@ -61,6 +61,7 @@ class Arrival:
     delivery: Delivery
     events: Sequence[Event]
     ignored: str | None  # what to say of types the manifest doesn't name; None: they fail
+    unkept: frozenset[str] = frozenset()  # headers that hold a secret itself, and no signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
         shared = len(owners) > 1 or not all(whose)
         kept = {venue_id: uuid4() for venue_id in owners}
         for venue_id, delivery_id in kept.items():
-            deliveries[delivery_id] = _delivery_row(delivery_id, arrival, venue_id, with_body=not shared)
+            deliveries[delivery_id] = delivery_row(delivery_id, arrival, venue_id, with_body=not shared)
         for event, found in zip(arrival.events, whose, strict=True):
             for owner in found or (None,):
                 row = _event_row(arrival, event, owner, kept[owner] if owner else None)
@@ -148,22 +149,31 @@ def _whose(arrival: Arrival, event: Event, venues: Places) -> Sequence[UUID]:
     return () if place is None else venues.get((arrival.provider, place), ())
 
 
-def _delivery_row(delivery_id: UUID, arrival: Arrival, venue_id: UUID, *, with_body: bool) -> dict[str, Any]:
+def delivery_row(delivery_id: UUID, arrival: Arrival, venue_id: UUID, *, with_body: bool) -> dict[str, Any]:
+    """Return what is kept of a delivery for a venue: no secret that proves it, and headers only up to a size."""
     delivery = arrival.delivery
     return {
         "id": delivery_id,
         "venue_id": venue_id,
         "integration_type": arrival.provider,
         "method": delivery.method,
-        "url": delivery.url if arrival.venue_id is None else delivery.url.rpartition("/")[0],
-        "headers": _kept_headers(delivery),
+        "url": delivery.url if arrival.venue_id is None else _without_token(delivery.url),
+        "headers": _kept_headers(arrival),
         "body": delivery.body if with_body else b"",
         "scheme": arrival.scheme,
     }
 
 
-def _kept_headers(delivery: Delivery) -> dict[str, str]:
-    kept = [(name, value) for name, value in delivery.headers.items() if name not in NEVER_KEPT]
+def _without_token(url: str) -> str:
+    """Return the address of a connection without what nobody can guess of it, wherever that stands."""
+    path, mark, query = url.partition("?")
+    shared, _, token = path.rpartition("/")
+    return f"{shared}{mark}{query}".replace(token, "***") if token else url
+
+
+def _kept_headers(arrival: Arrival) -> dict[str, str]:
+    left_out = NEVER_KEPT | arrival.unkept
+    kept = [(name, value) for name, value in arrival.delivery.headers.items() if name not in left_out]
     return {name: value[:LONGEST_HEADER] for name, value in kept[:KEPT_HEADERS]}
 
 

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from server.db.models import (
+    AuditEntry,
     Base,
     ExportPart,
     FieldMappingTemplate,
@@ -126,6 +127,37 @@ async def test_it_has_all_of_the_venue_and_nothing_of_another(context: WorkerCon
             assert (len(own), len(found)) == (expected, expected), table.name
     [link] = rows(files, "record_links")
     assert (link["local_id"], link["remote_id"], link["agreed"]) == ("1", "c_1", {"name": "Zoë"})
+
+
+async def test_who_tried_from_another_venue_is_not_told(context: WorkerContext) -> None:
+    venue_id, stranger = uuid4(), "77777777-7777-4777-8777-777777777777"
+    async with context.sessions.begin() as session:
+        for actor, details in ((stranger, {"foreign": True}), ("one-of-ours", {})):
+            session.add(
+                AuditEntry(
+                    venue_id=venue_id,
+                    actor=actor,
+                    action="access.denied",
+                    details={"code": "FORBIDDEN", **details},
+                    ip="198.51.100.9",
+                )
+            )
+    files = unpack(await fetch(context, await exported(context, venue_id)))
+    entries = [entry for entry in rows(files, "audit_log") if entry["action"] == "access.denied"]
+    assert [(entry["actor"], entry["ip"]) for entry in entries] == [
+        ("another venue", None),
+        ("one-of-ours", "198.51.100.9"),
+    ]
+    assert stranger.encode() not in b"".join(files.values())
+
+
+async def test_proofs_of_senders_are_left_out(context: WorkerContext) -> None:
+    venue_id = uuid4()
+    await fill(context, venue_id)
+    files = unpack(await fetch(context, await exported(context, venue_id)))
+    [delivery], [address] = rows(files, "webhook_deliveries"), rows(files, "webhook_endpoints")
+    assert "headers" not in delivery
+    assert "token_hash" not in address
 
 
 async def test_credentials_are_named_and_never_told(context: WorkerContext) -> None:

@@ -288,6 +288,7 @@ async def running(
                 "HUB_VAULT_KEYS": VAULT_KEYS,
                 "HUB_STATE": str(tmp_path_factory.mktemp("state")),
                 "LOG_LEVEL": "error",
+                "RATE_LIMIT_MAX_REQUESTS": "0",
                 "API_URL": "http://127.0.0.1:3007",
                 "HUB_CONNECTORS_DIR": str(connectors),
                 "HUB_TEMPLATES_DIR": str(templates),
@@ -529,6 +530,7 @@ async def test_answers_that_are_none(flow: Flow, fault: dict[str, Any]) -> None:
     assert row["status"] == "disconnected"
     [entry] = await flow.rows("SELECT * FROM audit_log WHERE action = 'oauth.failed'")
     assert entry["venue_id"] == UUID(str(OURS))
+    assert entry["details"] == {"error": "OAUTH_EXCHANGE_FAILED"}
 
 
 async def test_an_answer_that_takes_for_ever(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -476,4 +476,6 @@ async def test_without_an_application_nobody_is_asked_and_nothing_counted(
     process.renewals.settings = read_settings(nobody)
     with pytest.raises(NotSupportedError):
         await process.token(venue)
-    assert (await row(engine, "oauth_tokens", venue))["refresh_failed_count"] == 0
+    token = await row(engine, "oauth_tokens", venue)
+    assert token["refresh_failed_count"] == 0
+    assert token["refresh_started_at"] is None  # nothing was sent whose answer could be lost

@@ -338,6 +338,16 @@ async def test_a_form_and_a_probe(hub: Hub) -> None:
     assert (await hub.http.post(f"{path}0", content=body, headers=kind)).status_code == 401
 
 
+async def test_a_secret_address_is_not_written_down(hub: Hub) -> None:
+    await hub.connect_by_key()
+    path = await address(hub)
+    token = path.rpartition("/")[2]
+    await keep(hub, "whsec_one")
+    assert (await stripe(hub, f"{path}?from=a/b&t={token}", "whsec_one", PAID)).status_code == 200
+    [delivery] = await hub.rows("SELECT * FROM webhook_deliveries")
+    assert token not in delivery["url"]
+
+
 # --- looking, and trying again
 
 
@@ -460,6 +470,49 @@ async def test_a_subscription_is_made_looked_at_made_anew_and_ended(hub: Hub, pr
     await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
     assert provider.living == set()
     assert await hub.rows("SELECT 1 FROM webhook_endpoints") == []
+
+
+async def test_a_provider_that_never_answers_keeps_nobody_connected(
+    hub: Hub, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.connect_by_key()
+    await tend(hub)
+    monkeypatch.setattr(endpoints, "END_SECONDS", 0.05)
+
+    async def for_ever(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(provider, "make", for_ever)
+    async with asyncio.timeout(30):
+        answer = await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
+    assert answer.status_code == 200
+    assert await hub.rows("SELECT 1 FROM webhook_endpoints") == []
+    assert await hub.rows("SELECT 1 FROM venue_api_keys") == []
+
+
+async def test_an_address_that_can_not_be_looked_at_keeps_no_other_waiting(
+    hub: Hub, provider: Provider
+) -> None:
+    await hub.connect_by_key()
+    await hub.execute(
+        "INSERT INTO integration_configs (venue_id, integration_type, status)"
+        " VALUES (:venue, 'stripe', 'connected')",
+        venue=OTHERS,
+    )
+    # What somebody moved here from another row, and which is due first.
+    await hub.execute(
+        "INSERT INTO webhook_endpoints"
+        " (venue_id, integration_type, environment, token_hash, encrypted_token, next_check_at)"
+        " SELECT :venue, integration_type, environment, 'x', encrypted_token, now() - interval '1 day'"
+        " FROM webhook_endpoints",
+        venue=OTHERS,
+    )
+    url = "https://hub.example.org"
+    await endpoints.tend(replace(hub.context, settings=replace(hub.context.settings, api_url=url)))
+    ours, theirs = await hub.rows("SELECT * FROM webhook_endpoints ORDER BY venue_id = :ours DESC", ours=OURS)
+    assert ours["subscription_id"] is not None
+    assert (theirs["subscription_id"], theirs["failures"]) == (None, 1)
+    assert "altered" in theirs["last_error"]
 
 
 async def test_a_provider_that_is_away_is_asked_later(hub: Hub, provider: Provider) -> None:
