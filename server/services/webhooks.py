@@ -150,7 +150,7 @@ def _whose(arrival: Arrival, event: Event, venues: Places) -> Sequence[UUID]:
 
 
 def delivery_row(delivery_id: UUID, arrival: Arrival, venue_id: UUID, *, with_body: bool) -> dict[str, Any]:
-    """Return what is kept of a delivery for a venue: no secret that proves it, and headers only up to a size."""
+    """Return what is kept of a delivery for a venue: no secret that proves it, and only some headers."""
     delivery = arrival.delivery
     return {
         "id": delivery_id,
