@@ -105,7 +105,7 @@ WITH_PARTS = replace(
 
 
 def test_a_new_record_has_nothing_to_clear() -> None:
-    body = {
+    body: dict[str, Any] = {
         "name": "",
         "note": None,
         "address": {"city": None, "geo": {"lat": None}},
