@@ -37,6 +37,7 @@ from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, request_id, send_request_id, shown_path
 from server.api.guards import PUBLIC, Caller, allow_named_roles, authentication
+from server.api.limits import RateLimits, RequestCounts, send_standing
 from server.api.reference import ReferencePlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.context, app.state.intake, app.state.addresses = context, intake, Addresses()
             app.state.stopping = asyncio.Event()
             app.state.denials = Denials()
+            app.state.request_counts = RequestCounts(context.redis, settings)
             writing = asyncio.create_task(app.state.denials.keep_writing(context.sessions))
             storing = asyncio.create_task(_store_templates(context))
             try:
@@ -92,7 +94,8 @@ def create_app(settings: Settings) -> Litestar:
                 await asyncio.gather(storing, writing, return_exceptions=True)
 
     return _application(
-        lifespan=[lifespan], middleware=[DefineMiddleware(Observation), authentication(settings)]
+        lifespan=[lifespan],
+        middleware=[DefineMiddleware(Observation), RateLimits(settings), authentication(settings)],
     )
 
 
@@ -148,7 +151,7 @@ def _application(**options: Any) -> Litestar:
         route_handlers=list(HANDLERS),
         guards=[allow_named_roles],
         before_request=refuse_other_media,
-        before_send=[send_request_id],
+        before_send=[send_request_id, send_standing],
         exception_handlers={Exception: answer_error},
         dependencies=dict(DEPENDENCIES),
         type_decoders=[(schemas.is_secret, schemas.read_secret)],

@@ -265,6 +265,9 @@ def run_dev(settings: Settings, *, real: bool, once: bool, json_output: bool) ->
                 "PLATFORM_DATABASE_URL": platform_url,
                 "HUB_STATE": str(settings.state),
                 "PORT": str(settings.port),
+                # One address is all the simulated providers, and one token does all there is to see.
+                "RATE_LIMIT_MAX_REQUESTS": os.environ.get("RATE_LIMIT_MAX_REQUESTS") or "10000",
+                "HUB_RATE_LIMIT_WEBHOOKS": os.environ.get("HUB_RATE_LIMIT_WEBHOOKS") or "10000",
             }
             return asyncio.run(_run(settings, env, state, say, real=real, once=once, json_output=json_output))
     except (EmbeddedError, ProcessFailedError, ApiError) as error:

@@ -172,6 +172,17 @@ class KeyReusedError(ServerError):
     code = "IDEMPOTENCY_KEY_REUSED"
 
 
+class TooManyRequestsError(ServerError):
+    """A caller asks more often than it may; `retry_after` is the seconds after which it may again."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+    retryable = True
+
+    def __init__(self, *, retry_after: int) -> None:
+        super().__init__(f"too many requests: try again in {retry_after} seconds")
+        self.retry_after = retry_after
+
+
 class QueueFullError(ServerError):
     code = "QUEUE_FULL"
     retryable = True

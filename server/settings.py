@@ -72,6 +72,10 @@ class Settings:
     public_health: bool  # whether integrations' health is told without a token
     worker_concurrency: int
     lease_seconds: int
+    rate_limit_general: int  # requests of one caller in a window; 0 for as many as it likes
+    rate_limit_webhooks: int
+    rate_limit_admin: int
+    rate_limit_window_ms: int
     retention_days: int  # how long what ended well, and logs of syncs, are kept
     connectors_dir: Path
     templates_dir: Path
@@ -330,6 +334,31 @@ VARIABLES: tuple[Variable, ...] = (
         "How long a silent worker keeps an operation before another takes it over, in seconds.",
     ),
     Variable(
+        "RATE_LIMIT_MAX_REQUESTS",
+        _number(0, 1_000_000),
+        "100",
+        "How many requests of one caller the API takes in a window, besides those below; 0 for any number. A "
+        "caller is the user a token names, or without one an address.",
+    ),
+    Variable(
+        "HUB_RATE_LIMIT_WEBHOOKS",
+        _number(0, 1_000_000),
+        "1000",
+        "How many deliveries of one provider from one address are taken in a window; 0 for any number.",
+    ),
+    Variable(
+        "HUB_RATE_LIMIT_ADMIN",
+        _number(0, 1_000_000),
+        "50",
+        "How many requests of one caller to administrators' routes are taken in a window; 0 for any number.",
+    ),
+    Variable(
+        "RATE_LIMIT_WINDOW_MS",
+        _number(1000, 3_600_000),
+        "60000",
+        "How long a window is in which requests are counted, in milliseconds.",
+    ),
+    Variable(
         "HUB_RETENTION_DAYS",
         _number(1, 36500),
         "90",
@@ -431,6 +460,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         public_health=values["HUB_PUBLIC_HEALTH"] == "true",
         worker_concurrency=values["WORKER_CONCURRENCY"],
         lease_seconds=values["LEASE_SECONDS"],
+        rate_limit_general=values["RATE_LIMIT_MAX_REQUESTS"],
+        rate_limit_webhooks=values["HUB_RATE_LIMIT_WEBHOOKS"],
+        rate_limit_admin=values["HUB_RATE_LIMIT_ADMIN"],
+        rate_limit_window_ms=values["RATE_LIMIT_WINDOW_MS"],
         retention_days=values["HUB_RETENTION_DAYS"],
         connectors_dir=values["HUB_CONNECTORS_DIR"],
         templates_dir=values["HUB_TEMPLATES_DIR"],

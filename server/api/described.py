@@ -23,6 +23,11 @@ body is refused, with the nearest one that is.
 Lists take `limit` (at most 200) and `offset`, or a `cursor`: `meta.next_cursor` of the page before. \
 Rows added meanwhile shift an offset, never a cursor.
 
+A caller may send 100 requests a minute, 50 to administrators' routes, and a provider 1000 deliveries from \
+one address, unless the operator says otherwise. Answers say in `RateLimit-Limit`, `RateLimit-Remaining` and \
+`RateLimit-Reset` (in seconds) where a caller stands; over the limit it is 429, and `Retry-After` says when \
+to try again. Without a token a caller is its address.
+
 `Idempotency-Key` makes sending a request again safe: the same key and body get the first answer again \
 for 24 hours, with `Idempotent-Replayed: true`. The same key with another body is refused, and so is one \
 whose first request isn't answered yet. A request that failed isn't kept: sending it again is trying \

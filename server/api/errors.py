@@ -27,6 +27,7 @@ from server.errors import (
     Detail,
     InvalidRequestError,
     ServerError,
+    TooManyRequestsError,
     VenueRequiredError,
     http_status,
 )
@@ -201,7 +202,7 @@ def _headers(status: int, code: str, error: Exception) -> dict[str, str]:
     if status == 401 and code in ("AUTH_REQUIRED", "INVALID_TOKEN", "TOKEN_EXPIRED"):
         headers["WWW-Authenticate"] = "Bearer"
     if status in (429, 503):
-        wait = error.retry_after if isinstance(error, RateLimitedError) else None
+        wait = error.retry_after if isinstance(error, RateLimitedError | TooManyRequestsError) else None
         headers["Retry-After"] = str(max(1, round(wait or _RETRY_SECONDS)))
     return headers
 
@@ -298,7 +299,7 @@ _SENTENCES: Mapping[str, str] = {
     "PAYLOAD_TOO_LARGE": "Request Entity Too Large",
     "UNSUPPORTED_MEDIA_TYPE": "send JSON: `Content-Type: application/json`",
     "IDEMPOTENCY_KEY_REUSED": "this Idempotency-Key belongs to a request with another body",
-    "RATE_LIMIT_EXCEEDED": "the provider asks to wait",
+    "RATE_LIMIT_EXCEEDED": "too many requests: try again in 42 seconds",
     "INTERNAL_ERROR": "something went wrong on our side",
     "SYNC_FAILED": "the provider can't be reached",
     "OAUTH_EXCHANGE_FAILED": "Juniper didn't accept the authorization code",
@@ -312,7 +313,7 @@ _EXAMPLE_DETAILS: Mapping[str, ErrorDetail] = {
     "VENUE_ID_REQUIRED": ErrorDetail("venueId", "venueId is required"),
 }  # fmt: skip
 _EXTRA_STATUSES = {"CONFLICT": 409, **{code: status for status, code in _FRAMEWORK_CODES.items()}}
-_EVERYWHERE = ("INTERNAL_ERROR", "STORE_UNAVAILABLE")
+_EVERYWHERE = ("RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR", "STORE_UNAVAILABLE")
 _WITH_TOKEN = ("AUTH_REQUIRED", "INVALID_TOKEN", "TOKEN_EXPIRED", "FORBIDDEN")
 
 

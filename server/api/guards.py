@@ -21,6 +21,7 @@ from server.settings import Settings
 
 ADMIN, VENUE_ADMIN, USER = "admin", "venue_admin", "user"
 LONGEST_ID = 255  # characters: what the audit log keeps
+IDENTIFIED = "caller"  # in a request's state: whom its token names, when that was looked at already
 
 PUBLIC: Mapping[str, Any] = {"public": True}
 READERS: Mapping[str, Any] = {"roles": frozenset({ADMIN, VENUE_ADMIN, USER})}
@@ -60,7 +61,8 @@ class TokenAuthentication(AbstractAuthenticationMiddleware):
     async def authenticate_request(
         self, connection: ASGIConnection[Any, Any, Any, Any]
     ) -> AuthenticationResult:
-        return AuthenticationResult(user=identify(connection, self.settings), auth=None)
+        known: Caller | None = connection.scope["state"].get(IDENTIFIED)
+        return AuthenticationResult(user=known or identify(connection, self.settings), auth=None)
 
 
 def authentication(settings: Settings) -> DefineMiddleware:

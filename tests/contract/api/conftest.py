@@ -32,6 +32,7 @@ OTHERS = UUID("22222222-2222-4222-8222-222222222222")
 NOWHERE = UUID("33333333-3333-4333-8333-333333333333")
 USER_ID = "44444444-4444-4444-8444-444444444444"
 API = "/api/v1/integrations"
+LIMITS = ("RATE_LIMIT_MAX_REQUESTS", "HUB_RATE_LIMIT_WEBHOOKS", "HUB_RATE_LIMIT_ADMIN")
 TABLES = (
     "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
     "idempotency_keys, record_links, sync_watermarks, integration_health, maintenance_runs, export_parts, "
@@ -126,6 +127,7 @@ def settings(
             "HUB_VAULT_KEYS": VAULT_KEYS,
             "HUB_STATE": str(tmp_path_factory.mktemp("state")),
             "LOG_LEVEL": "error",
+            **dict.fromkeys(LIMITS, "0"),
             "API_URL": "http://127.0.0.1:3007",
             "HUB_REDIRECT_URIS": "https://app.example.org/connected/{provider}, "
             "http://127.0.0.1:9999/connected/{provider}",
