@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.client import ProviderClient
-from engine.errors import HubError, ProviderError
+from engine.errors import HubError, ProviderError, UnexpectedResponseError
 from engine.manifest import Connector, Subscription, Webhooks
 from engine.ports import Secret
 from server import vault
@@ -39,6 +40,7 @@ MOST_KEPT = 10_000
 CHECK_EVERY = timedelta(days=1)
 LONGEST_WAIT = timedelta(hours=6)
 AT_ONCE = 20
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 bits
 END_SECONDS = 10.0  # for a provider to end a subscription: what is stored here is erased in any case
 
 
@@ -112,6 +114,11 @@ def shared_secrets(settings: Settings, connector: Connector) -> Mapping[str, Seq
 def token_hash(token: str) -> str:
     # A token has 256 random bits, so a plain hash can't be guessed back.
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _without_token(row: WebhookEndpoint, told: str) -> str:
+    """Return what a provider said without the token of an address: some repeat what they were sent."""
+    return _TOKEN.sub(lambda found: "***" if token_hash(found[0]) == row.token_hash else found[0], told)
 
 
 def place(row: WebhookEndpoint, column: str) -> vault.Context:
@@ -232,7 +239,7 @@ async def _tend(context: Context, row: WebhookEndpoint) -> None:
         await _subscribe(context, row, connector, subscription)
     except HubError as error:
         row.failures += 1
-        row.last_error = error.message
+        row.last_error = _without_token(row, error.message)
         wait: timedelta = min(timedelta(minutes=1) * 2 ** min(row.failures, 16), LONGEST_WAIT)
         row.next_check_at = now + wait
         log.warning(
@@ -271,7 +278,10 @@ async def _subscribe(
                 return
         row.subscription_id = None
     answer = await client.make(subscription.create, scope)
-    row.subscription_id = str(subscription.id.evaluate(answer))[:255]
+    made_id = subscription.id.evaluate(answer)
+    if made_id is None:
+        raise UnexpectedResponseError(f"{connector.title} named no subscription in its answer")
+    row.subscription_id = str(made_id)[:255]
     row.subscribed_at = datetime.now(UTC)
     secret = subscription.secret.evaluate(answer) if subscription.secret else None
     if isinstance(secret, str) and secret:

@@ -210,7 +210,7 @@ def _as_json(table: Table) -> ColumnElement[Any]:
     sealed = [column for column in table.c if column.name.startswith(SEALED)]
     hidden = [*LEFT_OUT.get(table.name, ()), *(column.name for column in sealed)]
     # As the database writes it: numbers of any length and times stay exact.
-    row = func.to_jsonb(table.table_valued()).op("-")(literal(hidden, ARRAY(Text)))
+    row: ColumnElement[Any] = func.to_jsonb(table.table_valued()).op("-")(literal(hidden, ARRAY(Text)))
     if table.name == AuditEntry.__tablename__:
         row = case(
             (AuditEntry.details.has_key("foreign"), row.op("||")(literal(_ANOTHER_VENUE, JSONB))), else_=row

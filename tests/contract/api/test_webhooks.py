@@ -526,6 +526,34 @@ async def test_a_provider_that_is_away_is_asked_later(hub: Hub, provider: Provid
     assert row["subscription_id"] is not None
 
 
+async def test_a_provider_that_repeats_the_address_does_not_get_it_written_down(
+    hub: Hub, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.connect_by_key()
+    token = (await address(hub)).rpartition("/")[2]
+
+    async def refuse(_: Any, scope: Mapping[str, Any]) -> None:
+        raise ProviderError(f"Invalid URL: {scope['url']}.", status=400)
+
+    monkeypatch.setattr(provider, "make", refuse)
+    row = await tend(hub)
+    assert row["last_error"] == f"Invalid URL: https://hub.example.org{HOOKS}/stripe/***."
+    assert token not in str(row)
+
+
+async def test_a_subscription_without_an_id_is_none(
+    hub: Hub, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.connect_by_key()
+
+    async def vague(*_: Any) -> Mapping[str, Any]:
+        return {"status": "enabled"}
+
+    monkeypatch.setattr(provider, "make", vague)
+    row = await tend(hub)
+    assert (row["subscription_id"], row["failures"]) == (None, 1)
+
+
 async def test_nobody_is_asked_to_send_where_nobody_can_send(hub: Hub, provider: Provider) -> None:
     await hub.connect_by_key()
     row = await tend(hub, public=False)
