@@ -472,7 +472,7 @@ async def set_webhook_secret(
     connector = context.catalog.connector(provider)
     async with context.sessions.begin() as session:
         await integrations.get_integration(session, data.venue_id, provider)
-        row = await endpoints.find(session, data.venue_id, provider)
+        row = await endpoints.find(session, data.venue_id, provider, lock=True)
         if connector.webhooks is None or row is None:
             raise NotSupportedError(f"{connector.title} has no webhook address for each connection")
         await endpoints.set_secret(context, session, row, connector.webhooks, Secret(data.secret))

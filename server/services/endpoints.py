@@ -159,11 +159,12 @@ async def establish(session: AsyncSession, context: Context, integration: Integr
     session.add(row)
 
 
-async def find(session: AsyncSession, venue_id: UUID, provider: str) -> WebhookEndpoint | None:
-    """Return a connection's endpoint."""
-    rows = await session.scalars(
-        select(WebhookEndpoint).filter_by(venue_id=venue_id, integration_type=provider)
-    )
+async def find(
+    session: AsyncSession, venue_id: UUID, provider: str, *, lock: bool = False
+) -> WebhookEndpoint | None:
+    """Return a connection's endpoint; with `lock` to change it, or what another does meanwhile is undone."""
+    mine = select(WebhookEndpoint).filter_by(venue_id=venue_id, integration_type=provider)
+    rows = await session.scalars(mine.with_for_update() if lock else mine)
     return rows.one_or_none()
 
 

@@ -348,6 +348,26 @@ async def test_a_secret_address_is_not_written_down(hub: Hub) -> None:
     assert token not in delivery["url"]
 
 
+async def test_a_secret_that_is_stored_at_the_same_moment_is_not_lost(hub: Hub) -> None:
+    """A provider shows one once, to whoever makes the subscription."""
+    await hub.connect_by_key()
+    path = await address(hub)
+    webhooks = hub.context.catalog.connector("stripe").webhooks
+    assert webhooks is not None
+    async with asyncio.timeout(30), hub.context.sessions.begin() as session:
+        row = await endpoints.find(session, OURS, "stripe")
+        assert row is not None
+        await endpoints.set_secret(hub.context, session, row, webhooks, Secret("whsec_one"))
+        await session.flush()
+        keeping = asyncio.create_task(keep(hub, "whsec_two"))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        while not await hub.rows(f"{waiting} AND datname = current_database()"):
+            assert not keeping.done()
+    assert (await keeping).status_code == 200
+    for number, secret in enumerate(("whsec_one", "whsec_two")):
+        assert (await stripe(hub, path, secret, {**PAID, "id": f"evt_{number}"})).status_code == 200
+
+
 # --- looking, and trying again
 
 
