@@ -45,3 +45,17 @@ class FieldCatalog(Mapping[str, Field]):
 
     def __len__(self) -> int:
         return len(self.fields)
+
+
+def declared_field(fields: FieldCatalog, path: str) -> Field | None:
+    """Return the field a path means: declared itself, or within one that is an object, a list or anything."""
+    if path in fields:
+        return fields[path]
+    return next(
+        (
+            each
+            for each in fields.values()
+            if each.type in ("object", "list", "any") and path.startswith((f"{each.path}.", f"{each.path}["))
+        ),
+        None,
+    )

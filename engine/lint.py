@@ -17,7 +17,7 @@ from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed, 
 from engine.documents import Document, Steps, read_document
 from engine.errors import DocumentError, ExpressionError
 from engine.expressions import Expression, Path, has_braces
-from engine.fields import Field, FieldCatalog
+from engine.fields import declared_field
 from engine.manifest import (
     COMMON_NAMES,
     CREATE_NAMES,
@@ -40,6 +40,7 @@ from engine.manifest import (
     check_platform,
     parse_statuses,
     revoke_names,
+    unsent_fields,
 )
 from engine.mapping import COPY
 from engine.schema import violations
@@ -1138,7 +1139,7 @@ class _MappingCheck:
 
     def local(self, name: str, at: Steps, rule: Mapping[str, Any]) -> Iterator[Diagnostic]:
         """Our field must exist, unless the rule sends something that does not come from it."""
-        if self.entity is None or name == "id" or _made_up(rule):
+        if self.entity is None or name == "id" or made_up(rule):
             return
         place = at[: len(self.path) + 2]
         field = self.entity.fields.get(name)
@@ -1158,7 +1159,7 @@ class _MappingCheck:
         if resource is None or not _is_path(path) or "each" in rule:
             return
         place = (*at, "path") if isinstance(self.document.value(at), dict) else at
-        field = _declared(resource.fields, path)
+        field = declared_field(resource.fields, path)
         if field is None and path != resource.id.text:
             message = f"{self.connector.name} `{resource.name}` has no field `{path}`"
             yield self.document.diagnostic("unknown-field", message, place, *self.theirs(path, resource))
@@ -1249,20 +1250,12 @@ class _MappingCheck:
         """A new record must get every field it cannot do without: by a rule, or by `new`."""
         if self.resource is None or not self.pushes:
             return
-        given = (*sent, *_given(self.resource))
-        for field in self.resource.fields.values():
-            covered = any(
-                path == field.path
-                or field.path.startswith(f"{path}.")
-                or (field.type == "list" and path.startswith(f"{field.path}[0]"))
-                for path in given
-            )
-            if field.required and not covered:
-                owner = f"{self.connector.name} `{self.resource.name}`"
-                message = f"{owner} needs `{field.path}`, and no rule pushes it"
-                declared = f"fields are declared in {self.connector.file}:{self.resource.line}"
-                place = (*self.path, "fields")
-                yield self.document.diagnostic("required-field", message, place, declared, key=True)
+        for field in unsent_fields(self.resource, sent):
+            owner = f"{self.connector.name} `{self.resource.name}`"
+            message = f"{owner} needs `{field.path}`, and no rule pushes it"
+            declared = f"fields are declared in {self.connector.file}:{self.resource.line}"
+            place = (*self.path, "fields")
+            yield self.document.diagnostic("required-field", message, place, declared, key=True)
 
     def gone(self) -> Iterator[Diagnostic]:
         """What is to be done to a record must be something its resource knows, and the mapping comes to."""
@@ -1299,7 +1292,7 @@ def _paths_of_items(rule: Mapping[str, Any]) -> Iterator[str]:
         yield f"{rule['path']}[0].{written if isinstance(written, str) else written['path']}"
 
 
-def _made_up(rule: Mapping[str, Any]) -> bool:
+def made_up(rule: Mapping[str, Any]) -> bool:
     """Whether a rule only sends, and sends something else than the field it is written under."""
     if "push" not in rule or "pull" in rule:
         return False
@@ -1319,23 +1312,3 @@ def _is_path(text: str) -> bool:
 
 def _head(path: str) -> str:
     return re.split(r"[.\[]", path, maxsplit=1)[0]
-
-
-def _declared(fields: FieldCatalog, path: str) -> Field | None:
-    """Return the field a path means: declared itself, or within one that is an object, a list or anything."""
-    if path in fields:
-        return fields[path]
-    return next(
-        (
-            each
-            for each in fields.values()
-            if each.type in ("object", "list", "any") and path.startswith((f"{each.path}.", f"{each.path}["))
-        ),
-        None,
-    )
-
-
-def _given(resource: Resource) -> set[str]:
-    """Return the paths a new record gets without a rule."""
-    specs = (resource.create, resource.create_many, resource.write_many)
-    return {path for spec in specs if spec for path in spec.new}

@@ -411,6 +411,21 @@ class Resource:
     line: int = 0  # where `fields` stands in the file, for messages
 
 
+def unsent_fields(resource: Resource, sent: Collection[str]) -> Iterator[Field]:
+    """Yield the fields a new record can't do without and doesn't get: by a path that is sent, or by `new`."""
+    specs = (resource.create, resource.create_many, resource.write_many)
+    given = (*sent, *(path for spec in specs if spec for path in spec.new))
+    for each in resource.fields.values():
+        covered = any(
+            path == each.path
+            or each.path.startswith(f"{path}.")
+            or (each.type == "list" and path.startswith(f"{each.path}[0]"))
+            for path in given
+        )
+        if each.required and not covered:
+            yield each
+
+
 @dataclass(frozen=True, slots=True)
 class AfterConnecting:
     """A lookup right after connecting whose answer is kept in `connection`."""

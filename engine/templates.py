@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import abc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -35,7 +35,8 @@ class Suits:
 class MappingTemplate:
     """A file of mappings between a connector's resources and the platform's entities.
 
-    `digest` is the SHA-256 of the text, to tell versions apart.
+    `digest` is the SHA-256 of the text, to tell versions apart; `written` are its mappings as the file has
+    them, in the order of `mappings`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class MappingTemplate:
     mappings: tuple[Mapping, ...]
     file: str
     digest: str
+    written: tuple[abc.Mapping[str, Any], ...] = field(default=(), repr=False, compare=False)
 
 
 def load_template(path: FilePath | str, connector: Connector, platform: Platform) -> MappingTemplate:
@@ -99,6 +101,7 @@ def check_template(
         mappings=tuple(mappings),
         file=document.file,
         digest=hashlib.sha256(document.text.encode()).hexdigest(),
+        written=tuple(data["mappings"]),
     )
     return template, []
 

@@ -172,6 +172,24 @@ class KeyReusedError(ServerError):
     code = "IDEMPOTENCY_KEY_REUSED"
 
 
+class StaleError(ServerError):
+    """The caller's `If-Match` isn't what is there any more: somebody else changed it."""
+
+    code = "CONFLICT"
+
+
+class MappingInvalidError(ServerError):
+    """Mappings name what isn't there, or pair what doesn't go together."""
+
+    code = "MAPPING_INVALID"
+
+
+class RequiredFieldMissingError(ServerError):
+    """Mappings lack what one of the sides can't do without."""
+
+    code = "REQUIRED_FIELD_MISSING"
+
+
 class TooManyRequestsError(ServerError):
     """A caller asks more often than it may; `retry_after` is the seconds after which it may again."""
 

@@ -279,6 +279,8 @@ _SENTENCES: Mapping[str, str] = {
     "VALIDATION_ERROR": "the request can't be accepted",
     "VENUE_ID_REQUIRED": "venueId is required",
     "PROVIDER_NOT_SUPPORTED": "no application is registered with Juniper: set JUNIPER_CLIENT_ID",
+    "MAPPING_INVALID": "1 of 3 pairs can't be mapped: `customer` has no field `emial`; did you mean `email`?",
+    "REQUIRED_FIELD_MISSING": "Juniper needs `item.name`, and no field of `event` is mapped to it",
     "AUTH_REQUIRED": "send a token: `Authorization: Bearer …`",
     "INVALID_TOKEN": "the token isn't valid",
     "TOKEN_EXPIRED": "the token has expired",
@@ -311,6 +313,12 @@ _EXAMPLE_DETAILS: Mapping[str, ErrorDetail] = {
         "config.syncIntervl", "`config.syncIntervl` is not known here; did you mean `syncInterval`?"
     ),
     "VENUE_ID_REQUIRED": ErrorDetail("venueId", "venueId is required"),
+    "MAPPING_INVALID": ErrorDetail(
+        "mappings.customer.emial", "`customer` has no field `emial`; did you mean `email`?"
+    ),
+    "REQUIRED_FIELD_MISSING": ErrorDetail(
+        "item.name", "Juniper needs `item.name`, and no field of `event` is mapped to it"
+    ),
 }  # fmt: skip
 _EXTRA_STATUSES = {"CONFLICT": 409, **{code: status for status, code in _FRAMEWORK_CODES.items()}}
 _EVERYWHERE = ("RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR", "STORE_UNAVAILABLE")

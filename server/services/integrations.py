@@ -473,6 +473,8 @@ async def _apply_template(
 ) -> dict[str, Any]:
     """Give a new integration the template that suits its venue; one that has a template keeps it."""
     name = connection.connector.name
+    if integration.field_mappings:
+        return {"template": None}  # the venue's own mapping stays
     if integration.template_id is not None:
         try:
             return {"template": context.catalog.template(name, integration.template_id).name}

@@ -42,7 +42,7 @@ from server.errors import (
     ServerError,
 )
 from server.host import SqlHost
-from server.services import lookups, webhooks
+from server.services import lookups, mappings, webhooks
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
 
@@ -375,8 +375,7 @@ class _Syncs:
                 period=period,
             )
 
-        template = catalog.template(claim.provider, integration.template_id)
-        return cls(run, integration.config, template.mappings, build, period)
+        return cls(run, integration.config, mappings.compiled(catalog, integration), build, period)
 
     async def pull(self, step: Step, ids: Sequence[str] | None = None, *, told: bool = False) -> None:
         count = self.run.counting(step.key)

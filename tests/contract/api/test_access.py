@@ -48,6 +48,12 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("POST", f"{API}/health/stripe/test", "body", MANAGE, 404),
     ("GET", f"{API}/sync/stripe/sync/status", "query", READ, 404),
     ("GET", f"{API}/sync/stripe/sync/history", "query", READ, 404),
+    ("GET", f"{API}/mappings/stripe/mappings", "query", READ, 404),
+    ("POST", f"{API}/mappings/stripe/mappings/apply-template", "body", MANAGE, 404),
+    ("POST", f"{API}/mappings/stripe/mappings/reset", "body", MANAGE, 404),
+    ("POST", f"{API}/mappings/stripe/mappings/heal", "body", MANAGE, 404),
+    ("GET", f"{API}/mappings/stripe/mappings/history", "query", READ, 404),
+    ("POST", f"{API}/mappings/stripe/mappings/undo", "body", MANAGE, 404),
     ("GET", f"{API}/webhooks/stripe/events", "query", READ, 200),
     ("POST", f"{API}/webhooks/stripe/replay", "body", MANAGE, 200),
     ("GET", f"{API}/stripe/webhook", "query", MANAGE, 404),
@@ -176,6 +182,9 @@ def test_every_route_with_roles_is_in_these_tests(settings: Settings) -> None:
     tested = {(method, path.replace("stripe", "{provider:str}")) for method, path, *_ in ROUTES}
     tested |= {
         ("GET", "/metrics"),
+        ("GET", f"{API}/mappings/{{provider:str}}/fields"),
+        ("PUT", f"{API}/mappings/{{provider:str}}/mappings"),
+        ("POST", f"{API}/mappings/{{provider:str}}/mappings/test"),
         ("POST", f"{API}/webhooks/retry"),
         ("PUT", f"{API}/{{provider:str}}/webhook"),
         ("POST", f"{API}/venue/{{venue_id:uuid}}/erase"),

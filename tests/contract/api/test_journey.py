@@ -12,7 +12,7 @@ from server.settings import Settings
 from server.worker.context import open_worker_context
 from server.worker.main import serve
 from server.worker.tasks import Worker
-from tests.contract.api.conftest import API, OURS, Hub
+from tests.contract.api.conftest import API, OURS, Hub, bearer
 from tests.contract.api.test_oauth import CALLBACK, JSON, approve, begin
 
 WAIT = 60
@@ -92,6 +92,24 @@ async def test_a_key_connects_and_syncs_and_a_second_sync_writes_nothing(hub: Hu
     shown = (await hub.get(f"{API}/stripe", params={"venueId": str(OURS)})).json()["data"]
     assert (shown["health_status"], shown["health"]["success_rate"]) == ("healthy", 100.0)
     assert shown["last_sync_at"] is not None
+
+
+async def test_a_mapping_of_ones_own_reaches_every_record_with_the_next_sync(hub: Hub, worker: None) -> None:
+    await hub.connect_by_key()
+    await sync(hub, "stripe")
+    path, stripe = f"{API}/mappings/stripe/mappings", hub.sandbox.stripe_url
+    pairs = (await hub.get(path, params={"venueId": str(OURS)})).json()["data"]["mappings"]
+    pairs["event.currency"] = [pairs["event.currency"], "product.statement_descriptor"]
+    changed = await hub.http.put(path, json={"venueId": str(OURS), "mappings": pairs}, headers=bearer())
+    assert changed.status_code == 200, changed.text
+    before = await writes(stripe)
+    data = (await sync(hub, "stripe")).json()["data"]
+    assert data["overall"]["failedCount"] == 0
+    products = await objects(stripe, "product")
+    assert [each["statement_descriptor"] for each in products] == ["EUR", "EUR"]
+    assert await writes(stripe) == before + 2  # the products: nothing else changed
+    await sync(hub, "stripe")
+    assert await writes(stripe) == before + 2
 
 
 async def test_a_sync_of_products_leaves_customers_alone(hub: Hub, worker: None) -> None:

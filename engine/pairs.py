@@ -1,0 +1,415 @@
+"""The simple form of mappings: pairs of `entity.field` and `resource.path`, as people see and edit them.
+
+The pack form, which templates are written in, says more: how a value is calculated, what is linked, which
+records are wanted. Written from pairs, a mapping keeps all of that for the pairs it had; a new pair is a
+copy, or what its two types need. `write_pairs(pairs_of(mappings), [mappings], …)` gives the mappings again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.diagnostics import did_you_mean, listed, nearest
+from engine.errors import ExpressionError
+from engine.expressions import Path
+from engine.fields import Field, declared_field
+from engine.lint import made_up
+from engine.manifest import Connector, Entity, Platform, Resource, unsent_fields
+from engine.mapping import COPY, compile_mapping
+from engine.mapping import Mapping as Compiled
+
+Written = Mapping[str, Any]  # one mapping as a template writes it
+Pairs = Mapping[str, Sequence[str]]  # `entity.field` → the `resource.path`s it goes to or comes from
+
+# Which types take a value of a type as it is; every type takes and gives `any`.
+_TAKEN_BY: Mapping[str, tuple[str, ...]] = {
+    "text": ("text", "id", "email", "phone", "url"),
+    "id": ("text", "id"),
+    "email": ("text", "id", "email"),
+    "phone": ("text", "id", "phone"),
+    "url": ("text", "id", "url"),
+    "currency": ("text", "id", "currency"),
+    "timestamp": ("text", "timestamp"),
+    "date": ("text", "date"),
+    "integer": ("integer", "decimal"),
+    "decimal": ("decimal", "money"),
+    "money": ("money", "decimal"),
+    "boolean": ("boolean",),
+    "list": ("list",),
+    "object": ("object",),
+}
+_STRINGS = ("integer", "decimal", "money")  # sent to a text as their digits
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a mapping, with the pair that it belongs to."""
+
+    entity: str
+    field: str
+    resource: str
+    path: str
+    written: str | Mapping[str, Any]
+
+    @property
+    def source(self) -> str:
+        return f"{self.entity}.{self.field}"
+
+    @property
+    def target(self) -> str:
+        return f"{self.resource}.{self.path}"
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"path": self.written} if isinstance(self.written, str) else self.written
+
+
+@dataclass(frozen=True, slots=True)
+class PairFault:
+    """What is wrong with a pair; of something `missing`, the side that isn't there is empty.
+
+    One that is `unlinked` refers to records that no other pair is of.
+    """
+
+    source: str
+    target: str
+    message: str
+    kind: Literal["invalid", "missing", "unlinked"] = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class GonePair:
+    """A pair one of whose fields isn't known any more; `proposal` is the nearest one that is free."""
+
+    source: str
+    target: str
+    gone: str
+    proposal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFields:
+    """What pairs may name, which resources an entity goes with, and what those can't do without."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    resources: Mapping[str, tuple[str, ...]]
+    required: tuple[str, ...]
+
+
+def rules_of(mappings: Sequence[Written]) -> Iterator[Rule]:
+    """Walk over all rules of mappings, in the order they are written."""
+    for mapping in mappings:
+        for name, written in mapping["fields"].items():
+            for rule in written if isinstance(written, list) else [written]:
+                path = rule if isinstance(rule, str) else rule["path"]
+                yield Rule(mapping["entity"], name, mapping["resource"], path, rule)
+
+
+def pairs_of(mappings: Sequence[Written]) -> dict[str, list[str]]:
+    """Return mappings in the simple form."""
+    pairs: dict[str, list[str]] = {}
+    for rule in rules_of(mappings):
+        targets = pairs.setdefault(rule.source, [])
+        if rule.target not in targets:
+            targets.append(rule.target)
+    return pairs
+
+
+def known_fields(connector: Connector, platform: Platform, templates: Sequence[Written]) -> KnownFields:
+    """Return what pairs may name; `templates` are all mappings of the connector's templates."""
+    sources = {
+        f"{entity.name}.{name}": None
+        for entity in platform.entities.values()
+        for name in ("id", *entity.fields)
+    }
+    targets = {
+        f"{resource.name}.{path}": None
+        for resource in connector.resources.values()
+        for path in (resource.id.text, *resource.fields)
+    }
+    resources: dict[str, dict[str, None]] = {}
+    for mapping in templates:
+        resources.setdefault(mapping["entity"], {})[mapping["resource"]] = None
+    for rule in rules_of(templates):
+        sources.setdefault(rule.source)
+        targets.setdefault(rule.target)
+    pushed = {mapping["resource"]: None for mapping in templates if mapping["direction"] != "pull"}
+    required = [
+        f"{name}.{field.path}"
+        for name in pushed
+        if name in connector.resources
+        for field in unsent_fields(connector.resources[name], ())
+    ]
+    return KnownFields(
+        tuple(sources),
+        tuple(targets),
+        {name: tuple(each) for name, each in resources.items()},
+        tuple(required),
+    )
+
+
+def write_pairs(
+    pairs: Pairs, known: Sequence[Sequence[Written]], connector: Connector, platform: Platform
+) -> tuple[list[dict[str, Any]], list[PairFault]]:
+    """Return the mappings that pairs mean, and what is wrong with them.
+
+    A pair that one of the `known` sets of mappings has keeps its rule, of the first such set; so does a
+    mapping its conditions, direction and place. An entity goes only with resources that it goes with there.
+    """
+    writer = _Writer(known, connector, platform)
+    for source, targets in pairs.items():
+        for target in dict.fromkeys(targets):
+            writer.add(source, target)
+    made = writer.mappings()
+    return made, writer.faults or [*_missing(made, connector, platform), *_unlinked(made)]
+
+
+def compile_pairs(
+    mappings: Sequence[Written], connector: Connector, platform: Platform
+) -> tuple[tuple[Compiled, ...], list[PairFault]]:
+    """Compile mappings; returns those that could be, and what is wrong with the others."""
+    made: list[Compiled] = []
+    faults: list[PairFault] = []
+    for mapping in mappings:
+        entity = platform.entities.get(mapping["entity"])
+        resource = connector.resources.get(mapping["resource"])
+        if entity is None or resource is None:
+            gone = mapping["entity"] if entity is None else mapping["resource"]
+            pair = (mapping["entity"], mapping["resource"])
+            faults.append(PairFault(*pair, f"`{gone}` isn't known any more"))
+            continue
+        compiled, found = compile_mapping(mapping, resource, entity)
+        for fault in found:
+            field = str(fault.at[1]) if fault.at[0] == "fields" else ""
+            path = next((each.path for each in rules_of([mapping]) if each.field == field), "")
+            faults.append(PairFault(f"{entity.name}.{field}", f"{resource.name}.{path}", fault.message))
+        if compiled is not None:
+            made.append(compiled)
+    return tuple(made), faults
+
+
+def without_pairs(mappings: Sequence[Written], left_out: Collection[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return mappings without the rules of some pairs (source, target); one without any rule is left out."""
+    made = []
+    for mapping in mappings:
+        rules = [rule for rule in rules_of([mapping]) if (rule.source, rule.target) not in left_out]
+        if rules:
+            made.append(_mapping(mapping, rules))
+    return made
+
+
+def gone_pairs(mappings: Sequence[Written], connector: Connector, platform: Platform) -> list[GonePair]:
+    """Return the pairs one of whose fields isn't known any more, with the nearest free field of its side."""
+    pairs = pairs_of(mappings)
+    targets = {target for each in pairs.values() for target in each}
+    found: dict[tuple[str, str], GonePair] = {}
+    for rule in rules_of(mappings):
+        entity, resource = platform.entities.get(rule.entity), connector.resources.get(rule.resource)
+        key = (rule.source, rule.target)
+        if entity is None or resource is None:
+            gone = rule.source if entity is None else rule.target
+            found[key] = GonePair(*key, gone, None)
+        elif rule.field != "id" and rule.field not in entity.fields and not made_up(rule.options):
+            free = [name for name in entity.fields if f"{rule.entity}.{name}" not in pairs]
+            near = nearest(rule.field, free)
+            found[key] = GonePair(*key, rule.source, f"{rule.entity}.{near}" if near else None)
+        elif not _is_known(rule, resource):
+            free = [path for path in resource.fields if f"{rule.resource}.{path}" not in targets]
+            near = nearest(rule.path, free)
+            found[key] = GonePair(*key, rule.target, f"{rule.resource}.{near}" if near else None)
+    return list(found.values())
+
+
+# ---- writing -----------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Gathers pairs into mappings, and what is wrong with them."""
+
+    def __init__(self, known: Sequence[Sequence[Written]], connector: Connector, platform: Platform) -> None:
+        self.connector, self.platform = connector, platform
+        self.heads: dict[tuple[str, str], Written] = {}
+        self.rules: dict[tuple[str, str], list[Rule]] = {}  # by pair
+        for mappings in known:
+            fresh: dict[tuple[str, str], list[Rule]] = {}
+            for mapping in mappings:
+                self.heads.setdefault((mapping["entity"], mapping["resource"]), mapping)
+            for rule in rules_of(mappings):
+                fresh.setdefault((rule.source, rule.target), []).append(rule)
+            self.rules = {**fresh, **self.rules}
+        self.taken: dict[tuple[str, str], list[Rule]] = {}  # by entity and resource
+        self.faults: list[PairFault] = []
+
+    def add(self, source: str, target: str) -> None:
+        made = self.rules.get((source, target)) or self.new(source, target)
+        if isinstance(made, str):
+            self.faults.append(PairFault(source, target, made))
+            return
+        self.taken.setdefault((made[0].entity, made[0].resource), []).extend(made)
+
+    def new(self, source: str, target: str) -> list[Rule] | str:
+        """Return the rule of a pair nobody had yet, or what is wrong with the pair."""
+        (entity_name, _, name), (resource_name, _, path) = source.partition("."), target.partition(".")
+        entity = self.platform.entities.get(entity_name)
+        if entity is None:
+            return _unknown(f"there is no entity `{entity_name}`", entity_name, self.platform.entities)
+        resource = self.connector.resources.get(resource_name)
+        if resource is None:
+            message = f"{self.connector.title} has no `{resource_name}`"
+            return _unknown(message, resource_name, self.connector.resources)
+        head = self.heads.get((entity_name, resource_name))
+        if head is None:
+            with_it = [there for ours, there in self.heads if ours == entity_name]
+            goes = f"it goes with {listed(with_it)}" if with_it else "it goes with nothing here"
+            return f"`{entity_name}` can't be mapped to `{resource_name}`: {goes}"
+        ours = _key("id") if name == "id" else entity.fields.get(name)
+        if ours is None:
+            return _unknown(f"`{entity_name}` has no field `{name}`", name, entity.fields)
+        theirs = declared_field(resource.fields, path) or (_key(path) if path == resource.id.text else None)
+        if theirs is None or not _is_path(path):
+            return _unknown(f"`{resource_name}` has no field `{path}`", path, resource.fields)
+        rule = _new_rule(ours, theirs, path, head["direction"], self.platform)
+        if rule is None:
+            return (
+                f"`{source}` ({_described(ours)}) and `{target}` ({_described(theirs)}) don't go together "
+                f"in a mapping with direction {head['direction']}"
+            )
+        return [Rule(entity_name, name, resource_name, path, rule)]
+
+    def mappings(self) -> list[dict[str, Any]]:
+        return [_mapping(head, self.arranged(head)) for key, head in self.heads.items() if key in self.taken]
+
+    def arranged(self, head: Written) -> list[Rule]:
+        """Return the rules taken for a mapping: as it had them, then the others as they were given."""
+        taken = self.taken[head["entity"], head["resource"]]
+        own = [rule for rule in rules_of([head]) if rule in taken]
+        return [*own, *(rule for rule in taken if rule not in own)]
+
+
+def _mapping(head: Written, rules: Sequence[Rule]) -> dict[str, Any]:
+    """Write a mapping anew with these rules; a field's rules come together, where its first one is."""
+    fields: dict[str, list[Any]] = {}
+    for rule in rules:
+        fields.setdefault(rule.field, []).append(rule.written)
+    return {**head, "fields": {name: each if len(each) > 1 else each[0] for name, each in fields.items()}}
+
+
+def _new_rule(
+    ours: Field, theirs: Field, path: str, direction: str, platform: Platform
+) -> str | dict[str, str] | None:
+    """Return the rule that brings a value over, as far as types and direction let it; None: no way at all."""
+    push = _conversion(ours, theirs, platform) if direction != "pull" and not theirs.read_only else None
+    pull = _conversion(theirs, ours, platform) if direction != "push" and not ours.read_only else None
+    if (
+        (push, pull) == (COPY, COPY)
+        or (direction == "push" and push == COPY)
+        or (direction, pull) == ("pull", COPY)
+    ):
+        return path
+    ways = {"push": push, "pull": pull}
+    given = {way: text for way, text in ways.items() if text is not None}
+    return {"path": path, **given} if given else None
+
+
+def _conversion(given: Field, taker: Field, platform: Platform) -> str | None:
+    """Return the expression that makes one field's value the other's, or None when there is none."""
+    if taker.one_of and not (given.one_of and set(given.one_of) <= set(taker.one_of)):
+        return None
+    if "any" in (given.type, taker.type) or taker.type in _TAKEN_BY.get(given.type, ()):
+        return COPY
+    if given.type == "money" and taker.type == "integer" and given.unit is not None:
+        venue = platform.entities.get("venue")
+        known = [f"record.{given.currency}"] if given.currency else []
+        known += ["venue.currency"] if venue is not None and "currency" in venue.fields else []
+        if known:
+            currency = known[0] + "".join(f" | default({each})" for each in known[1:])
+            return f"{{{{ value | minor_units({currency}) if value is not none else none }}}}"
+    if given.type in _STRINGS and taker.type == "text":
+        return "{{ value | string }}"
+    return None
+
+
+def _missing(mappings: Sequence[Written], connector: Connector, platform: Platform) -> Iterator[PairFault]:
+    """Yield what mappings can't do without and don't have."""
+    for mapping in mappings:
+        rules = list(rules_of([mapping]))
+        entity: Entity = platform.entities[mapping["entity"]]
+        resource: Resource = connector.resources[mapping["resource"]]
+        if mapping["direction"] != "pull":
+            sent = {path for rule in rules if _goes(rule, "push") for path in _paths(rule)}
+            for field in unsent_fields(resource, sent):
+                target = f"{resource.name}.{field.path}"
+                message = (
+                    f"{connector.title} needs `{target}`, and no field of `{entity.name}` is mapped to it"
+                )
+                yield PairFault("", target, message, "missing")
+        if mapping["direction"] != "push":
+            kept = {rule.field for rule in rules if _goes(rule, "pull")}
+            for name, field in entity.fields.items():
+                if field.required and not field.read_only and name not in kept:
+                    source = f"{entity.name}.{name}"
+                    message = (
+                        f"the platform needs `{source}`, and no field of `{resource.name}` is mapped to it"
+                    )
+                    yield PairFault(source, "", message, "missing")
+        match_on = mapping.get("match_on")
+        if match_on is not None and all(rule.field != match_on for rule in rules):
+            source = f"{entity.name}.{match_on}"
+            message = f"`{source}` pairs records with those of `{resource.name}`, so it has to be mapped"
+            yield PairFault(source, "", message, "missing")
+
+
+def _unlinked(mappings: Sequence[Written]) -> Iterator[PairFault]:
+    """Yield references to records that no mapping links."""
+    linked = {mapping["resource"] for mapping in mappings}
+    linked |= {rule.options["each_is"] for rule in rules_of(mappings) if "each_is" in rule.options}
+    for rule in rules_of(mappings):
+        link = rule.options.get("link")
+        if link is not None and link not in linked and not rule.options.get("optional"):
+            message = f"`{rule.source}` refers to a `{link}` of theirs, and nothing is mapped to `{link}`"
+            yield PairFault(rule.source, rule.target, message, "unlinked")
+
+
+def _goes(rule: Rule, way: str) -> bool:
+    one_way = "push" in rule.options or "pull" in rule.options or "each" in rule.options
+    return way in rule.options or not one_way or (way == "push" and "each" in rule.options)
+
+
+def _paths(rule: Rule) -> Iterator[str]:
+    yield rule.path
+    for written in rule.options.get("each", {}).values():
+        yield f"{rule.path}[0].{written if isinstance(written, str) else written['path']}"
+
+
+def _is_known(rule: Rule, resource: Resource) -> bool:
+    """Say whether a rule's path is a field, or a list whose items have some."""
+    items = f"{rule.path}[0]."
+    return (
+        rule.path == resource.id.text
+        or declared_field(resource.fields, rule.path) is not None
+        or ("each" in rule.options and any(path.startswith(items) for path in resource.fields))
+    )
+
+
+def _key(path: str) -> Field:
+    return Field(path, "id", read_only=True)
+
+
+def _described(field: Field) -> str:
+    kind = f"one of {listed(field.one_of)}" if field.one_of else field.type
+    return f"{kind}, read-only" if field.read_only else kind
+
+
+def _unknown(message: str, word: str, known: Collection[str]) -> str:
+    advice = did_you_mean(word, known) or (f"there are {listed(known)}",)
+    return f"{message}; {advice[0]}"
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return not isinstance(Path.parse(text).steps[0], int)
+    except ExpressionError:
+        return False

@@ -1,0 +1,674 @@
+"""Look at mappings, change and try them, and go back to an earlier one."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+from litestar import Response, get, post, put
+from litestar.datastructures import ResponseHeader
+from litestar.openapi.spec import Example
+from litestar.params import HeaderParameter
+from msgspec import Meta, Struct
+
+from engine.pairs import pairs_of
+from server.api.dependencies import Acting, Shared
+from server.api.described import good
+from server.api.errors import error_answers
+from server.api.guards import MANAGERS, READERS, TOKEN, CallerRequest
+from server.api.integrations import PATH
+from server.api.schemas import (
+    CursorText,
+    Limit,
+    MessageAnswer,
+    Offset,
+    PageMeta,
+    ProviderName,
+    VenueId,
+    VenueRequest,
+    body_of,
+    page_meta,
+    read_cursor,
+)
+from server.context import Context
+from server.services import mappings
+from server.services.mappings import Asked, Current
+
+Answer = TypeVar("Answer")
+
+TAGS = ["Mappings"]
+MAPPINGS = f"{PATH}/mappings/{{provider:str}}"
+_LARGEST_VERSION = 2**31 - 1
+
+IfMatch = Annotated[
+    str | None,
+    HeaderParameter(
+        name="If-Match",
+        max_length=500,
+        description="The `ETag` you know the mapping by: it is changed only while it is still that one.",
+    ),
+]
+_ETAG = [
+    ResponseHeader(
+        name="ETag",
+        description="Changes whenever the mapping does; send it as `If-Match` to change no other.",
+        documentation_only=True,
+    )
+]
+PairName = Annotated[str, Meta(min_length=1, max_length=600)]
+SimpleMappings = Annotated[
+    dict[PairName, PairName | Annotated[list[PairName], Meta(min_length=1, max_length=50)]],
+    Meta(
+        max_length=1000,
+        description="Pairs: our field, `entity.field`, and theirs, `resource.path`; a list for several.",
+    ),
+]
+
+
+# --- requests
+
+
+class MappingsBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The whole mapping: pairs that aren't in it are given up.
+
+    A pair that is there already, or in a template, keeps how its value is calculated.
+    """
+
+    venue_id: UUID
+    mappings: SimpleMappings
+
+
+class TrialBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Mappings to try, and records to try them on."""
+
+    mappings: SimpleMappings
+    sample_data: Annotated[
+        dict[Annotated[str, Meta(max_length=100)], dict[str, Any]],
+        Meta(description="A record for each entity of ours (or resource of theirs, to try a pull)."),
+    ]
+    direction: Annotated[
+        Literal["push", "pull"], Meta(description="`push`: from ours to theirs; `pull`: the other way.")
+    ] = "push"
+    venue_id: Annotated[
+        UUID | None, Meta(description="Whose mapping says how values are calculated; else the templates do.")
+    ] = None
+
+
+class TemplateBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The template to apply; without one, that which suits the venue best."""
+
+    venue_id: UUID
+    template_id: UUID | None = None
+
+
+class UndoBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The version to bring back; without one, what the last change replaced."""
+
+    venue_id: UUID
+    version: Annotated[int, Meta(ge=1, le=_LARGEST_VERSION)] | None = None
+
+
+_VENUE = "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f"
+_TEMPLATE = "9a3f0d52-8c1e-5d0b-8a77-61d7a5f0c3b2"
+_PAIRS = {"event.name": "item.name", "customer.email": "customer.email_address"}
+MappingsRequest = Annotated[MappingsBody, body_of(two_pairs={"venueId": _VENUE, "mappings": _PAIRS})]
+TrialRequest = Annotated[
+    TrialBody,
+    body_of(
+        an_event={
+            "mappings": {"event.name": "item.name"},
+            "sampleData": {"event": {"name": "Rock Concert"}},
+        }
+    ),
+]
+TemplateRequest = Annotated[
+    TemplateBody,
+    body_of(the_one_that_suits={"venueId": _VENUE}, this_one={"venueId": _VENUE, "templateId": _TEMPLATE}),
+]
+UndoRequest = Annotated[
+    UndoBody, body_of(the_last_change={"venueId": _VENUE}, a_version={"venueId": _VENUE, "version": 3})
+]
+
+
+# --- answers
+
+
+class Fields(Struct, frozen=True):
+    """What mappings may name. An entity goes only with the resources of `pairs`."""
+
+    source: Annotated[list[str], Meta(description="Our fields, as `entity.field`.")]
+    target: Annotated[list[str], Meta(description="Theirs, as `resource.path`.")]
+    pairs: Annotated[dict[str, list[str]], Meta(description="For each entity, the resources it goes with.")]
+    required: Annotated[
+        list[str], Meta(description="Their fields that a new record can't do without, where it is mapped.")
+    ]
+
+
+class FieldsAnswer(Struct, frozen=True):
+    data: Fields
+    success: Literal[True] = True
+
+
+class BrokenPair(Struct, frozen=True):
+    """A pair that is left out of syncs, and why."""
+
+    source: str
+    target: str
+    message: str
+
+
+class Mappings(Struct, frozen=True, rename="camel"):
+    """The mapping in use. `templateId` is null for a mapping of the venue's own."""
+
+    mappings: dict[str, str | list[str]]
+    template_id: UUID | None
+    template_applied_at: datetime | None
+    template: Annotated[
+        str | None, Meta(description="The template in use, or that the venue's own mapping began with.")
+    ]
+    broken: list[BrokenPair]
+
+
+class MappingsAnswer(Struct, frozen=True):
+    data: Mappings
+    success: Literal[True] = True
+
+
+class Applied(Struct, frozen=True, rename="camel"):
+    template_id: UUID | None
+    template: str | None
+
+
+class AppliedAnswer(Struct, frozen=True):
+    message: str
+    data: Applied
+    success: Literal[True] = True
+
+
+class MadeValue(Struct, frozen=True):
+    """Where a value comes from, and how it is made."""
+
+    source: str
+    target: str
+    rule: Literal["copied", "calculated", "link", "list"]
+    expression: Annotated[str | None, Meta(description="How it is calculated.")]
+
+
+class Problem(Struct, frozen=True):
+    field: str
+    message: str
+
+
+class TrialResult(Struct, frozen=True):
+    """What the mappings make of the records. Ids of linked records are made up."""
+
+    original: dict[str, dict[str, Any]]
+    mapped: dict[str, Any]
+    rules: list[MadeValue]
+    problems: Annotated[
+        list[Problem], Meta(description="Why a record couldn't be mapped, or saving would be refused.")
+    ]
+
+
+class TrialAnswer(Struct, frozen=True):
+    data: TrialResult
+    success: Literal[True] = True
+
+
+class Proposal(Struct, frozen=True):
+    """A pair whose field isn't known any more, and the field most like it, which nobody has mapped."""
+
+    source: str
+    target: str
+    gone: str
+    proposal: str | None
+
+
+class HealReport(Struct, frozen=True):
+    checked: int
+    broken: list[Proposal]
+    mended: Annotated[list[list[str]], Meta(description="Pairs that were broken and no longer are.")]
+
+
+class HealAnswer(Struct, frozen=True):
+    message: str
+    data: HealReport
+    success: Literal[True] = True
+
+
+class VersionRow(Struct, frozen=True):
+    """What a mapping was from a change on."""
+
+    version: int
+    reason: str
+    template_id: UUID | None
+    mappings: dict[str, str | list[str]]
+    heal_plan: dict[str, Any] | None
+    created_by: str | None
+    created_at: datetime
+
+
+class VersionsAnswer(Struct, frozen=True):
+    data: list[VersionRow]
+    meta: PageMeta
+    success: Literal[True] = True
+
+
+# --- routes
+
+_NAMED = ("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", "INTEGRATION_NOT_FOUND")
+_CHANGING = (*_NAMED, "TEMPLATE_NOT_FOUND", "CONFLICT", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE")
+
+
+@get(
+    f"{MAPPINGS}/fields",
+    operation_id="listMappingFields",
+    summary="What mappings may name",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            FieldsAnswer,
+            "The fields of both sides.",
+            Example(
+                summary="some fields",
+                value={
+                    "success": True,
+                    "data": {
+                        "source": ["event.id", "event.name", "customer.id", "customer.email"],
+                        "target": ["item.id", "item.name", "customer.id", "customer.email_address"],
+                        "pairs": {"event": ["item"], "customer": ["customer"]},
+                        "required": ["item.name"],
+                    },
+                },
+            ),
+        ),
+        **error_answers("INVALID_PROVIDER"),
+    },
+)
+async def list_fields(context: Shared, provider: ProviderName) -> FieldsAnswer:
+    known = mappings.fields_of(context.catalog, provider)
+    resources = {name: list(each) for name, each in known.resources.items()}
+    return FieldsAnswer(Fields(list(known.sources), list(known.targets), resources, list(known.required)))
+
+
+@get(
+    f"{MAPPINGS}/mappings",
+    operation_id="getMappings",
+    summary="Look at a mapping",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    response_headers=_ETAG,
+    responses={
+        200: good(
+            MappingsAnswer,
+            "The mapping in use.",
+            Example(
+                summary="a template's",
+                value={
+                    "success": True,
+                    "data": {
+                        "mappings": _PAIRS,
+                        "templateId": _TEMPLATE,
+                        "templateAppliedAt": "2026-01-15T10:00:00Z",
+                        "template": "music-venue",
+                        "broken": [],
+                    },
+                },
+            ),
+        ),
+        **error_answers(*_NAMED, "TEMPLATE_NOT_FOUND"),
+    },
+)
+async def get_mappings(
+    request: CallerRequest, context: Shared, provider: ProviderName, venue_id: VenueId
+) -> Response[MappingsAnswer]:
+    request.user.require(venue_id)
+    async with context.sessions() as session:
+        now = await mappings.look(context, session, venue_id, provider)
+    broken = [BrokenPair(source, target, why) for (source, target), why in now.broken.items()]
+    shown = Mappings(_simple(now.pairs), now.template_id, now.applied_at, now.template, broken)
+    return Response(MappingsAnswer(shown), headers={"ETag": now.etag})
+
+
+@put(
+    f"{MAPPINGS}/mappings",
+    operation_id="updateMappings",
+    summary="Change a mapping",
+    description="The integration gets a mapping of its own, and `templateId` becomes null. The next sync "
+    "looks at every record, and one that is running begins again; what the change makes no difference to "
+    "isn't written.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    response_headers=_ETAG,
+    responses={
+        200: good(
+            MessageAnswer,
+            "Changed.",
+            Example(summary="changed", value={"success": True, "message": "Mappings updated successfully"}),
+        ),
+        **error_answers(*_CHANGING, "MAPPING_INVALID", "REQUIRED_FIELD_MISSING"),
+    },
+)
+async def update_mappings(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: MappingsRequest,
+    if_match: IfMatch = None,
+) -> Response[MessageAnswer]:
+    request.user.require(data.venue_id)
+    asked = Asked(data.venue_id, provider, if_match)
+    now = await mappings.replace_pairs(context, actor, asked, data.mappings)
+    return _tagged(MessageAnswer("Mappings updated successfully"), now)
+
+
+@post(
+    f"{MAPPINGS}/mappings/test",
+    operation_id="testMappings",
+    summary="Try a mapping on sample records",
+    description="Nothing is saved, and no provider is asked.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            TrialAnswer,
+            "What it makes of them.",
+            Example(
+                summary="an event",
+                value={
+                    "success": True,
+                    "data": {
+                        "original": {"event": {"name": "Rock Concert"}},
+                        "mapped": {"item": {"name": "Rock Concert"}},
+                        "rules": [
+                            {
+                                "source": "event.name",
+                                "target": "item.name",
+                                "rule": "copied",
+                                "expression": None,
+                            }
+                        ],
+                        "problems": [],
+                    },
+                },
+            ),
+        ),
+        **error_answers(
+            "VALIDATION_ERROR",
+            "MAPPING_INVALID",
+            "INVALID_PROVIDER",
+            "INTEGRATION_NOT_FOUND",
+            "TEMPLATE_NOT_FOUND",
+            "PAYLOAD_TOO_LARGE",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+    },
+)
+async def try_mappings(
+    request: CallerRequest, context: Shared, provider: ProviderName, data: TrialRequest
+) -> TrialAnswer:
+    if data.venue_id is not None:
+        request.user.require(data.venue_id)
+    trial = await mappings.try_pairs(
+        context, provider, data.mappings, data.sample_data, data.direction, data.venue_id
+    )
+    return TrialAnswer(
+        TrialResult(
+            data.sample_data,
+            trial.mapped,
+            [MadeValue(each.source, each.target, each.rule, each.expression) for each in trial.made],
+            [Problem(each.field, each.message) for each in trial.problems],
+        )
+    )
+
+
+def _applied(message: str) -> Any:
+    return good(
+        AppliedAnswer,
+        "Applied.",
+        Example(
+            summary="applied",
+            value={
+                "success": True,
+                "message": message,
+                "data": {"templateId": _TEMPLATE, "template": "music-venue"},
+            },
+        ),
+    )
+
+
+@post(
+    f"{MAPPINGS}/mappings/apply-template",
+    operation_id="applyTemplate",
+    summary="Apply a mapping template",
+    description="Without `templateId`, the one that suits the venue by its type or the words in its name.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    response_headers=_ETAG,
+    responses={200: _applied("Template applied successfully"), **error_answers(*_CHANGING, "NOT_FOUND")},
+)
+async def apply_template(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: TemplateRequest,
+    if_match: IfMatch = None,
+) -> Response[AppliedAnswer]:
+    request.user.require(data.venue_id)
+    asked = Asked(data.venue_id, provider, if_match)
+    now = await mappings.apply_template(context, actor, asked, data.template_id)
+    answer = AppliedAnswer("Template applied successfully", Applied(now.template_id, now.template))
+    return _tagged(answer, now)
+
+
+@post(
+    f"{MAPPINGS}/mappings/reset",
+    operation_id="resetMappings",
+    summary="Go back to the default template",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    response_headers=_ETAG,
+    responses={200: _applied("Mappings reset to default template"), **error_answers(*_CHANGING)},
+)
+async def reset_mappings(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: VenueRequest,
+    if_match: IfMatch = None,
+) -> Response[AppliedAnswer]:
+    request.user.require(data.venue_id)
+    now = await mappings.reset(context, actor, Asked(data.venue_id, provider, if_match))
+    answer = AppliedAnswer("Mappings reset to default template", Applied(now.template_id, now.template))
+    return _tagged(answer, now)
+
+
+@post(
+    f"{MAPPINGS}/mappings/heal",
+    operation_id="healMappings",
+    summary="Look for mapped fields that are gone",
+    description="Pairs one of whose fields isn't known any more are marked and left out of syncs. The field "
+    "most like it is proposed; nothing is mapped anew by itself, and nothing is removed.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    responses={
+        200: good(
+            HealAnswer,
+            "What was found.",
+            Example(
+                summary="one is gone",
+                value={
+                    "success": True,
+                    "message": "1 of 12 mapped pairs have a field that isn't known any more. They are left "
+                    "out of syncs until somebody maps them anew; nothing was removed",
+                    "data": {
+                        "checked": 12,
+                        "broken": [
+                            {
+                                "source": "customer.email",
+                                "target": "customer.email_adress",
+                                "gone": "customer.email_adress",
+                                "proposal": "customer.email_address",
+                            }
+                        ],
+                        "mended": [],
+                    },
+                },
+            ),
+        ),
+        **error_answers(*_CHANGING),
+    },
+)
+async def heal_mappings(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: VenueRequest,
+    if_match: IfMatch = None,
+) -> HealAnswer:
+    request.user.require(data.venue_id)
+    healed = await mappings.heal(context, actor, Asked(data.venue_id, provider, if_match))
+    broken = [Proposal(each.source, each.target, each.gone, each.proposal) for each in healed.broken]
+    report = HealReport(healed.checked, broken, [list(pair) for pair in healed.mended])
+    return HealAnswer(healed.message, report)
+
+
+@get(
+    f"{MAPPINGS}/mappings/history",
+    operation_id="listMappingVersions",
+    summary="The versions of a mapping",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            VersionsAnswer,
+            "Versions, newest first.",
+            Example(
+                summary="one version",
+                value={
+                    "success": True,
+                    "data": [
+                        {
+                            "version": 2,
+                            "reason": "updated",
+                            "template_id": None,
+                            "mappings": _PAIRS,
+                            "heal_plan": None,
+                            "created_by": "44444444-4444-4444-8444-444444444444",
+                            "created_at": "2026-01-15T11:00:00Z",
+                        }
+                    ],
+                    "meta": {"total": 2, "limit": 1, "offset": 0, "next_cursor": "WyIyIl0"},
+                },
+            ),
+        ),
+        **error_answers(*_NAMED),
+    },
+)
+async def list_versions(
+    request: CallerRequest,
+    context: Shared,
+    provider: ProviderName,
+    venue_id: VenueId,
+    limit: Limit = 50,
+    offset: Offset = 0,
+    cursor: CursorText = None,
+) -> VersionsAnswer:
+    request.user.require(venue_id)
+    return await _versions(context, venue_id, provider, limit, offset, cursor)
+
+
+async def _versions(
+    context: Context, venue_id: UUID, provider: str, limit: int, offset: int, cursor: str | None
+) -> VersionsAnswer:
+    context.catalog.connector(provider)
+    before = read_cursor(cursor, [Annotated[int, Meta(ge=0, le=_LARGEST_VERSION)]])
+    async with context.sessions() as session:
+        page = await mappings.history(
+            session, venue_id, provider, limit=limit, offset=offset, before=before[0] if before else None
+        )
+    rows = [
+        VersionRow(
+            version=row.version,
+            reason=row.reason,
+            template_id=row.template_id,
+            mappings=_simple(pairs_of(row.mappings["mappings"])),
+            heal_plan=row.heal_plan,
+            created_by=row.created_by,
+            created_at=row.created_at,
+        )
+        for row in page.rows
+    ]
+    return VersionsAnswer(rows, page_meta(page, limit, offset))
+
+
+@post(
+    f"{MAPPINGS}/mappings/undo",
+    operation_id="undoMappings",
+    summary="Bring back an earlier mapping",
+    description="The version becomes the newest one again. Undoing an undo brings back what was undone.",
+    tags=TAGS,
+    opt=MANAGERS,
+    security=TOKEN,
+    status_code=200,
+    response_headers=_ETAG,
+    responses={
+        200: good(
+            MessageAnswer,
+            "Brought back.",
+            Example(
+                summary="brought back", value={"success": True, "message": "Mappings restored successfully"}
+            ),
+        ),
+        **error_answers(*_CHANGING, "NOT_FOUND"),
+    },
+)
+async def undo_mappings(
+    request: CallerRequest,
+    context: Shared,
+    actor: Acting,
+    provider: ProviderName,
+    data: UndoRequest,
+    if_match: IfMatch = None,
+) -> Response[MessageAnswer]:
+    request.user.require(data.venue_id)
+    now = await mappings.restore(context, actor, Asked(data.venue_id, provider, if_match), data.version)
+    return _tagged(MessageAnswer("Mappings restored successfully"), now)
+
+
+def _simple(pairs: dict[str, list[str]]) -> dict[str, str | list[str]]:
+    """Write pairs as callers do: a list only for several."""
+    return {source: targets if len(targets) > 1 else targets[0] for source, targets in pairs.items()}
+
+
+def _tagged(answer: Answer, now: Current) -> Response[Answer]:
+    return Response(answer, headers={"ETag": now.etag})
+
+
+HANDLERS = (
+    list_fields,
+    get_mappings,
+    update_mappings,
+    try_mappings,
+    apply_template,
+    reset_mappings,
+    heal_mappings,
+    list_versions,
+    undo_mappings,
+)

@@ -1,0 +1,651 @@
+"""Which mapping an integration uses, and how it is changed: a template, or one of the venue's own.
+
+`integration_configs.field_mappings` is empty while the template says it all. A venue's own mapping is stored
+there whole, in the form that templates are written in, so that it doesn't change with its template. Every
+change is a version that can be restored; versions hold the same form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine.diagnostics import listed
+from engine.errors import HubError
+from engine.fields import FieldCatalog
+from engine.mapping import COPY, MappingScope
+from engine.mapping import Mapping as FieldMapping
+from engine.pairs import (
+    GonePair,
+    KnownFields,
+    PairFault,
+    Written,
+    compile_pairs,
+    gone_pairs,
+    known_fields,
+    pairs_of,
+    rules_of,
+    without_pairs,
+    write_pairs,
+)
+from engine.ports import Record
+from engine.templates import MappingTemplate
+from server.catalog import Catalog, template_id
+from server.context import Context
+from server.db.models import (
+    FieldMappingTemplate,
+    IntegrationConfig,
+    MappingVersion,
+    Operation,
+    OperationStatus,
+    OperationType,
+    SyncWatermark,
+)
+from server.errors import (
+    Detail,
+    IntegrationNotFoundError,
+    MappingInvalidError,
+    NotFoundError,
+    RequiredFieldMissingError,
+    StaleError,
+    TemplateNotFoundError,
+)
+from server.services import audit, operations, venues
+from server.services.audit import Actor
+from server.services.integrations import get_integration, read_venue
+from server.services.paging import Page
+
+SimplePairs = Mapping[str, str | Sequence[str]]
+# What runs is taken up again with the new mapping once its worker has noticed that it lost it.
+RESTART = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The mapping of an integration. `template` is the one in use, or that a custom one began with.
+
+    `broken` are pairs (source, target) that are left out of syncs, with what a person should know.
+    """
+
+    mappings: tuple[Written, ...]
+    template: str | None
+    template_id: UUID | None = None  # None: the venue's own
+    applied_at: datetime | None = None
+    broken: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> dict[str, list[str]]:
+        return pairs_of(self.mappings)
+
+    @property
+    def etag(self) -> str:
+        """What changes when anything of it does, quoted as HTTP wants it."""
+        shown = [self.stored(), str(self.template_id), str(self.applied_at)]
+        return f'"{hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:32]}"'
+
+    def stored(self) -> dict[str, Any]:
+        """Return it as `field_mappings` and versions keep it."""
+        broken = [{"source": pair[0], "target": pair[1], "why": why} for pair, why in self.broken.items()]
+        return {
+            "template": self.template,
+            "mappings": [dict(each) for each in self.mappings],
+            "broken": broken,
+        }
+
+
+def _read(
+    stored: Mapping[str, Any], identity: UUID | None = None, applied: datetime | None = None
+) -> Current:
+    broken = {(each["source"], each["target"]): each["why"] for each in stored.get("broken", ())}
+    return Current(tuple(stored["mappings"]), stored.get("template"), identity, applied, broken)
+
+
+def _of_template(connector: str, template: MappingTemplate, applied: datetime | None) -> Current:
+    return Current(template.written, template.name, template_id(connector, template.name), applied)
+
+
+def current(catalog: Catalog, integration: IntegrationConfig) -> Current:
+    """Return the mapping an integration uses; raises TemplateNotFoundError when it has none."""
+    if integration.field_mappings:
+        return _read(integration.field_mappings)
+    name = integration.integration_type
+    template = catalog.template(name, integration.template_id)
+    return _of_template(name, template, integration.template_applied_at)
+
+
+def compiled(catalog: Catalog, integration: IntegrationConfig) -> Sequence[FieldMapping]:
+    """Return what a sync works by, without the pairs that are broken.
+
+    Raises TemplateNotFoundError, and MappingInvalidError when the venue's own mapping doesn't fit the
+    manifests any more.
+    """
+    name = integration.integration_type
+    if not integration.field_mappings:
+        return catalog.template(name, integration.template_id).mappings
+    own = _read(integration.field_mappings)
+    whole = without_pairs(own.mappings, own.broken.keys())
+    made, faults = compile_pairs(whole, catalog.connector(name), catalog.platform)
+    if faults:
+        raise _invalid(faults, len(faults))
+    return made
+
+
+# --- looking
+
+
+def fields_of(catalog: Catalog, provider: str) -> KnownFields:
+    """Return what mappings of a provider may name; raises UnknownProviderError."""
+    return known_fields(catalog.connector(provider), catalog.platform, _all_written(catalog, provider))
+
+
+async def look(context: Context, session: AsyncSession, venue_id: UUID, provider: str) -> Current:
+    """Return the mapping of an integration.
+
+    Raises UnknownProviderError, IntegrationNotFoundError and TemplateNotFoundError.
+    """
+    context.catalog.connector(provider)
+    return current(context.catalog, await get_integration(session, venue_id, provider))
+
+
+async def history(
+    session: AsyncSession, venue_id: UUID, provider: str, *, limit: int, offset: int, before: int | None
+) -> Page:
+    """Return the versions of a mapping, newest first; `before` is the version the page before ended with."""
+    await get_integration(session, venue_id, provider)
+    mine = {"venue_id": venue_id, "integration_type": provider}
+    total = await session.scalar(select(func.count()).select_from(MappingVersion).filter_by(**mine)) or 0
+    statement = select(MappingVersion).filter_by(**mine).order_by(MappingVersion.version.desc())
+    statement = (
+        statement.offset(offset) if before is None else statement.where(MappingVersion.version < before)
+    )
+    rows = (await session.scalars(statement.limit(limit + 1))).all()
+    more = len(rows) > limit
+    return Page(rows[:limit], total, (str(rows[limit - 1].version),) if more else None)
+
+
+# --- changing
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a mapping becomes, and why; `details` are for the audit log."""
+
+    to: Current
+    reason: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whose mapping is to be changed, by whom; `if_match` is the tag the caller knows it by."""
+
+    venue_id: UUID
+    provider: str
+    if_match: str | None = None
+
+
+async def replace_pairs(context: Context, actor: Actor, asked: Asked, pairs: SimplePairs) -> Current:
+    """Give an integration a mapping of its own.
+
+    Raises MappingInvalidError or RequiredFieldMissingError with everything that is wrong, and what `_change`
+    does.
+    """
+
+    def make(now: Current | None) -> Change:
+        written = _written(context.catalog, asked.provider, pairs, now)
+        return Change(Current(tuple(written), now.template if now else None), "updated")
+
+    return await _change(context, actor, asked, make)
+
+
+async def apply_template(context: Context, actor: Actor, asked: Asked, identity: UUID | None) -> Current:
+    """Give an integration a template: this one, or the one that suits its venue best.
+
+    Raises TemplateNotFoundError, and what `_change` does.
+    """
+    name = asked.provider
+    context.catalog.connector(name)
+    if identity is None:
+        venue = await read_venue(context, asked.venue_id)
+        template, why = context.catalog.detect(name, venue)
+    else:
+        template, why = _template(context.catalog, name, identity), "it was asked for"
+    return await _give(context, actor, asked, template, "template_applied", why)
+
+
+async def reset(context: Context, actor: Actor, asked: Asked) -> Current:
+    """Give an integration its provider's default template; raises as `apply_template`."""
+    context.catalog.connector(asked.provider)
+    templates = context.catalog.templates.get(asked.provider, ())
+    if not templates:
+        raise TemplateNotFoundError(f"there is no mapping template for `{asked.provider}`")
+    template = next((each for each in templates if each.name == "default"), templates[0])
+    return await _give(context, actor, asked, template, "reset", "it is the default")
+
+
+async def restore(context: Context, actor: Actor, asked: Asked, version: int | None) -> Current:
+    """Bring back a version, or without one what the last change replaced; that is a new version.
+
+    Raises NotFoundError when there is none, and what `_change` does.
+    """
+    context.catalog.connector(asked.provider)
+    async with context.sessions() as session:
+        await get_integration(session, asked.venue_id, asked.provider)
+        mine = {"venue_id": asked.venue_id, "integration_type": asked.provider}
+        statement = select(MappingVersion).filter_by(**mine).order_by(MappingVersion.version.desc())
+        statement = (
+            statement.offset(1) if version is None else statement.where(MappingVersion.version == version)
+        )
+        row = (await session.scalars(statement.limit(1))).one_or_none()
+    if row is None:
+        what = "there is nothing to undo" if version is None else f"there is no version {version}"
+        raise NotFoundError(f"{what} of this mapping")
+
+    def make(now: Current | None) -> Change:
+        to = _read(row.mappings)
+        if row.template_id is not None:
+            try:
+                template = _template(context.catalog, asked.provider, row.template_id)
+                to = _of_template(asked.provider, template, datetime.now(UTC))
+            except TemplateNotFoundError:
+                pass  # its pack is gone: it goes on as it was written
+        return Change(to, "restored", {"restored": row.version})
+
+    return await _change(context, actor, asked, make)
+
+
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """What looking at every mapped field came to."""
+
+    checked: int
+    broken: tuple[GonePair, ...]
+    mended: tuple[tuple[str, str], ...]  # marked as broken before, and there again
+
+    @property
+    def message(self) -> str:
+        if not self.broken:
+            again = f"; {len(self.mended)} that were gone are there again" if self.mended else ""
+            return f"Mappings healed successfully: all {self.checked} mapped pairs are known{again}"
+        return (
+            f"{len(self.broken)} of {self.checked} mapped pairs have a field that isn't known any more. "
+            "They are left out of syncs until somebody maps them anew; nothing was removed"
+        )
+
+
+async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
+    """Look at every mapped field: mark the pairs whose field is gone, and unmark those that are back.
+
+    Nothing is mapped anew by itself, and nothing is removed. Raises what `_change` does.
+    """
+    connector = context.catalog.connector(asked.provider)
+    found: list[Healed] = []
+
+    def make(now: Current | None) -> Change | None:
+        if now is None:
+            raise TemplateNotFoundError(
+                f"this `{asked.provider}` integration has no mapping: apply a template"
+            )
+        gone = gone_pairs(now.mappings, connector, context.catalog.platform)
+        names = {(each.source, each.target) for each in gone}
+        mended = tuple(pair for pair in now.broken if pair not in names)
+        checked = sum(len(targets) for targets in now.pairs.values())
+        found.append(Healed(checked, tuple(gone), mended))
+        broken = {(each.source, each.target): _why(each) for each in gone}
+        if broken == now.broken:
+            return None
+        plan = {
+            "broken": [
+                {"source": each.source, "target": each.target, "proposal": each.proposal} for each in gone
+            ],
+            "mended": [{"source": source, "target": target} for source, target in mended],
+        }
+        details = {"broken": len(gone), "mended": len(mended)}
+        return Change(Current(now.mappings, now.template, broken=broken), "healed", details, plan)
+
+    await _change(context, actor, asked, make)
+    return found[-1]
+
+
+def _why(gone: GonePair) -> str:
+    near = f"; `{gone.proposal}` is like it" if gone.proposal else ""
+    return f"`{gone.gone}` isn't known any more{near}"
+
+
+async def _give(
+    context: Context, actor: Actor, asked: Asked, template: MappingTemplate, reason: str, why: str
+) -> Current:
+    to = _of_template(asked.provider, template, datetime.now(UTC))
+
+    def make(now: Current | None) -> Change:
+        return Change(to, reason, {"template": template.name, "because": why})
+
+    return await _change(context, actor, asked, make)
+
+
+async def _change(
+    context: Context, actor: Actor, asked: Asked, make: Callable[[Current | None], Change | None]
+) -> Current:
+    """Change a mapping in one transaction: its version, the audit log, and all records to be looked at anew.
+
+    `make` sees what is there and answers what it becomes; None leaves it. Raises UnknownProviderError,
+    IntegrationNotFoundError, BeingErasedError, StaleError when `if_match` is old, and what `make` raises.
+    """
+    catalog = context.catalog
+    catalog.connector(asked.provider)
+    mine = {"venue_id": asked.venue_id, "integration_type": asked.provider}
+    async with context.sessions.begin() as session:
+        await venues.check_open(session, asked.venue_id)
+        await operations.hold_running(session, asked.venue_id, asked.provider)
+        rows = await session.scalars(select(IntegrationConfig).filter_by(**mine).with_for_update())
+        integration = rows.one_or_none()
+        if integration is None:
+            raise IntegrationNotFoundError(f"`{asked.provider}` isn't connected at this venue")
+        try:
+            before: Current | None = current(catalog, integration)
+        except TemplateNotFoundError:
+            before = None
+        _check_match(asked.if_match, before)
+        change = make(before)
+        if change is None:
+            assert before is not None  # only what is there can be left as it is
+            return before
+        last = await session.scalar(select(func.max(MappingVersion.version)).filter_by(**mine)) or 0
+        if last == 0 and before is not None:
+            last = 1
+            session.add(_version(asked, before, last, "initial", None))
+        after, now = change.to, datetime.now(UTC)
+        integration.field_mappings = {} if after.template_id else after.stored()
+        integration.template_id, integration.template_applied_at = after.template_id, after.applied_at
+        integration.updated_at = now
+        session.add(_version(asked, after, last + 1, change.reason, actor, change.plan))
+        if after.template_id is not None and change.reason != "restored":
+            await session.execute(
+                update(FieldMappingTemplate)
+                .where(FieldMappingTemplate.id == after.template_id)
+                .values(usage_count=FieldMappingTemplate.usage_count + 1, last_used_at=func.now())
+            )
+        await _look_at_all_again(session, asked)
+        audit.record(
+            session,
+            actor,
+            f"mapping.{change.reason}",
+            venue_id=asked.venue_id,
+            provider=asked.provider,
+            target=str(integration.id),
+            details={"version": last + 1, **change.details},
+            before=_picture(before),
+            after=_picture(after),
+        )
+        return after
+
+
+def _check_match(if_match: str | None, now: Current | None) -> None:
+    """Raise StaleError unless a header `If-Match` names what is there; `*` is anything."""
+    if if_match is None:
+        return
+    tags = [each.strip() for each in if_match.split(",")]
+    if now is None or ("*" not in tags and now.etag not in tags):
+        raise StaleError(
+            "the mapping was changed by somebody else: read it again",
+            [Detail("If-Match", f"it is {now.etag} now" if now else "there is no mapping")],
+        )
+
+
+def _version(
+    asked: Asked,
+    state: Current,
+    number: int,
+    reason: str,
+    actor: Actor | None,
+    plan: dict[str, Any] | None = None,
+) -> MappingVersion:
+    return MappingVersion(
+        venue_id=asked.venue_id,
+        integration_type=asked.provider,
+        version=number,
+        mappings=state.stored(),
+        reason=reason,
+        template_id=state.template_id,
+        heal_plan=plan,
+        created_by=actor.id if actor else None,
+    )
+
+
+def _picture(state: Current | None) -> dict[str, Any]:
+    """Return what the audit log keeps of a mapping."""
+    if state is None:
+        return {"template_id": None, "mappings": {}, "broken": []}
+    return {
+        "template_id": None if state.template_id is None else str(state.template_id),
+        "mappings": state.pairs,
+        "broken": [list(pair) for pair in state.broken],
+    }
+
+
+async def _look_at_all_again(session: AsyncSession, asked: Asked) -> None:
+    """Let the next sync look at every record, and a running one begin again with the new mapping.
+
+    What the new mapping makes no difference to costs no write. Belongs after `hold_running`.
+    """
+    mine = {"venue_id": asked.venue_id, "integration_type": asked.provider}
+    await session.execute(
+        update(Operation)
+        .filter_by(**mine, operation_type=OperationType.SYNC, status=OperationStatus.PROCESSING)
+        .values(
+            status=OperationStatus.RECOVERING,
+            lease_owner=None,
+            lease_expires_at=None,
+            fencing_token=Operation.fencing_token + 1,
+            next_retry_at=func.now() + RESTART,
+            updated_at=func.now(),
+        )
+    )
+    await session.execute(delete(SyncWatermark).filter_by(**mine))
+
+
+# --- what pairs mean
+
+
+def _all_written(catalog: Catalog, provider: str) -> list[Written]:
+    return [written for template in catalog.templates.get(provider, ()) for written in template.written]
+
+
+def _template(catalog: Catalog, provider: str, identity: UUID) -> MappingTemplate:
+    for template in catalog.templates.get(provider, ()):
+        if template_id(provider, template.name) == identity:
+            return template
+    known = listed(
+        f"{template_id(provider, each.name)} ({each.name})" for each in catalog.templates.get(provider, ())
+    )
+    raise TemplateNotFoundError(f"`{provider}` has no template `{identity}`; it has {known or 'none'}")
+
+
+def _known(catalog: Catalog, provider: str, now: Current | None) -> list[Sequence[Written]]:
+    """Return where rules are looked for: what is there, what it began with, then all other templates."""
+    templates = catalog.templates.get(provider, ())
+    began = now.template if now else None
+    order = sorted(templates, key=lambda each: (each.name != began, each.name != "default"))
+    return [*([now.mappings] if now else []), *(each.written for each in order)]
+
+
+def _listed_pairs(pairs: SimplePairs) -> dict[str, list[str]]:
+    return {
+        source: [targets] if isinstance(targets, str) else list(targets) for source, targets in pairs.items()
+    }
+
+
+def _written(
+    catalog: Catalog, provider: str, pairs: SimplePairs, now: Current | None
+) -> list[dict[str, Any]]:
+    """Return the mappings pairs mean; raises MappingInvalidError, and RequiredFieldMissingError."""
+    connector, wanted = catalog.connector(provider), _listed_pairs(pairs)
+    made, faults = write_pairs(wanted, _known(catalog, provider, now), connector, catalog.platform)
+    invalid = [fault for fault in faults if fault.kind != "missing"]
+    if not faults:
+        gone = gone_pairs(made, connector, catalog.platform)
+        invalid = [PairFault(each.source, each.target, _why(each)) for each in gone]
+        invalid = invalid or compile_pairs(made, connector, catalog.platform)[1]
+    if invalid:
+        raise _invalid(invalid, sum(len(each) for each in wanted.values()))
+    if faults:
+        details = [Detail(fault.source or fault.target, fault.message) for fault in faults]
+        raise RequiredFieldMissingError(f"a required field isn't mapped: {details[0].message}", details)
+    if not made:
+        raise MappingInvalidError("map at least one field", [Detail("mappings", "there is none")])
+    return made
+
+
+def _invalid(faults: Collection[PairFault], of: int) -> MappingInvalidError:
+    details = [Detail(f"mappings.{fault.source}", fault.message) for fault in faults]
+    message = f"{len(details)} of {of} pairs can't be mapped: {details[0].message}"
+    return MappingInvalidError(message, details)
+
+
+# --- trying
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A value that was made: where it went, where from, and how."""
+
+    source: str
+    target: str
+    rule: Literal["copied", "calculated", "link", "list"]
+    expression: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What mappings make of sample records. `mapped` has the other side's records by name."""
+
+    mapped: dict[str, Any]
+    made: tuple[Made, ...]
+    problems: tuple[Detail, ...]
+
+
+async def try_pairs(
+    context: Context,
+    provider: str,
+    pairs: SimplePairs,
+    samples: Mapping[str, Record],
+    direction: Literal["push", "pull"],
+    venue_id: UUID | None,
+) -> Trial:
+    """Return what mappings would make of records, by entity (push) or resource (pull); nothing is kept.
+
+    Rules come from the integration's own mapping for a venue, else from the templates. What is required and
+    isn't mapped is a problem here and no error. Raises MappingInvalidError.
+    """
+    catalog, now, venue = context.catalog, None, _SAMPLE_VENUE
+    connector, wanted = catalog.connector(provider), _listed_pairs(pairs)
+    if venue_id is not None:
+        async with context.sessions() as session:
+            now = await look(context, session, venue_id, provider)
+        venue = dict(await read_venue(context, venue_id))
+    written, faults = write_pairs(wanted, _known(catalog, provider, now), connector, catalog.platform)
+    invalid = [fault for fault in faults if fault.kind == "invalid"]
+    problems = [
+        Detail(fault.source or fault.target, fault.message) for fault in faults if fault.kind != "invalid"
+    ]
+    unpaired = [{name: value for name, value in each.items() if name != "match_on"} for each in written]
+    mappings, uncompiled = compile_pairs(unpaired, connector, catalog.platform)
+    if invalid or uncompiled:
+        raise _invalid([*invalid, *uncompiled], sum(len(each) for each in wanted.values()))
+    mapped: dict[str, Any] = {}
+    tried: set[tuple[str, str]] = set()
+    for mapping in mappings:
+        ours, theirs = (
+            (mapping.entity, mapping.resource) if direction == "push" else (mapping.resource, mapping.entity)
+        )
+        if ours not in samples or not (mapping.pushes if direction == "push" else mapping.pulls):
+            continue
+        tried.add((mapping.entity, mapping.resource))
+        try:
+            record = dict(samples[ours])
+            made = _translate(
+                mapping, record, venue, direction, catalog.platform.entities[mapping.entity].fields
+            )
+            mapped[theirs] = {**mapped.get(theirs, {}), **made}
+        except HubError as error:
+            problems.append(
+                Detail(f"{ours}.{getattr(error, 'field', None) or ''}".rstrip("."), error.message)
+            )
+    problems += [
+        Detail(f"sampleData.{name}", f"no mapping starts at `{name}` in this direction")
+        for name in samples
+        if name not in {pair[0 if direction == "push" else 1] for pair in tried}
+    ]
+    return Trial(mapped, tuple(_made(written, tried, direction)), tuple(problems))
+
+
+_SAMPLE_VENUE: dict[str, Any] = {"id": "venue", "name": "Sample venue", "currency": "USD", "timezone": "UTC"}
+
+
+def _translate(
+    mapping: FieldMapping,
+    record: dict[str, Any],
+    venue: Record,
+    direction: Literal["push", "pull"],
+    fields: FieldCatalog,
+) -> dict[str, Any]:
+    """Map a sample; ids of linked records, which nobody knows here, are made up."""
+    if direction == "push":
+        record = {"id": "sample", **{name: _exact(name, value, fields) for name, value in record.items()}}
+        ids = {rule.local_field: record.get(rule.local_field) for rule in mapping.link_rules}
+        links = {
+            (rule.resource, str(ids[rule.local_field])): f"<{rule.resource} id>"
+            for rule in mapping.link_rules
+        }
+        links |= {(name, "sample"): f"<{name} id>" for name in mapping.referred_resources}
+        return mapping.push(record, MappingScope(venue=venue, links=links))
+    links = {
+        (rule.resource, str(rule.path.find(record))): f"<id of our {rule.resource}>"
+        for rule in mapping.link_rules
+    }
+    return mapping.pull(record, MappingScope(venue=venue, links=links))
+
+
+def _exact(name: str, value: Any, fields: FieldCatalog) -> Any:
+    """Return a value as the platform would give it: amounts are exact."""
+    known = fields.get(name)
+    amount = known is not None and known.type in ("money", "decimal")
+    return (
+        Decimal(str(value))
+        if amount and isinstance(value, int | float) and not isinstance(value, bool)
+        else value
+    )
+
+
+def _made(
+    written: Sequence[Written], tried: Collection[tuple[str, str]], direction: Literal["push", "pull"]
+) -> list[Made]:
+    made = []
+    for rule in rules_of([each for each in written if (each["entity"], each["resource"]) in tried]):
+        options = rule.options
+        one_way = "push" in options or "pull" in options or "each" in options
+        if one_way and direction not in options and not (direction == "push" and "each" in options):
+            continue
+        expression = options.get(direction)
+        kind: Literal["copied", "calculated", "link", "list"] = (
+            "link"
+            if "link" in options
+            else "list"
+            if "each" in options
+            else "copied"
+            if expression in (None, COPY)
+            else "calculated"
+        )
+        ends = (rule.source, rule.target) if direction == "push" else (rule.target, rule.source)
+        made.append(Made(*ends, kind, expression if kind in ("calculated", "list") else None))
+    return made

@@ -1,0 +1,206 @@
+"""The simple form of mappings: to and from the form that templates are written in."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+
+from engine.documents import read_document
+from engine.manifest import Connector, Platform, load_connector, load_platform
+from engine.mapping import MappingScope
+from engine.pairs import compile_pairs, gone_pairs, known_fields, pairs_of, without_pairs, write_pairs
+
+ROOT = FilePath(__file__).parents[3]
+TEMPLATES = sorted((ROOT / "mapping-templates").glob("*/*.yaml"))
+
+BASE: list[dict[str, Any]] = [
+    {
+        "entity": "event",
+        "resource": "product",
+        "direction": "push",
+        "only_when": "name",
+        "fields": {
+            "name": {"path": "name", "push": "{{ value | upper }}"},
+            "id": ["metadata.event_id", {"path": "statement_descriptor", "push": "{{ value }}"}],
+            "made": {"path": "active", "push": "{{ true }}"},
+        },
+    },
+    {
+        "entity": "customer",
+        "resource": "customer",
+        "direction": "bidirectional",
+        "fields": {"email": "email", "phone": "phone"},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def platform() -> Platform:
+    return load_platform(ROOT / "connectors" / "platform.yaml")
+
+
+@pytest.fixture(scope="module")
+def stripe() -> Connector:
+    return load_connector(ROOT / "connectors" / "stripe.yaml")
+
+
+def test_pairs_name_every_rule() -> None:
+    assert pairs_of(BASE) == {
+        "event.name": ["product.name"],
+        "event.id": ["product.metadata.event_id", "product.statement_descriptor"],
+        "event.made": ["product.active"],
+        "customer.email": ["customer.email"],
+        "customer.phone": ["customer.phone"],
+    }
+
+
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_pack_goes_there_and_back(file: FilePath, platform: Platform) -> None:
+    connector = load_connector(ROOT / "connectors" / f"{file.parent.name}.yaml")
+    written = read_document(file).data["mappings"]
+    made, faults = write_pairs(pairs_of(written), [written], connector, platform)
+    assert (made, faults) == (written, [])
+    assert [list(each["fields"]) for each in made] == [list(each["fields"]) for each in written]
+    assert gone_pairs(written, connector, platform) == []
+
+
+def test_order_does_not_matter_and_what_is_left_out_goes(stripe: Connector, platform: Platform) -> None:
+    pairs = {"event.made": ["product.active"], "event.name": ["product.name"]}
+    made, faults = write_pairs(pairs, [BASE], stripe, platform)
+    assert faults == []
+    assert made == [{**BASE[0], "fields": {name: BASE[0]["fields"][name] for name in ("name", "made")}}]
+    assert list(made[0]["fields"]) == ["name", "made"]
+
+
+def test_the_first_that_knows_a_pair_says_how(stripe: Connector, platform: Platform) -> None:
+    own = [{**BASE[0], "direction": "push", "fields": {"name": "name"}}]
+    pairs = {"event.name": ["product.name"], "event.made": ["product.active"]}
+    [made], _ = write_pairs(pairs, [own, BASE], stripe, platform)
+    assert made["fields"] == {"name": "name", "made": {"path": "active", "push": "{{ true }}"}}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "rule"),
+    [
+        ("event.description", "product.description", "description"),
+        ("event.capacity", "product.tax_code", {"path": "tax_code", "push": "{{ value | string }}"}),
+        (
+            "event.price",
+            "product.tax_code",
+            {"path": "tax_code", "push": "{{ value | string }}"},
+        ),
+        ("customer.city", "customer.address.city", "address.city"),
+        # Ours can't be set, so it only goes there.
+        (
+            "customer.id",
+            "customer.metadata.customer_id",
+            {"path": "metadata.customer_id", "push": "{{ value }}"},
+        ),
+    ],
+)
+def test_what_a_new_pair_becomes(
+    stripe: Connector, platform: Platform, source: str, target: str, rule: Any
+) -> None:
+    pairs = {"event.name": ["product.name"], "customer.email": ["customer.email"], source: [target]}
+    made, faults = write_pairs(pairs, [BASE], stripe, platform)
+    assert faults == []
+    written = next(each for each in made if each["entity"] == source.split(".")[0])
+    assert written["fields"][source.split(".")[1]] == rule
+
+
+def test_money_goes_to_a_whole_number_in_the_currencys_smallest_unit(
+    stripe: Connector, platform: Platform
+) -> None:
+    from decimal import Decimal
+
+    head = {"entity": "event", "resource": "price", "direction": "push", "fields": {"currency": "currency"}}
+    link = {"path": "product", "push": "{{ value }}"}
+    base = [{**head, "fields": {**head["fields"], "id": link}}]  # type: ignore[dict-item]  # plain data
+    pairs = {**pairs_of(base), "event.price": ["price.unit_amount"]}
+    made, faults = write_pairs(pairs, [base], stripe, platform)
+    assert faults == []
+    (mapping,), wrong = compile_pairs(made, stripe, platform)
+    assert wrong == []
+    scope = MappingScope(venue={"currency": "EUR"})
+    for currency, price, amount in (("JPY", "500", 500), ("EUR", "19.99", 1999), ("KWD", "1.5", 1500)):
+        record = {"id": "e", "currency": currency, "price": Decimal(price)}
+        assert mapping.push(record, scope)["unit_amount"] == amount
+    assert mapping.push({"id": "e", "currency": "EUR", "price": None}, scope).get("unit_amount") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("event.ticket_types", "product.tax_code"),  # a list is no text
+        ("event.name", "product.active"),
+        ("event.name", "product.created"),  # theirs can't be set
+        ("event.status", "product.active"),
+        ("customer.id", "customer.created"),  # neither can be set
+    ],
+)
+def test_what_does_not_go_together(stripe: Connector, platform: Platform, source: str, target: str) -> None:
+    pairs = {"event.name": ["product.name"], "customer.email": ["customer.email"]}
+    known = {**pairs, source: [*pairs.get(source, []), target]}
+    _, [fault] = write_pairs(known, [BASE], stripe, platform)
+    assert (fault.source, fault.target, fault.kind) == (source, target, "invalid")
+    assert "don't go together" in fault.message
+
+
+def test_an_entity_goes_only_where_a_template_brings_it(stripe: Connector, platform: Platform) -> None:
+    _, faults = write_pairs(
+        {"order.email": ["customer.email"], "event.name": ["customer.name"]}, [BASE], stripe, platform
+    )
+    assert [fault.message for fault in faults] == [
+        "`order` can't be mapped to `customer`: it goes with nothing here",
+        "`event` can't be mapped to `customer`: it goes with product",
+    ]
+
+
+def test_broken_pairs_are_left_out_and_a_mapping_without_any_too() -> None:
+    left = without_pairs(
+        BASE,
+        {
+            ("event.id", "product.metadata.event_id"),
+            ("customer.email", "customer.email"),
+            ("customer.phone", "customer.phone"),
+        },
+    )
+    assert len(left) == 1
+    assert left[0]["fields"] == {
+        "name": {"path": "name", "push": "{{ value | upper }}"},
+        "id": {"path": "statement_descriptor", "push": "{{ value }}"},
+        "made": {"path": "active", "push": "{{ true }}"},
+    }
+
+
+def test_what_is_gone_on_either_side(stripe: Connector, platform: Platform) -> None:
+    mappings = [
+        {**BASE[0], "fields": {"nmae": "name", "url": "urls", "x": {"path": "active", "push": "{{ true }}"}}},
+        {**BASE[1], "resource": "buyer", "fields": {"email": "email"}},
+        {**BASE[1], "fields": {"telephone_number": "qqq"}},
+    ]
+    found = [(each.source, each.gone, each.proposal) for each in gone_pairs(mappings, stripe, platform)]
+    assert found == [
+        ("event.nmae", "event.nmae", "event.name"),
+        ("event.url", "product.urls", "product.url"),
+        ("customer.email", "buyer.email", None),
+        ("customer.telephone_number", "customer.telephone_number", None),
+    ]
+
+
+def test_a_mapping_whose_resource_is_gone_is_told_and_the_others_compiled(
+    stripe: Connector, platform: Platform
+) -> None:
+    made, faults = compile_pairs([{**BASE[1], "resource": "buyer"}, BASE[0]], stripe, platform)
+    assert [mapping.resource for mapping in made] == ["product"]
+    assert [fault.message for fault in faults] == ["`buyer` isn't known any more"]
+
+
+def test_what_may_be_named(stripe: Connector, platform: Platform) -> None:
+    known = known_fields(stripe, platform, BASE)
+    assert {"event.id", "event.name", "event.made", "order.total"} <= set(known.sources)
+    assert {"product.id", "product.name", "charge.currency"} <= set(known.targets)
+    assert known.resources == {"event": ("product",), "customer": ("customer",)}
+    assert known.required == ("product.name",)
