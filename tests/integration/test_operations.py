@@ -162,11 +162,14 @@ async def test_the_next_of_an_integration_can_run_when_the_first_has_ended(sessi
     assert await _claim(sessions, second) is not None
 
 
-async def test_reconciling_does_not_wait_for_a_sync(sessions: Sessions) -> None:
+async def test_what_a_webhook_told_waits_for_a_sync_of_the_same_integration(sessions: Sessions) -> None:
+    """Both pull records, and two pulls at once might make one record twice."""
     venue = uuid4()
     await _held(sessions, await _enqueue(sessions, venue_id=venue))
     reconcile = await _enqueue(sessions, venue_id=venue, operation_type=OperationType.RECONCILE)
-    assert await _claim(sessions, reconcile) is not None
+    assert await _claim(sessions, reconcile) is None
+    others = await _enqueue(sessions, venue_id=uuid4(), operation_type=OperationType.RECONCILE)
+    assert await _claim(sessions, others) is not None
 
 
 async def test_without_an_id_the_most_urgent_and_then_the_oldest_is_claimed(sessions: Sessions) -> None:

@@ -268,7 +268,12 @@ async def test_get_shows_an_integration_and_its_health(hub: Hub) -> None:
         "connected",
         "degraded",
     )
-    assert data["health"] == {"success_rate": 80.0, "sync_count_24h": 5, "api_calls_24h": 15}
+    assert data["health"] == {
+        "success_rate": 80.0,
+        "sync_count_24h": 5,
+        "api_calls_24h": 15,
+        "authorization_ends_at": None,
+    }
     assert data["connected_at"].endswith("Z")
     assert UUID(data["template_id"]).version == 5
 
