@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -194,34 +195,45 @@ async def _keep_secret(context: Context, row: WebhookEndpoint, scheme: str, secr
 # --- subscriptions
 
 
-async def tend(context: Context) -> int:
-    """Create, look at and renew subscriptions that are due; returns how many were looked at.
+_DUE = (
+    select(WebhookEndpoint.venue_id, WebhookEndpoint.integration_type)
+    .join(
+        IntegrationConfig,
+        (IntegrationConfig.venue_id == WebhookEndpoint.venue_id)
+        & (IntegrationConfig.integration_type == WebhookEndpoint.integration_type),
+    )
+    .where(
+        IntegrationConfig.status == IntegrationStatus.CONNECTED,
+        WebhookEndpoint.next_check_at <= func.now(),
+    )
+    .order_by(WebhookEndpoint.next_check_at)
+)
+
+
+async def tend(context: Context) -> None:
+    """Create, look at and renew subscriptions that are due.
 
     Each is locked while its provider is asked, so two schedulers never make two of one.
     """
-    tended = 0
-    while tended < AT_ONCE:
+    for _ in range(AT_ONCE):
+        async with context.sessions() as session:
+            found = (await session.execute(_DUE.limit(1))).first()
+        if found is None:
+            return
+        venue_id, provider = found
+        # Before anything is locked: a renewal waits for the token, which whoever disconnects holds meanwhile.
+        with suppress(HubError):  # what is wrong is told when the provider is asked
+            await context.credentials(venue_id, provider).current()
         async with context.sessions.begin() as session:
             row = await session.scalar(
                 select(WebhookEndpoint)
-                .join(
-                    IntegrationConfig,
-                    (IntegrationConfig.venue_id == WebhookEndpoint.venue_id)
-                    & (IntegrationConfig.integration_type == WebhookEndpoint.integration_type),
-                )
-                .where(
-                    IntegrationConfig.status == IntegrationStatus.CONNECTED,
-                    WebhookEndpoint.next_check_at <= func.now(),
-                )
-                .order_by(WebhookEndpoint.next_check_at)
-                .limit(1)
-                .with_for_update(of=WebhookEndpoint, skip_locked=True)
+                .filter_by(venue_id=venue_id, integration_type=provider)
+                .where(WebhookEndpoint.next_check_at <= func.now())
+                .with_for_update(skip_locked=True)
             )
             if row is None:
-                return tended
+                return  # somebody else is at it: the next turn goes on
             await _tend(context, row)
-            tended += 1
-    return tended
 
 
 async def _tend(context: Context, row: WebhookEndpoint) -> None:

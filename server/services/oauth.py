@@ -205,6 +205,9 @@ async def finish(
         since = begun.used_at or begun.created_at
         await integrations.take_turn(session, begun.venue_id, provider, since=since)
         mine = {"venue_id": begun.venue_id, "integration_type": provider}
+        ended = await session.scalar(select(IntegrationConfig.disconnected_at).filter_by(**mine))
+        if ended is not None and ended > since:
+            raise StateInvalidError("this integration was disconnected in the meantime: begin again")
         token = await session.scalar(select(OAuthToken).filter_by(**mine).with_for_update())
         if token is None:
             token = OAuthToken(id=uuid4(), **mine)
