@@ -323,6 +323,7 @@ class Ceilings:
 STEPS_BACK = 2  # from a torn seam, of a page each; where even they don't find it, the list is read anew
 MOST_STEPS_BACK = 100  # in one read
 MOST_REPEATS = 2  # a list that grows by exactly a page meanwhile shows one again; that is no circle
+MOST_REPEATS_IN_OVERLAP = 50  # where a page begins few rows after the one before, no more have to move for it
 
 
 @dataclass(slots=True)
@@ -333,6 +334,7 @@ class CycleGuard:
     the same pages is found out as well.
     """
 
+    most_repeats: int = MOST_REPEATS
     pages: int = 0
     steps_back: int = 0
     _asked: set[bytes] = field(default_factory=set)
@@ -361,7 +363,7 @@ class CycleGuard:
             return
         digest = _digest([len(rows), rows[0], rows[-1]])
         self._repeats += digest in self._answered
-        if self._repeats > MOST_REPEATS:
+        if self._repeats > self.most_repeats:
             raise UnexpectedResponseError("the pages go in a circle: the same records came again")
         self._answered.add(digest)
 

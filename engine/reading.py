@@ -21,6 +21,8 @@ from engine.expressions import ABSENT, Expression, Path
 from engine.filling import call_label, fill_call
 from engine.manifest import Connector, ReadSpec, Resource
 from engine.pagination import (
+    MOST_REPEATS,
+    MOST_REPEATS_IN_OVERLAP,
     STEPS_BACK,
     Ceilings,
     CycleGuard,
@@ -188,7 +190,8 @@ class Reader:
             yield ReadBatch([], None)
             return
         seam, steps = _seam(resume), 0
-        guard, started, bytes_before = CycleGuard(), self._clock.monotonic(), self._caller.bytes_read
+        guard = CycleGuard(MOST_REPEATS_IN_OVERLAP if walk.overlap else MOST_REPEATS)
+        started, bytes_before = self._clock.monotonic(), self._caller.bytes_read
         guard.asked(request)
         flight = _Flight()
         try:

@@ -413,6 +413,19 @@ async def test_a_provider_that_never_gets_on_is_found_out() -> None:
     assert slow.asked < 10
 
 
+async def test_pages_that_overlap_may_show_the_same_rows_and_are_no_circle() -> None:
+    """Pages begin one row apart, and the list moves by one row between them, eight times."""
+    members = Members.of(8)
+
+    def one_more(members: Members, offset: int) -> None:
+        if 0 < len(members.offsets) <= 8:
+            members.rows.insert(0, (f"older{len(members.offsets)}", 0))
+
+    members.before = one_more
+    found = await read(client_of(by_offset(4, total=True), FakeProvider(members)))
+    assert [each for page in ids(found) for each in page] == names(*range(8))
+
+
 async def test_the_last_page_is_read_last() -> None:
     """The first record of a page asked for early changes after the last page was answered."""
     members = Members.of(13)
