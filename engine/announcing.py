@@ -14,6 +14,7 @@ from engine.client import Books, WriteGroup, WriteResult
 from engine.errors import HubError, RateLimitedError, RecordRejectedError
 from engine.linking import pushed_links
 from engine.manifest import Resource
+from engine.outcomes import is_gone
 from engine.ports import Commit, Link, PendingItem, PendingWrite, RecordFailure
 from engine.reconcile import fingerprint
 from engine.sides import Sides, batched
@@ -41,6 +42,7 @@ class _Answers:
 
     links: list[Link] = field(default_factory=list)
     done: list[str] = field(default_factory=list)  # local ids
+    gone: list[str] = field(default_factory=list)  # local ids of those whose record there isn't any more
     failed: list[RecordFailure] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)  # keys of calls that are over
     again: list[PendingWrite] = field(default_factory=list)  # what is announced anew
@@ -73,11 +75,12 @@ class Announcer:
                 answers.stopped = answers.stopped or outcome
             else:
                 self._take(write, outcome, answers)
+        parted = await self._parted(answers.gone)
         await self._sides.state.commit(
             Commit(
-                links=answers.links,
+                links=[*answers.links, *parted],
                 failures=answers.failed,
-                settled=[self._sides.key("push", local_id) for local_id in answers.done],
+                settled=[self._sides.key("push", local_id) for local_id in (*answers.done, *answers.gone)],
                 finished_writes=answers.finished,
             )
         )
@@ -99,6 +102,11 @@ class Announcer:
             item = items[result.write.local_id]
             if result.error is None:
                 self._take_done(item, result, answers)
+                continue
+            if result.write.only_existing and is_gone(result.error):
+                answers.through = True
+                answers.gone.append(item.local_id)
+                self._tally.skipped += 1
                 continue
             refused = isinstance(result.error, RecordRejectedError)
             answers.through = answers.through or refused or not result.retryable
@@ -128,6 +136,15 @@ class Announcer:
             answers.replaced.append(write.key)
         else:
             answers.finished.append(write.key)
+
+    async def _parted(self, local_ids: Sequence[str]) -> list[Link]:
+        """Return the links whose record there is gone as they are then. What was agreed stays, should it come
+        to life again.
+        """
+        if not local_ids:
+            return []
+        links = await self._sides.state.links_by_local(self._sides.mapping.resource, local_ids)
+        return [replace(link, state="broken") for link in links.values()]
 
     def _take_done(self, item: PendingItem, result: WriteResult, answers: _Answers) -> None:
         answers.through = True

@@ -173,7 +173,18 @@ class Push:
         agreed |= {name: link.agreed[name] for name in ("retire", "version") if link and name in link.agreed}
         page.items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
         version = agreed.get("version")
-        page.writes.append(Write(local_id, remote_id, body, key, version=version, retire=tuple(retire)))
+        only_existing = sides.keeps_to_existing and remote_id is not None
+        page.writes.append(
+            Write(
+                local_id,
+                remote_id,
+                body,
+                key,
+                version=version,
+                only_existing=only_existing,
+                retire=tuple(retire),
+            )
+        )
 
     async def _taken(self, writes: Sequence[Write]) -> dict[str, HubError]:
         """Return what is wrong with writes, by local id, that would overwrite what another record of the

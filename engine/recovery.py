@@ -29,7 +29,7 @@ async def repeat_unanswered(
     """
     open_ = await sides.state.announced(*sides.here)
     announced = await _adopt_made(sides, [write for write in open_ if jobs or write.job is None])
-    calls = [(write, _as_sent(write)) for write in announced]
+    calls = [(write, _as_sent(sides, write)) for write in announced]
     for chunk in chunks(sides.resource, calls):
         sides.check_stop()
         await announcer.send(chunk, repeating=True)
@@ -38,7 +38,7 @@ async def repeat_unanswered(
     return frozenset(item.local_id for write in still for item in write.items)
 
 
-def _as_sent(write: PendingWrite) -> WriteGroup:
+def _as_sent(sides: Sides, write: PendingWrite) -> WriteGroup:
     writes = (
         Write(
             item.local_id,
@@ -47,6 +47,7 @@ def _as_sent(write: PendingWrite) -> WriteGroup:
             write.key,
             item.adopted,
             version=item.agreed.get("version"),
+            only_existing=sides.keeps_to_existing and item.remote_id is not None and not item.adopted,
             retire=tuple(item.agreed.get("retire", ())),
         )
         for item in write.items

@@ -72,6 +72,11 @@ class Sides:
         """The resource that links of lasting ids are kept under, as if they were of one of their own."""
         return f"{self.mapping.resource}.lasting_id"
 
+    @property
+    def keeps_to_existing(self) -> bool:
+        """Say whether a record of theirs that turns out to be gone isn't made anew."""
+        return self.mapping.when_theirs_is_gone == "keep"
+
     def check_stop(self) -> None:
         if self.stop():
             raise StoppedError("the sync was asked to stop; what was done so far is kept")

@@ -180,6 +180,12 @@ class SingleWrites:
         self, write: Write, key: str, allowed: bool, why: RefusedError | None = None
     ) -> WriteResult:
         """The linked record is gone: make it again, once."""
+        if allowed and write.only_existing:
+            # It may be there under the id that its new content gives it: a repeated call changed it already.
+            moved = own_id(self._resource, write.body)
+            if moved not in (None, write.remote_id) and await self._is_there(moved):
+                done = await self._update(replace(write, remote_id=moved), moved, key, recreate=False)
+                return replace(done, write=write)
         if not allowed or write.only_existing:
             raise why or RecordRejectedError("the record is gone at the provider", status=404)
         new = replace(write, remote_id=None)

@@ -110,6 +110,10 @@ class World:
     def archive_theirs(self, email: str) -> None:
         httpx.delete(self._theirs(email), auth=("", DEFAULT_KEY)).raise_for_status()
 
+    def erase_theirs(self, email: str) -> None:
+        address = f"{self._theirs(email)}/actions/delete-permanent"
+        httpx.post(address, auth=("", DEFAULT_KEY)).raise_for_status()
+
     def _theirs(self, email: str) -> str:
         (row,) = [row for row in self.members() if row["email_address"].lower() == email.lower()]
         return f"{self.url}/3.0/lists/{row['list_id']}/members/{row['id']}"
@@ -187,6 +191,20 @@ async def test_who_was_put_out_of_the_audience_is_not_brought_back(world: World)
     (row,) = world.members()
     assert (row["status"], row["merge_fields"]["FNAME"]) == ("subscribed", "Leah")
     assert list(world.customers) == ["c1"]
+
+
+async def test_who_was_erased_there_is_not_signed_up_again(world: World) -> None:
+    """No feed tells of it, so it is the next change of ours that finds out."""
+    world.put("c1", email="erased@example.com", first_name="Lea", accepts_marketing=True)
+    await world.run("pull", "push")
+    world.erase_theirs("erased@example.com")
+    world.put("c1", first_name="Léa")
+    before = world.calls()["writes"]
+    tallies = await world.run("pull", "push")
+    assert [each.failures for each in tallies] == [[], []]
+    assert world.calls()["writes"] - before == 1  # the update; nothing is made
+    assert world.members() == []
+    await assert_settled(world)
 
 
 async def test_who_is_gone_here_leaves_the_audience(world: World) -> None:

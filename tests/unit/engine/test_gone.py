@@ -97,6 +97,10 @@ class Provider:
         self.calls += 1
         results = []
         for write in group.writes:
+            if write.only_existing and write.remote_id not in self.records:
+                gone = RecordRejectedError("there is no such item", status=404)
+                results.append(WriteResult(write, write.remote_id, error=gone))
+                continue
             remote_id = write.remote_id or f"r{len(self.records) + 1}"
             self.records[remote_id] = {"id": remote_id, **write.body}
             self.archived.discard(remote_id)
@@ -389,6 +393,25 @@ async def test_kept_ours_is_never_made_anew_by_itself() -> None:
     await world.pull()
     assert world.states() == {"e1": "linked", "e2": "linked"}
     assert (await world.push()).skipped == 0
+
+
+async def test_kept_ours_is_not_made_anew_by_the_push_that_finds_theirs_gone() -> None:
+    world = await in_step(2, when_theirs_is_gone="keep")
+    gone = world.provider.records.pop("r1")  # and no feed tells of it
+    world.put("e1", name="New name")
+    tally = await world.push()
+    assert (tally.created, tally.updated, tally.skipped, tally.failures) == (0, 0, 1, [])
+    assert (world.states(), list(world.provider.records)) == ({"e1": "broken", "e2": "linked"}, ["r2"])
+    assert await world.state.announced("event", "item") == []
+
+    world.provider.records["r1"] = gone  # theirs comes to life again, and what changed here meanwhile stays
+    world.provider.feed = [row(gone)]
+    await world.pull()
+    assert world.states() == {"e1": "linked", "e2": "linked"}
+    assert world.host.records["event"]["e1"]["name"] == "New name"
+    world.put("e1", name="Newer name")
+    assert (await world.push()).updated == 1
+    assert world.provider.records["r1"]["title"] == "Newer name"
 
 
 async def test_a_complete_read_finds_what_vanished_by_asking_for_it() -> None:
