@@ -289,7 +289,6 @@ async def running(
                 "HUB_STATE": str(tmp_path_factory.mktemp("state")),
                 "LOG_LEVEL": "error",
                 "RATE_LIMIT_MAX_REQUESTS": "0",
-                "RATE_LIMIT_MAX_REQUESTS": "0",
                 "API_URL": "http://127.0.0.1:3007",
                 "HUB_CONNECTORS_DIR": str(connectors),
                 "HUB_TEMPLATES_DIR": str(templates),
