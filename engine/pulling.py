@@ -308,7 +308,7 @@ class Pull:
                 local_id=local_id,
                 remote_id=row.id,
                 agreed=sides.agreed(record, their) | written | sides.version_seen(row.record),
-                remote_version=row.changed_at,
+                remote_version=row.changed_at or (link.remote_version if link else None),
                 last_direction="pull",
             )
             merged.append(_Merged(row, new, record, ours_win, change))
