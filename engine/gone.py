@@ -28,7 +28,6 @@ from engine.reconcile import fingerprint
 from engine.sides import Sides, batched
 from engine.tally import Tally
 
-FEW = 5  # gone records are never too many
 COMPARED = 500  # links at once
 AT_ONCE = 50  # calls made and saved together
 MOST_REFUSALS = 10  # of putting one record away, before only a person may have it tried again
@@ -238,12 +237,12 @@ class Gone:
 
     async def _too_many(self, state: LinkState, among: Sequence[LinkState], parted: Parted) -> bool:
         """Say whether more links are in a state than may go unasked, and note how many they are."""
-        here = self.sides.here
-        if self.approved or len(await self.sides.state.links_in_state(*here, state, limit=FEW + 1)) <= FEW:
+        here, few = self.sides.here, self.sides.mapping.few_gone
+        if self.approved or len(await self.sides.state.links_in_state(*here, state, limit=few + 1)) <= few:
             return False
         counts = await self.sides.state.count_links(*here)
         gone, links = counts.get(state, 0), sum(counts.get(each, 0) for each in among)
-        if gone <= allowed(links, self.sides.mapping.at_most_gone):
+        if gone <= allowed(links, self.sides.mapping.at_most_gone, few):
             return False
         parted.held, parted.links = gone, links
         return True
@@ -297,9 +296,9 @@ def is_parted(link: Link | None) -> bool:
     return link is not None and link.state in ("leaving", "archived")
 
 
-def allowed(links: int, share: float) -> int:
-    """Return how many of so many links may go in one run without approval."""
-    return max(FEW, int(links * share))
+def allowed(links: int, share: float, few: int) -> int:
+    """Return how many of so many links may go in one run without approval; `few` may go in any case."""
+    return max(few, int(links * share))
 
 
 def _key(link: Link) -> RecordKey:

@@ -119,6 +119,7 @@ class Mapping:
     when_no_longer_wanted: GoneRule = "keep"
     when_theirs_is_gone: UnlinkRule = "unlink"
     at_most_gone: float = 0.1  # of the links, in one run without approval
+    few_gone: int = 5  # never too many; none where the share was written
     deleted: Expression | None = None  # the entity's: which of our records count as deleted
     only_when: Expression | None = None
     only_pull_when: Expression | None = None
@@ -318,6 +319,7 @@ def compile_mapping(
         when_no_longer_wanted=written.get("when_no_longer_wanted", "keep"),
         when_theirs_is_gone=written.get("when_theirs_is_gone", "unlink"),
         at_most_gone=parse_share(written.get("at_most_gone", "10 percent")),
+        few_gone=0 if "at_most_gone" in written else 5,
         deleted=entity.deleted,
         only_when=only_when,
         only_pull_when=only_pull_when,

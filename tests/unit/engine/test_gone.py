@@ -463,7 +463,7 @@ async def test_a_read_that_was_stopped_proves_nothing() -> None:
     ("links", "share", "number"), [(0, 0.1, 5), (10, 0.1, 5), (59, 0.1, 5), (60, 0.1, 6), (40, 0.5, 20)]
 )
 def test_how_many_may_go(links: int, share: float, number: int) -> None:
-    assert allowed(links, share) == number
+    assert allowed(links, share, 5) == number
 
 
 async def test_five_records_are_never_too_many() -> None:
@@ -497,6 +497,14 @@ async def test_a_mapping_may_allow_more() -> None:
     world = await in_step(20, when_ours_is_gone="delete", at_most_gone="40 percent")
     world.remove(*(f"e{number}" for number in range(1, 9)))
     assert (await world.push(complete=True)).deleted == 8
+
+
+@pytest.mark.parametrize(("share", "held"), [({}, 0), ({"at_most_gone": "10 percent"}, 3)])
+async def test_a_share_that_is_written_holds_however_few_there_are(share: dict[str, str], held: int) -> None:
+    world = await in_step(20, when_ours_is_gone="archive", **share)
+    world.remove("e1", "e2", "e3")
+    tally = await world.push(complete=True)
+    assert (tally.held, tally.archived) == (held, 3 - held)
 
 
 async def test_links_are_held_like_records_when_much_of_theirs_is_gone() -> None:
@@ -551,8 +559,8 @@ async def test_whatever_vanishes_no_run_takes_more_than_its_share(
             ever |= world.provider.records.keys()
             before, links = out_of_use(), len(world.state.links)
             tally = await (world.pull() if deed == "pull" else world.push(complete=deed == "complete"))
-            assert out_of_use() - before <= max(5, links * percent // 100)
-            assert tally.archived + tally.deleted <= max(5, links * percent // 100)
+            assert out_of_use() - before <= links * percent // 100
+            assert tally.archived + tally.deleted <= links * percent // 100
             assert not (tally.held and (tally.archived or tally.deleted))
 
 
