@@ -283,7 +283,7 @@ _CHANGING = (*_NAMED, "TEMPLATE_NOT_FOUND", "CONFLICT", "PAYLOAD_TOO_LARGE", "UN
                 },
             ),
         ),
-        **error_answers("INVALID_PROVIDER"),
+        **error_answers("VALIDATION_ERROR", "INVALID_PROVIDER"),
     },
 )
 async def list_fields(context: Shared, provider: ProviderName) -> FieldsAnswer:

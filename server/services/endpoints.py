@@ -210,16 +210,16 @@ _DUE = (
 )
 
 
-async def tend(context: Context) -> None:
-    """Create, look at and renew subscriptions that are due.
+async def tend(context: Context) -> int:
+    """Create, look at and renew subscriptions that are due; returns how many were looked at.
 
     Each is locked while its provider is asked, so two schedulers never make two of one.
     """
-    for _ in range(AT_ONCE):
+    for tended in range(AT_ONCE):
         async with context.sessions() as session:
             found = (await session.execute(_DUE.limit(1))).first()
         if found is None:
-            return
+            return tended
         venue_id, provider = found
         # Before anything is locked: a renewal waits for the token, which whoever disconnects holds meanwhile.
         with suppress(HubError):  # what is wrong is told when the provider is asked
@@ -232,8 +232,9 @@ async def tend(context: Context) -> None:
                 .with_for_update(skip_locked=True)
             )
             if row is None:
-                return  # somebody else is at it: the next turn goes on
+                return tended  # somebody else is at it: the next turn goes on
             await _tend(context, row)
+    return AT_ONCE
 
 
 async def _tend(context: Context, row: WebhookEndpoint) -> None:

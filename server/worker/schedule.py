@@ -216,9 +216,9 @@ async def revive_dead_letters(context: WorkerContext) -> int:
     return (await recovery.revive_dead_letters(context)).requeued
 
 
-async def tend_subscriptions(context: WorkerContext) -> None:
-    """Create, look at and renew subscriptions to webhooks."""
-    await endpoints.tend(context)
+async def tend_subscriptions(context: WorkerContext) -> int:
+    """Create, look at and renew subscriptions to webhooks; returns how many were due."""
+    return await endpoints.tend(context)
 
 
 async def measure_health(context: WorkerContext) -> int:
