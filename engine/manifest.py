@@ -691,6 +691,10 @@ class _Part:
         """Compile the value; None when there is none, or when it can't be (and that is noted)."""
         return None if self.value is None else self.attempt(partial(make, self.value), code)
 
+    def text(self, make: Callable[[str], T], code: str = "bad-expression") -> T | None:
+        """Compile a text. Something else is told of already, or stands where a wrong `type` is told of."""
+        return self.compiled(make, code) if isinstance(self.value, str) else None
+
     def attempt(self, make: Callable[[], T], code: str, *, key: bool = False) -> T | None:
         """Return what `make` returns; an ExpressionError becomes a diagnostic at this part."""
         try:
@@ -700,13 +704,13 @@ class _Part:
             return None
 
     def expression(self, key: str, names: Collection[str] | None = None) -> Expression | None:
-        return (self / key).compiled(partial(Expression.compile, names=names))
+        return (self / key).text(partial(Expression.compile, names=names))
 
     def pointer(self, key: str) -> Path | None:
-        return (self / key).compiled(Path.parse, "bad-path")
+        return (self / key).text(Path.parse, "bad-path")
 
     def place(self, key: str) -> Place | None:
-        return (self / key).compiled(Place.parse, "bad-place")
+        return (self / key).text(Place.parse, "bad-place")
 
     def duration(self, key: str, default: timedelta) -> timedelta:
         text = self.get(key)
@@ -1163,11 +1167,11 @@ def _read(part: _Part, names: frozenset[str]) -> ReadSpec:
     )
 
 
-def _overlap(size: int | None, rows: int) -> int:
+def _overlap(size: Any, rows: Any) -> Any:
     """Return an overlap that a walk over pages of this size gets on with."""
     if size is None:
         raise ExpressionError("`overlap` needs to know how long a page is; add `page_size`")
-    if rows >= size:
+    if isinstance(rows, int) and isinstance(size, int) and rows >= size:
         raise ExpressionError(
             f"an overlap of {rows} rows doesn't get on in pages of {size}; a small part of a page will do"
         )

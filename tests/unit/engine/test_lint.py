@@ -263,3 +263,12 @@ def test_whatever_is_broken_is_told_and_never_raised(
         made_platform, faults = check_platform(document)
         assert (made_platform is None) == bool(faults)
     assert all(each.message and each.line >= 1 and each.column >= 1 for each in found)
+
+
+@pytest.mark.parametrize("key", ["read", "send", "total", "more", "overlap"])
+def test_what_stands_beside_a_wrong_type_is_left_alone(key: str) -> None:
+    """Which keys a type has can't be told then, nor what they would hold."""
+    changed = read(CONNECTOR).data
+    changed["resources"]["customer"]["list"]["pagination"] = {"type": "curser", key: True}
+    found = lint_connector(read(json.dumps(changed)))
+    assert [each.code for each in found][:1] == ["unknown-value"]
