@@ -83,6 +83,7 @@ def test_an_archive_of_countless_files_is_refused(monkeypatch: pytest.MonkeyPatc
         gzip.compress(packed([("a.json", b"[1]")]))[:-40],
         gzip.compress(packed([("a.json", b"[1" + b"x" * 600)])),
     ],
+    ids=["other", "no archive", "cut short", "no JSON"],
 )
 def test_what_cannot_be_read_is_told(data: bytes) -> None:
     with pytest.raises(UnexpectedResponseError):
