@@ -23,6 +23,7 @@ from server import telemetry
 from server.api import (
     admin,
     audit,
+    failures,
     health,
     integrations,
     mappings,
@@ -54,6 +55,7 @@ HANDLERS = (
     *oauth.HANDLERS,
     *tokens.HANDLERS,
     *syncs.HANDLERS,
+    *failures.HANDLERS,
     *mappings.HANDLERS,
     *health.HANDLERS,
     *admin.HANDLERS,

@@ -15,7 +15,7 @@ from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, TOKEN, CallerRequest
 from server.api.idempotent import answer_once
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.api.schemas import CursorText, IdempotencyKeyText, Limit, Offset, page_meta, read_cursor
 from server.api.syncs import answer_for
 from server.db.models import HealthStatus, IntegrationStatus

@@ -14,7 +14,7 @@ from server.api.dependencies import Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, MANAGERS, TOKEN, CallerRequest
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.api.schemas import CursorText, Limit, Offset, PageMeta, page_meta, read_cursor
 from server.context import Context
 from server.db.models import AuditEntry

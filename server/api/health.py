@@ -16,7 +16,7 @@ from server.api.dependencies import Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, MANAGERS, PUBLIC, READERS, TOKEN, CallerRequest, identify
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.api.schemas import ProviderName, VenueId
 from server.errors import IntegrationNotFoundError
 from server.services import health, integrations, overview, recovery

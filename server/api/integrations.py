@@ -10,6 +10,7 @@ from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, CallerRequest
 from server.api.idempotent import answer_once
+from server.api.paths import PATH
 from server.api.schemas import (
     CursorText,
     IdempotencyKeyText,
@@ -23,7 +24,6 @@ from server.api.schemas import (
 )
 from server.services import health, integrations, oauth
 
-PATH = "/api/v1/integrations"
 TAGS = ["Integrations"]
 
 _INTEGRATION = {

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from engine.clock import SystemClock
 from engine.ports import Clock
 from server.api.guards import IDENTIFIED, identify
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.errors import TooManyRequestsError, UnauthorizedError
 from server.settings import Settings
 

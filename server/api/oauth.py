@@ -23,7 +23,7 @@ from server.api.dependencies import Shared
 from server.api.described import good
 from server.api.errors import error_answers, request_id, sentence
 from server.api.guards import PUBLIC, identify
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.api.schemas import ProviderName
 from server.context import Context
 from server.errors import Detail, InvalidRequestError

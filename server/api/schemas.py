@@ -17,7 +17,9 @@ from litestar.typing import FieldDefinition
 from msgspec import Meta, Struct
 
 from engine.ports import Secret
+from server.api.paths import PATH
 from server.db.models import (
+    Direction,
     HealthStatus,
     IntegrationConfig,
     IntegrationStatus,
@@ -205,6 +207,16 @@ class ForceSyncBody(Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     ] = 25
 
 
+class RecordRetryBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Which failed record to try again, named as failures name it."""
+
+    venue_id: UUID
+    entity: Annotated[str, Meta(max_length=100, description="Ours, such as `event`.")]
+    resource: Annotated[str, Meta(max_length=100, description="The provider's, such as `item`.")]
+    direction: Direction
+    record_id: Annotated[str, Meta(max_length=255, description="Ours on a push, theirs on a pull.")]
+
+
 class ClearQueueBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Which operations to delete: those that fit all that is given."""
 
@@ -253,6 +265,18 @@ RetryRequest = Annotated[
     body_of(
         all_that_failed={"venueId": _VENUE},
         one={"venueId": _VENUE, "queueItemId": "3c1d6a52-0f5e-4f59-8b39-0d3a5be5a3f1"},
+    ),
+]
+RecordRetryRequest = Annotated[
+    RecordRetryBody,
+    body_of(
+        an_event={
+            "venueId": _VENUE,
+            "entity": "event",
+            "resource": "item",
+            "direction": "push",
+            "recordId": "0d5c8a5e-6a3b-4c06-9b7e-2f6f3f1f8a10",
+        }
     ),
 ]
 ForceSyncRequest = Annotated[
@@ -463,6 +487,14 @@ class SyncProgress(Struct, frozen=True):
     current: list[str] | None = None
 
 
+class RetryLink(Struct, frozen=True):
+    """The request that tries one record again, to be sent as it stands."""
+
+    method: Literal["POST"]
+    href: str
+    body: dict[str, str]
+
+
 class FailedRecord(Struct, frozen=True):
     """A record that wasn't synced. `record_id` is ours on a push and theirs on a pull."""
 
@@ -474,6 +506,7 @@ class FailedRecord(Struct, frozen=True):
     message: str
     retryable: bool
     field: str | None = None
+    retry: Annotated[RetryLink | None, Meta(description="Tries it again; 404 once it went through.")] = None
 
 
 class SyncState(Struct, frozen=True, rename={"sync_id": "syncId"}):
@@ -541,6 +574,9 @@ class HistoryRow(Struct, frozen=True):
     duration_ms: int | None
     started_at: datetime
     completed_at: datetime | None
+    failures: Annotated[
+        list[FailedRecord], Meta(description="The first 100, when they are asked for by `failures=true`.")
+    ] = []
 
 
 class HistoryAnswer(Struct, frozen=True):
@@ -735,7 +771,44 @@ def sync_state(operation: Operation) -> SyncState:
         error=operation.last_error,
         progress=msgspec.convert(operation.progress or {}, SyncProgress),
         overall=_totals(syncs.report(operation)),
-        failures=msgspec.convert((operation.result or {}).get("failures", []), list[FailedRecord]),
+        failures=failed_records(
+            (operation.result or {}).get("failures", []), operation.integration_type, operation.venue_id
+        ),
+    )
+
+
+def failed_records(rows: Sequence[Mapping[str, Any]], provider: str, venue_id: UUID) -> list[FailedRecord]:
+    """Return failures as they are kept, each with what tries it again."""
+    return [
+        msgspec.convert(
+            {
+                **row,
+                "retry": retry_link(
+                    provider,
+                    venue_id,
+                    **{name: row[name] for name in ("entity", "resource", "direction", "record_id")},
+                ),
+            },
+            FailedRecord,
+        )
+        for row in rows
+    ]
+
+
+def retry_link(
+    provider: str, venue_id: UUID, *, entity: str, resource: str, direction: str, record_id: str
+) -> RetryLink:
+    """Return the request that tries one record again."""
+    return RetryLink(
+        "POST",
+        f"{PATH}/sync/{provider}/sync/failures/retry",
+        {
+            "venueId": str(venue_id),
+            "entity": entity,
+            "resource": resource,
+            "direction": direction,
+            "recordId": record_id,
+        },
     )
 
 
@@ -743,8 +816,9 @@ def _totals(report: syncs.Report) -> SyncTotals:
     return SyncTotals(report.success, report.overall.synced, report.overall.failed, report.duration_ms)
 
 
-def history_row(entry: syncs.HistoryEntry) -> HistoryRow:
-    return msgspec.convert(entry, HistoryRow, from_attributes=True)
+def history_row(entry: syncs.HistoryEntry, provider: str, venue_id: UUID) -> HistoryRow:
+    row = {name: getattr(entry, name) for name in HistoryRow.__struct_fields__}
+    return HistoryRow(**{**row, "failures": failed_records(entry.failures, provider, venue_id)})
 
 
 def health_answer(row: IntegrationConfig | None, measured: health.Health | None) -> Health:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import msgspec
 from litestar import Response, get, post
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from server.api import schemas
@@ -17,7 +18,7 @@ from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, Caller, CallerRequest
 from server.api.idempotent import answer_once
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.api.schemas import (
     CursorText,
     IdempotencyKeyText,
@@ -37,6 +38,10 @@ T = TypeVar("T")
 TAGS = ["Syncs"]
 SYNC = f"{PATH}/sync/{{provider:str}}/sync"
 QUIET_SECONDS = 15  # after which a watcher is told that the connection lives
+
+WithFailures = Annotated[
+    bool, QueryParameter(name="failures", description="Whether each sync comes with the records that failed.")
+]
 
 _ID = "3c1d6a52-0f5e-4f59-8b39-0d3a5be5a3f1"
 _TOTALS = {"success": True, "syncedCount": 150, "failedCount": 5, "duration": 12500}
@@ -87,6 +92,17 @@ _STATE = {
             "message": "name is too long",
             "retryable": False,
             "field": "name",
+            "retry": {
+                "method": "POST",
+                "href": f"{PATH}/sync/juniper/sync/failures/retry",
+                "body": {
+                    "venueId": "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f",
+                    "entity": "event",
+                    "resource": "item",
+                    "direction": "push",
+                    "recordId": "0d5c8a5e-6a3b-4c06-9b7e-2f6f3f1f8a10",
+                },
+            },
         }
     ],
 }
@@ -190,7 +206,8 @@ def answer_for(operation: Operation, result: Callable[[Operation], T]) -> Respon
     operation_id="retryFailed",
     summary="Queue failed work again",
     description="Operations that failed or ran out of attempts start over, in their lane. Records that "
-    "failed in a sync that ended are no operations: the next sync tries those again.",
+    "failed in a sync that ended are no operations: the next sync tries those again, and `retryRecord` "
+    "does now.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,
@@ -353,6 +370,7 @@ async def sync_status(
                             "duration_ms": 12500,
                             "started_at": "2026-01-15T11:00:00Z",
                             "completed_at": "2026-01-15T11:00:12.500000Z",
+                            "failures": [],
                         }
                     ],
                     "meta": {"total": 1, "limit": 50, "offset": 0, "next_cursor": None},
@@ -367,6 +385,7 @@ async def sync_history(
     context: Shared,
     provider: ProviderName,
     venue_id: VenueId,
+    failures: WithFailures = False,
     limit: Limit = 50,
     offset: Offset = 0,
     cursor: CursorText = None,
@@ -381,9 +400,11 @@ async def sync_history(
             limit=limit,
             offset=offset,
             after=read_cursor(cursor, [schemas.Moment, UUID]),
+            failures=failures,
         )
     return schemas.HistoryAnswer(
-        [schemas.history_row(entry) for entry in page.rows], page_meta(page, limit, offset)
+        [schemas.history_row(entry, provider, venue_id) for entry in page.rows],
+        page_meta(page, limit, offset),
     )
 
 

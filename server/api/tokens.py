@@ -8,7 +8,7 @@ from server.api.dependencies import Acting, Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, TOKEN, CallerRequest
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.api.schemas import ProviderName
 from server.services import tokens
 

@@ -20,7 +20,7 @@ from server.api.dependencies import Acting, Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMIN, MANAGERS, PUBLIC, READERS, TOKEN, CallerRequest
-from server.api.integrations import PATH
+from server.api.paths import PATH
 from server.api.schemas import (
     CursorText,
     Limit,

@@ -215,15 +215,22 @@ async def _sync(context: WorkerContext, run: Run) -> None:
     require_success(run)
 
 
-async def _push_record(context: WorkerContext, run: Run) -> None:
+async def _one_record(context: WorkerContext, run: Run) -> None:
+    """Work one record: in its entity's mappings, or in the one way that a payload names."""
     claim = run.claim
     if claim.entity_id is None:
         raise InvalidRequestError("the operation names no record")
+    direction, resource = claim.payload.get("direction", "push"), claim.payload.get("resource")
     syncs = await _Syncs.open(context, run)
-    steps = list(plan_steps(syncs.mappings, "push", frozenset({claim.entity_type})))
+    steps = [
+        step
+        for step in plan_steps(syncs.mappings, direction, frozenset({claim.entity_type}))
+        if resource in (None, step.mapping.resource)
+    ]
     run.plan(steps)
     ids = [claim.entity_id]
-    await _work(run, steps, lambda step: syncs.push(step, ids))
+    bring = syncs.pull if direction == "pull" else syncs.push
+    await _work(run, steps, lambda step: bring(step, ids))
     require_success(run)
 
 
@@ -309,8 +316,8 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
 RUNNERS: Mapping[OperationType, Runner] = {
     OperationType.RECONCILE: _work_events,
     OperationType.SYNC: _sync,
-    OperationType.CREATE: _push_record,
-    OperationType.UPDATE: _push_record,
+    OperationType.CREATE: _one_record,
+    OperationType.UPDATE: _one_record,
 }
 
 

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import islice
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import func, null, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from engine.tally import KEPT_FAILURES
 from server.context import Context
 from server.db.models import (
     IntegrationConfig,
@@ -67,7 +69,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One finished sync; counts are of all its mappings together."""
+    """One finished sync; counts are of all its mappings together, and so are `failures`, if asked for."""
 
     id: UUID
     operation: str
@@ -79,6 +81,7 @@ class HistoryEntry:
     duration_ms: int | None
     started_at: datetime
     completed_at: datetime | None
+    failures: Sequence[Mapping[str, Any]] = ()
 
 
 async def request_sync(
@@ -303,8 +306,11 @@ async def history(
     limit: int,
     offset: int,
     after: tuple[datetime, UUID] | None,
+    failures: bool = False,
 ) -> Page:
-    """Return finished syncs, newest first, each with its mappings added up."""
+    """Return finished syncs, newest first, each with its mappings added up, and with its `failures` if asked
+    for: the first `KEPT_FAILURES`.
+    """
     await get_integration(session, venue_id, provider)
     run = func.coalesce(SyncLog.sync_id, SyncLog.id)
     started = func.min(SyncLog.started_at)
@@ -320,6 +326,7 @@ async def history(
             func.sum(func.coalesce(SyncLog.api_calls_made, 0)).label("api_calls_made"),
             started.label("started_at"),
             func.max(SyncLog.completed_at).label("completed_at"),
+            (func.jsonb_agg(SyncLog.errors) if failures else null()).label("errors"),
         )
         .filter_by(venue_id=venue_id, integration_type=provider)
         .group_by(run)
@@ -344,9 +351,16 @@ async def history(
             else round((row.completed_at - row.started_at).total_seconds() * 1000),
             row.started_at,
             row.completed_at,
+            _records(row.errors),
         )
         for row in await session.execute(statement)
     ]
     more = len(rows) > limit
     last = rows[limit - 1] if more else None
     return Page(rows[:limit], total, (last.started_at.isoformat(), str(last.id)) if last else None)
+
+
+def _records(errors: Sequence[Sequence[Mapping[str, Any]] | None] | None) -> Sequence[Mapping[str, Any]]:
+    """Return the errors of a run's mappings that are of a record; others stopped a mapping."""
+    found = (error for of_mapping in errors or () for error in of_mapping or () if "record_id" in error)
+    return list(islice(found, KEPT_FAILURES))

@@ -247,6 +247,53 @@ async def test_one_record_is_pushed_by_an_operation_of_its_own(
     assert _products(sandbox) == ["Night 2"]
 
 
+async def test_a_failed_record_is_tried_again_alone_on_the_way_it_failed(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    sandbox.stripe.faults.plan([FaultRule("POST /v1/products", "status:400")], 0)
+    await _run(context, venue)
+    sandbox.stripe.faults.plan([], 0)
+    async with context.sessions() as session:
+        failed = await session.scalars(select(RecordFailure.record_id).filter_by(resource="product"))
+        some, *others = failed.all()
+    operation = await _run(
+        context,
+        venue,
+        operation_type=OperationType.UPDATE,
+        entity_type="event",
+        entity_id=some,
+        payload={"direction": "push", "resource": "product"},
+    )
+    assert _counts(operation, "read", "created") == {"push event product": [1, 1]}
+    assert len(_products(sandbox)) == 1
+    async with context.sessions() as session:
+        left = await session.scalars(select(RecordFailure.record_id).filter_by(resource="product"))
+        assert sorted(left.all()) == sorted(others)
+
+
+async def test_one_record_can_be_pulled_by_itself(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    ledger = sandbox.stripe.ledger(DEFAULT_ACCOUNT, live=False)
+    made = [
+        sandbox.stripe.new_customer(ledger, {"name": name, "email": f"{name}@example.com"})
+        for name in ("ana", "ben")
+    ]
+    operation = await _run(
+        context,
+        venue,
+        operation_type=OperationType.UPDATE,
+        entity_type="customer",
+        entity_id=made[1]["id"],
+        payload={"direction": "pull", "resource": "customer"},
+    )
+    assert _counts(operation, "read", "created") == {"pull customer customer": [1, 1]}
+    async with context.sessions() as session:
+        assert (await session.scalars(text("SELECT email FROM platform.customers"))).all() == [
+            "ben@example.com"
+        ]
+
+
 async def test_a_sync_of_which_every_record_failed_has_failed(
     context: WorkerContext, venue: UUID, sandbox: Sandbox
 ) -> None:

@@ -48,6 +48,8 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("POST", f"{API}/health/stripe/test", "body", MANAGE, 404),
     ("GET", f"{API}/sync/stripe/sync/status", "query", READ, 404),
     ("GET", f"{API}/sync/stripe/sync/history", "query", READ, 404),
+    ("GET", f"{API}/sync/stripe/sync/failures", "query", READ, 404),
+    ("POST", f"{API}/sync/stripe/sync/failures/retry", "body", MANAGE, 400),
     ("GET", f"{API}/mappings/stripe/mappings", "query", READ, 404),
     ("POST", f"{API}/mappings/stripe/mappings/apply-template", "body", MANAGE, 404),
     ("POST", f"{API}/mappings/stripe/mappings/reset", "body", MANAGE, 404),

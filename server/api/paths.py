@@ -1,0 +1,3 @@
+"""Where the API lives."""
+
+PATH = "/api/v1/integrations"
