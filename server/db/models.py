@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Computed,
     DateTime,
     Enum,
     ForeignKey,
@@ -142,7 +143,8 @@ Count = Annotated[int, mapped_column(server_default=text("0"))]
 No = Annotated[bool, mapped_column(server_default=text("false"))]
 Yes = Annotated[bool, mapped_column(server_default=text("true"))]
 EmptyObject = Annotated[dict[str, Any], mapped_column(server_default=text("'{}'::jsonb"))]
-Money = Annotated[Decimal, mapped_column(Numeric(10, 2))]
+BigCount = Annotated[int, mapped_column(BigInteger, server_default=text("0"))]
+LargeMoney = Annotated[Decimal, mapped_column(Numeric(20, 2))]
 
 
 class FieldMappingTemplate(Base):
@@ -476,23 +478,32 @@ class IntegrationHealth(Base):
 
 
 class IntegrationCost(Base):
-    """What an integration used in a billing period."""
+    """What an integration used of its provider in a month, in UTC. Once `closed_at`, nothing changes it."""
 
     __tablename__ = "integration_costs"
 
     id: Mapped[ID]
     venue_id: Mapped[UUID]
     integration_type: Mapped[Provider]
-    period_start: Mapped[date]
+    period_start: Mapped[date] = mapped_column(index=True)
     period_end: Mapped[date]
-    api_calls: Mapped[Count]
-    data_synced_mb: Mapped[Money | None]
-    base_cost: Mapped[Money | None]
-    overage_cost: Mapped[Money | None]
-    total_cost: Mapped[Money | None]
+    api_calls: Mapped[BigCount]
+    bytes_sent: Mapped[BigCount] = mapped_column(doc="Of bodies, as they were sent.")
+    bytes_received: Mapped[BigCount]
+    data_synced_mb: Mapped[Decimal] = mapped_column(
+        Numeric(20, 2),
+        Computed("round((bytes_sent + bytes_received)::numeric / 1000000.0, 2)", persisted=True),
+        nullable=True,
+    )
+    base_cost: Mapped[LargeMoney | None]
+    overage_cost: Mapped[LargeMoney | None]
+    total_cost: Mapped[LargeMoney | None]
+    currency: Mapped[str | None] = mapped_column(String(3))
     included_in_plan: Mapped[Yes]
     billed_to_venue: Mapped[No]
     created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+    closed_at: Mapped[datetime | None] = mapped_column(doc="When its costs were fixed.")
 
     __table_args__ = (
         UniqueConstraint("venue_id", "integration_type", "period_start"),
