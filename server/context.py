@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -18,6 +19,8 @@ from server.keys import open_keys
 from server.renewal import Renewals
 from server.settings import Settings, SettingsError
 from server.vault import Vault
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ async def open_context(
     """
     if settings.database_url is None or settings.redis_url is None:
         raise SettingsError(["DATABASE_URL and REDIS_URL must be set"])
+    for remark in settings.remarks:
+        log.warning("settings.without_effect", remark=remark)
     catalog = load_catalog(settings.connectors_dir, settings.templates_dir, settings.platform)
     async with AsyncExitStack() as stack:
         pool: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from engine.reference import GENERATED, PROJECT, command_line_page, reference_pages
+from server.environment import UNNEEDED
 from server.settings import VARIABLES
 
 
@@ -28,7 +29,11 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Read from the environment once, when a process starts. An empty value counts as unset. Where",
-        "something can't be used, all of it is told at once, and the process doesn't start.",
+        "something can't be used, all of it is told at once, and the process doesn't start. A variable that",
+        "begins with `HUB_` and that nothing reads is named in the log, with the nearest name that is read.",
+        "",
+        "Each may be in a file instead, for secrets that are mounted: `JWT_SECRET_FILE` names the file that",
+        "holds `JWT_SECRET`. White space at its ends doesn't count.",
         "",
         "| Variable | Default | What it is |",
         "|---|---|---|",
@@ -44,6 +49,17 @@ def settings_page() -> str:
         "A connector with OAuth needs the app you registered with its provider:",
         "`<CONNECTOR>_CLIENT_ID` and `<CONNECTOR>_CLIENT_SECRET`, the connector's name in capitals.",
         "`_APP_ID` and `_APP_SECRET` are understood as well. One without the other is an error.",
+        "",
+        "What a provider signs webhooks with, where that isn't kept with each connection, is",
+        "`<CONNECTOR>_WEBHOOK_SECRET`, `_WEBHOOK_SIGNATURE_KEY` or `_WEBHOOK_TOKEN`.",
+        "",
+        "## The original service's settings",
+        "",
+        "All of them work under their names, as above. These are accepted and not needed:",
+        "",
+        "| Variable | Why |",
+        "|---|---|",
+        *(f"| `{unneeded.name}` | {unneeded.why[0].upper()}{unneeded.why[1:]}. |" for unneeded in UNNEEDED),
         "",
         "## The demo with real providers",
         "",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 from engine.errors import HubError
 from engine.ports import Secret
 from engine.transport import parse_overrides
+from server import environment as surroundings
 
 if TYPE_CHECKING:
     from server.vault import LocalKeyring
@@ -72,6 +74,12 @@ class Settings:
     public_health: bool  # whether integrations' health is told without a token
     worker_concurrency: int
     lease_seconds: int
+    api_connections: int  # to each database, of one API process
+    trusted_proxies: str  # whose `X-Forwarded-For` is believed: addresses and networks, divided by commas
+    most_clients: int  # connections one API process takes at a time
+    request_seconds: int  # how long a client may take to send a request, or stop reading an answer
+    keep_alive_seconds: int  # how long a connection without a request is kept
+    drain_seconds: int  # how long the API goes on after it was told to stop, saying that it isn't ready
     rate_limit_general: int  # requests of one caller in a window; 0 for as many as it likes
     rate_limit_webhooks: int
     rate_limit_admin: int
@@ -86,6 +94,7 @@ class Settings:
     jwt_audience: str | None
     kms_keys: tuple[str, ...]  # the vault's keys in AWS KMS, the one that seals first
     vault_seals_with: str  # the name of a key provider: `local` or `aws-kms`
+    remarks: tuple[str, ...]  # on what is set and has no effect
     database_url: str | None = field(repr=False)  # None: nobody named one, so `hub dev` starts its own
     platform_database_url: str | None = field(repr=False)
     redis_url: str | None = field(repr=False)
@@ -151,11 +160,12 @@ def _text(text: str) -> str:
     return text
 
 
-def _choice(*words: str) -> Callable[[str], str]:
+def _choice(*words: str, **also: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        if text.lower() not in words:
+        word = also.get(text.lower(), text.lower())
+        if word not in words:
             raise ValueError(f"must be one of {', '.join(words)}, and is {text!r}")
-        return text.lower()
+        return word
 
     return parse
 
@@ -222,6 +232,19 @@ def _database_url(text: str) -> str:
     return f"{_DATABASE_SCHEMES[0]}://{rest}"
 
 
+def _addresses(text: str) -> str:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        try:
+            ipaddress.ip_network(part, strict=False)
+        except ValueError:
+            if part != "*":
+                raise ValueError(
+                    f"must be addresses and networks such as 10.0.0.0/8, divided by commas, and has {part!r}"
+                ) from None
+    return ",".join(parts)
+
+
 def _redis_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
@@ -277,7 +300,7 @@ VARIABLES: tuple[Variable, ...] = (
         _choice("development", "test", "production"),
         "development",
         "Where the hub runs. Only `development` makes its own secrets, and only outside `production` may "
-        "provider addresses be replaced.",
+        "provider addresses be replaced. `NODE_ENV` is understood as well.",
     ),
     Variable("HOST", _text, "127.0.0.1", "The address the API listens on; `0.0.0.0` for all."),
     Variable("PORT", _number(0, 65535), "3007", "The port the API listens on; 0 takes a free one."),
@@ -296,8 +319,58 @@ VARIABLES: tuple[Variable, ...] = (
         "`{provider}` stands for the connector's name. Whoever receives it there finishes the authorization "
         "with the token of the user who began it.",
     ),
+    Variable(
+        "HUB_KEEP_ALIVE_SECONDS",
+        _number(1, 3600),
+        "75",
+        "How long the API keeps a connection on which nothing is asked, in seconds. A proxy in front of it "
+        "should give up sooner.",
+    ),
+    Variable(
+        "HUB_REQUEST_SECONDS",
+        _number(1, 600),
+        "20",
+        "How long a client may take to send a request's head, and again to send its body; and how long an "
+        "answer may wait for a client that doesn't read it. In seconds.",
+    ),
+    Variable(
+        "HUB_MOST_CLIENTS",
+        _number(1, 100_000),
+        "1000",
+        "How many connections one API process takes at a time. The one that has been silent longest gives "
+        "way to a new one.",
+    ),
+    Variable(
+        "HUB_DRAIN_SECONDS",
+        _number(0, 600),
+        "0",
+        "How long the API goes on answering after it was told to stop, in seconds, while `/ready` says 503 "
+        "and connections are closed after an answer: as long as a load balancer takes to notice.",
+    ),
+    Variable(
+        "FORWARDED_ALLOW_IPS",
+        _addresses,
+        "127.0.0.1,::1",
+        "The proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses and networks, "
+        "separated by commas; `*` for all. Callers without a token are told apart by it.",
+    ),
     Variable("DATABASE_URL", _database_url, None, "PostgreSQL. Unset: `hub dev` starts one of its own."),
+    Variable("DB_HOST", _text, None, "PostgreSQL's host, instead of `DATABASE_URL`, with these four."),
+    Variable("DB_PORT", _number(1, 65535), "5432", "PostgreSQL's port, beside `DB_HOST`."),
+    Variable("DB_USER", _text, "hub", "PostgreSQL's role, beside `DB_HOST`."),
+    Variable("DB_PASSWORD", _text, None, "Its password, beside `DB_HOST`."),
+    Variable("DB_NAME", _text, "hub", "The database, beside `DB_HOST`."),
+    Variable(
+        "HUB_API_CONNECTIONS",
+        _number(2, 1000),
+        "15",
+        "How many connections one API process has to each database at most. A worker has two for each "
+        "operation and 5 more, the scheduler 16.",
+    ),
     Variable("REDIS_URL", _redis_url, None, "Redis or Valkey. Unset: `hub dev` starts one of its own."),
+    Variable("REDIS_HOST", _text, None, "Redis' host, instead of `REDIS_URL`, with these two."),
+    Variable("REDIS_PORT", _number(1, 65535), "6379", "Redis' port, beside `REDIS_HOST`."),
+    Variable("REDIS_PASSWORD", _text, None, "Its password, beside `REDIS_HOST`."),
     Variable(
         "PLATFORM_DATABASE_URL",
         _database_url,
@@ -325,7 +398,12 @@ VARIABLES: tuple[Variable, ...] = (
         "true",
         "Whether an integration's health is told without a token.",
     ),
-    Variable("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "The least that is logged."),
+    Variable(
+        "LOG_LEVEL",
+        _choice("debug", "info", "warning", "error", warn="warning"),
+        "info",
+        "The least that is logged.",
+    ),
     Variable("WORKER_CONCURRENCY", _number(1, 1000), "10", "How many operations one worker works at a time."),
     Variable(
         "LEASE_SECONDS",
@@ -403,7 +481,7 @@ VARIABLES: tuple[Variable, ...] = (
         "",
         "A key in AWS KMS that seals credentials: its ARN, id or alias. Several are separated by commas: the "
         "first one seals, and what keys of the same AWS accounts sealed is opened. Region and credentials "
-        "are set as for AWS's own tools.",
+        "are set as for AWS's own tools. `KMS_KEY_ID` is understood as well.",
     ),
     Variable(
         "HUB_VAULT_SEAL_WITH",
@@ -417,11 +495,14 @@ VARIABLES: tuple[Variable, ...] = (
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check all settings; raises SettingsError naming every one that can't be used.
 
-    An empty value counts as unset. In development, missing secrets are made once and kept in the state
-    folder, readable by its owner only.
+    An empty value counts as unset. Each may also be in a file, which NAME_FILE names. In development,
+    missing secrets are made once and kept in the state folder, readable by its owner only.
     """
-    environ = os.environ if environ is None else environ
-    problems: list[str] = []
+    given = os.environ if environ is None else environ
+    names = [variable.name for variable in VARIABLES]
+    environ, problems = surroundings.complete(
+        given, names, _APP_ID_SUFFIXES + _APP_SECRET_SUFFIXES + _WEBHOOK_SUFFIXES
+    )
     values: dict[str, Any] = {}
     for variable in VARIABLES:
         text = environ.get(variable.name) or variable.default
@@ -460,6 +541,12 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         public_health=values["HUB_PUBLIC_HEALTH"] == "true",
         worker_concurrency=values["WORKER_CONCURRENCY"],
         lease_seconds=values["LEASE_SECONDS"],
+        api_connections=values["HUB_API_CONNECTIONS"],
+        trusted_proxies=values["FORWARDED_ALLOW_IPS"],
+        most_clients=values["HUB_MOST_CLIENTS"],
+        request_seconds=values["HUB_REQUEST_SECONDS"],
+        keep_alive_seconds=values["HUB_KEEP_ALIVE_SECONDS"],
+        drain_seconds=values["HUB_DRAIN_SECONDS"],
         rate_limit_general=values["RATE_LIMIT_MAX_REQUESTS"],
         rate_limit_webhooks=values["HUB_RATE_LIMIT_WEBHOOKS"],
         rate_limit_admin=values["HUB_RATE_LIMIT_ADMIN"],
@@ -475,6 +562,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kms_keys=values["HUB_VAULT_KMS_KEY"],
         vault_seals_with=values["HUB_VAULT_SEAL_WITH"]
         or ("aws-kms" if values["HUB_VAULT_KMS_KEY"] else "local"),
+        remarks=tuple(surroundings.remarks(given, names, _connectors(values["HUB_CONNECTORS_DIR"]))),
         database_url=values["DATABASE_URL"],
         platform_database_url=values["PLATFORM_DATABASE_URL"] or values["DATABASE_URL"],
         redis_url=values["REDIS_URL"],
@@ -485,6 +573,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             if value and name.endswith(_APP_ID_SUFFIXES + _APP_SECRET_SUFFIXES + _WEBHOOK_SUFFIXES)
         },
     )
+
+
+def _connectors(folder: Path) -> list[str]:
+    return [path.stem for path in folder.glob("*.yaml")]
 
 
 def _production_problems(environ: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
