@@ -38,6 +38,7 @@ from engine.manifest import (
     Resource,
     check_connector,
     check_platform,
+    check_price_list,
     parse_statuses,
     revoke_names,
     unsent_fields,
@@ -45,7 +46,12 @@ from engine.manifest import (
 from engine.mapping import COPY
 from engine.schema import violations
 
-KINDS: Mapping[str, str] = {"manifest": "connector", "platform": "platform", "template": "mapping-template"}
+KINDS: Mapping[str, str] = {
+    "manifest": "connector",
+    "platform": "platform",
+    "template": "mapping-template",
+    "prices": "price-list",
+}
 CALL = re.compile(r"(GET|POST|PUT|PATCH|DELETE) \S+")
 WHOLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 WHOLE_OR_BARE = re.compile(r"(?:\{\{)?\s*(\w+)\s*(?:\}\})?")
@@ -74,7 +80,7 @@ SCHEME_KEYS: Mapping[str, frozenset[str]] = {
 
 
 def lint_file(file: FilePath) -> list[Diagnostic]:
-    """Return everything wrong with a manifest or mapping template, told apart by its first key.
+    """Return everything wrong with a manifest, mapping template or price list, told apart by its first key.
 
     A template is checked against `connectors/<connector>.yaml` and `connectors/platform.yaml` of the nearest
     folder above it that has a `connectors` folder.
@@ -87,8 +93,10 @@ def lint_file(file: FilePath) -> list[Diagnostic]:
     if kind is None:
         advice = did_you_mean(next(iter(document.data)), KINDS) if isinstance(document.data, dict) else ()
         message = "the file does not say what it is"
-        begins = "a file begins with `manifest: 1`, `platform: 1` or `template: 1`"
+        begins = "a file begins with `manifest: 1`, `platform: 1`, `template: 1` or `prices: 1`"
         return [Diagnostic("unknown-kind", message, document.file, *document.place(()), (*advice, begins))]
+    if kind == "price-list":
+        return check_price_list(document)[1]
     named = "connector" if kind == "connector" else "name"
     found = _misnamed(document, named, file) if kind != "platform" else []
     if kind == "connector":

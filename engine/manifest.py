@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from hashlib import sha256
 from pathlib import Path as FilePath
@@ -183,6 +184,32 @@ class Retries:
     first_wait: float = 0.5  # seconds; doubles, with full jitter
     longest_wait: float = 30.0
     timeout: float = 30.0  # seconds a call may take
+
+
+@dataclass(frozen=True, slots=True)
+class PriceStep:
+    """The price of each one above a number, up to where the next one begins."""
+
+    above: int
+    price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What calls cost in a month. Steps are in order; what is below the first one is included."""
+
+    currency: str
+    monthly: Decimal = Decimal(0)  # in each month with a call
+    calls: tuple[PriceStep, ...] = ()
+    megabytes: tuple[PriceStep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """What an operator says of costs: `default` is for providers that nobody has prices for."""
+
+    default: Costs | None = None
+    providers: Mapping[str, Costs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,6 +554,7 @@ class Connector:
     times: Literal["rfc3339", "epoch_seconds", "epoch_milliseconds"] = "rfc3339"
     limits: Limits = Limits()
     retries: Retries = Retries()
+    costs: Costs | None = None
     errors: ErrorRules = ErrorRules()
     account: Expression | None = None  # over `connection`: the account webhooks name
     after_connecting: tuple[AfterConnecting, ...] = ()
@@ -571,6 +599,14 @@ def load_platform(path: FilePath | str) -> Platform:
     return compile_platform(read_document(FilePath(path)))
 
 
+def load_price_list(path: FilePath | str) -> PriceList:
+    """Read an operator's price list from a file; raises ManifestError with all that is wrong with it."""
+    prices, diagnostics = check_price_list(read_document(FilePath(path)))
+    if prices is None:
+        raise refused(diagnostics, ManifestError)
+    return prices
+
+
 def compile_connector(document: Document) -> Connector:
     """Return the connector a document describes; raises ManifestError."""
     connector, diagnostics = check_connector(document)
@@ -595,6 +631,11 @@ def check_connector(document: Document) -> tuple[Connector | None, list[Diagnost
 def check_platform(document: Document) -> tuple[Platform | None, list[Diagnostic]]:
     """Return the platform, and what is wrong with its shape and expressions; one of the two is empty."""
     return _checked(document, "platform", _platform)
+
+
+def check_price_list(document: Document) -> tuple[PriceList | None, list[Diagnostic]]:
+    """Return the price list, and what is wrong with its shape; one of the two is empty."""
+    return _checked(document, "price-list", _price_list)
 
 
 def parse_duration(text: str) -> timedelta:
@@ -748,6 +789,7 @@ def _connector(part: _Part) -> Connector:
         times=part.get("times", "rfc3339"),
         limits=_limits(part / "limits", tuple(servers)),
         retries=_retries(part / "retries"),
+        costs=_costs(part / "costs"),
         errors=_errors(part / "errors"),
         account=part.expression("account"),
         after_connecting=tuple(_lookup(each) for each in connecting.each()),
@@ -1034,6 +1076,38 @@ def _retries(part: _Part) -> Retries:
         longest_wait=seconds("longest_wait", usual.longest_wait),
         timeout=seconds("timeout", usual.timeout),
     )
+
+
+def _price_list(part: _Part) -> PriceList:
+    providers = {name: _costs(each) for name, each in (part / "providers").items()}
+    return PriceList(
+        default=_costs(part / "default"),
+        providers={name: costs for name, costs in providers.items() if costs is not None},
+    )
+
+
+def _costs(part: _Part) -> Costs | None:
+    if part.value is None:
+        return None
+    return Costs(
+        currency=part.get("currency", ""),
+        monthly=Decimal(part.get("monthly", "0")),
+        calls=_price_steps(part / "calls"),
+        megabytes=_price_steps(part / "megabytes"),
+    )
+
+
+def _price_steps(part: _Part) -> tuple[PriceStep, ...]:
+    if isinstance(part.value, str):
+        return (PriceStep(0, Decimal(part.value)),)
+    steps: dict[int, Decimal] = {}
+    for each in part.each():
+        above = each.get("above", 0)
+        if above in steps:
+            message = f"two prices begin above {above}"
+            each.found.append(each.document.diagnostic("no-effect", message, each.path, "leave one out"))
+        steps[above] = Decimal(each.get("price", "0"))
+    return tuple(PriceStep(above, steps[above]) for above in sorted(steps))
 
 
 def _errors(part: _Part) -> ErrorRules:

@@ -37,7 +37,7 @@ TRUTH: Mapping[str, str] = {
 
 @lru_cache
 def load_schema(name: str) -> Mapping[str, Any]:
-    """Return a schema by name: `connector`, `mapping-template` or `platform`."""
+    """Return a schema by name: `connector`, `mapping-template`, `platform` or `price-list`."""
     schema: Mapping[str, Any] = json.loads((SCHEMAS / f"{name}.schema.json").read_text("utf-8"))
     return schema
 
@@ -119,10 +119,10 @@ def _check(name: str, data: Any) -> Iterator[_Violation]:
 
 @lru_cache
 def _validator(name: str) -> Any:
-    """Compile a schema once. Its references stay within it: an empty registry fetches nothing."""
+    """Compile a schema once. It may refer to the connector's; from a registry nothing is fetched."""
     from jsonschema import Draft7Validator, ValidationError
     from jsonschema.validators import extend
-    from referencing import Registry
+    from referencing import Registry, Resource
 
     def required(validator: Any, keys: list[str], value: Any, schema: Any) -> Iterator[ValidationError]:
         """One error for each missing key, which it names; the library's own names them in its message."""
@@ -131,7 +131,8 @@ def _validator(name: str) -> Any:
                 yield ValidationError(key, validator_value=key)
 
     kind = extend(Draft7Validator, {"required": required})  # type: ignore[no-untyped-call]  # the stub's gap
-    return kind(load_schema(name), registry=Registry())
+    connector = Resource.from_contents(load_schema("connector"))
+    return kind(load_schema(name), registry=Registry().with_resource("connector.schema.json", connector))
 
 
 def _found(

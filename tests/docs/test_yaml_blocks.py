@@ -24,7 +24,7 @@ def test_a_block_is_right(block: Block, tmp_path: Path) -> None:
     if first == "template":
         file = tmp_path / "mapping-templates" / document.data["connector"] / f"{document.data['name']}.yaml"
     else:
-        name = "platform" if first == "platform" else document.data["connector"]
+        name = document.data["connector"] if first == "manifest" else str(first)
         file = tmp_path / "connectors" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(block.text, "utf-8")
