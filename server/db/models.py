@@ -22,6 +22,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     Numeric,
@@ -102,6 +103,12 @@ class LinkState(StrEnum):
     ARCHIVED = "archived"
 
 
+class DeliveryStatus(StrEnum):
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
 class MaintenanceStatus(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
@@ -131,6 +138,7 @@ class Base(DeclarativeBase):
         Direction: _enum(Direction, "direction"),
         LinkState: _enum(LinkState, "link_state"),
         MaintenanceStatus: _enum(MaintenanceStatus, "maintenance_status"),
+        DeliveryStatus: _enum(DeliveryStatus, "delivery_status"),
     }
 
 
@@ -194,12 +202,26 @@ class IntegrationConfig(Base):
     failure_count: Mapped[Count]
     last_error: Mapped[str | None]
     last_error_at: Mapped[datetime | None]
+    answered_at: Mapped[datetime | None] = mapped_column(doc="When a run last heard from the provider.")
+    circuit_failures: Mapped[Count] = mapped_column(doc="Attempts in a row that the provider didn't answer.")
+    circuit_opened_at: Mapped[datetime | None] = mapped_column(
+        doc="None: the circuit is closed, and operations are worked as they come."
+    )
+    circuit_until: Mapped[datetime | None] = mapped_column(
+        doc="No operation is worked before; then one at a time, until one succeeds."
+    )
     created_at: Mapped[Now]
     updated_at: Mapped[Now]
 
     __table_args__ = (
         UniqueConstraint("venue_id", "integration_type"),
         CheckConstraint("failure_count >= 0", name="failure_count_not_negative"),
+        Index(
+            "ix_integration_configs_circuit",
+            "venue_id",
+            "integration_type",
+            postgresql_where=text("circuit_opened_at IS NOT NULL"),
+        ),
         Index(
             "ix_integration_configs_account",
             "integration_type",
@@ -315,6 +337,12 @@ class Operation(Base):
         server_default=text("0"),
         doc="Grows with every claim; a commit under an older one is refused.",
     )
+    lost_workers: Mapped[Count] = mapped_column(doc="In a row, while they worked on it.")
+    error_code: Mapped[str | None] = mapped_column(String(100), doc="Of `last_error`.")
+    attempts_log: Mapped[list[Any]] = mapped_column(
+        server_default=text("'[]'::jsonb"), doc="How its latest attempts ended: `at`, `code`, `message`."
+    )
+    revivals: Mapped[Count] = mapped_column(doc="How often it was a dead letter and queued again.")
     created_at: Mapped[Now]
     updated_at: Mapped[Now]
 
@@ -340,6 +368,12 @@ class Operation(Base):
             "ix_sync_queue_leases",
             "lease_expires_at",
             postgresql_where=text("status = 'processing'::operation_status"),
+        ),
+        Index(
+            "ix_sync_queue_ended_badly",
+            "completed_at",
+            "id",
+            postgresql_where=text("status = ANY (ARRAY['failed', 'dead_letter']::operation_status[])"),
         ),
         Index(
             "uq_sync_queue_running_sync",
@@ -376,7 +410,10 @@ class SyncLog(Base):
     started_at: Mapped[Now]
     completed_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_sync_logs_venue_id_started_at", "venue_id", "started_at"),)
+    __table_args__ = (
+        Index("ix_sync_logs_venue_id_started_at", "venue_id", "started_at"),
+        Index("ix_sync_logs_completed_at", "completed_at"),
+    )
 
 
 class Webhook(Base):
@@ -473,8 +510,65 @@ class IntegrationHealth(Base):
     queue_depth: Mapped[Count]
     oldest_queue_item_at: Mapped[datetime | None]
     calculated_at: Mapped[Now] = mapped_column(index=True)
+    checked_at: Mapped[datetime | None] = mapped_column(doc="When the provider was last asked, to see.")
+    check_failures: Mapped[Count] = mapped_column(doc="Of these questions, in a row.")
+    check_error: Mapped[str | None] = mapped_column(String(50), doc="The code of the last one's error.")
+    response_ms: Mapped[int | None] = mapped_column(doc="How long the last answer to such a question took.")
+    reason: Mapped[str | None] = mapped_column(String(50), doc="Why the health is as it is, in a word.")
+    explanation: Mapped[str | None] = mapped_column(doc="And in a sentence.")
+    better_status: Mapped[HealthStatus | None] = mapped_column(
+        doc="The worst of the latest measures in a row that were all better than the health that is told."
+    )
+    better_count: Mapped[Count] = mapped_column(doc="How many those are.")
 
     __table_args__ = (UniqueConstraint("venue_id", "integration_type"),)
+
+
+class HealthChange(Base):
+    """An integration began to do better or worse, and why."""
+
+    __tablename__ = "health_changes"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    from_status: Mapped[HealthStatus]
+    to_status: Mapped[HealthStatus]
+    reason: Mapped[str] = mapped_column(String(50))
+    explanation: Mapped[str]
+    created_at: Mapped[Now] = mapped_column(index=True)
+
+    __table_args__ = (Index("ix_health_changes_place", "venue_id", "integration_type", "created_at"),)
+
+
+class SyncRollup(Base):
+    """An integration's syncs that began in an hour or a day (UTC), added up from `sync_logs`."""
+
+    __tablename__ = "sync_rollups"
+
+    width: Mapped[str] = mapped_column(String(4), primary_key=True, doc="`hour` or `day`.")
+    bucket: Mapped[datetime] = mapped_column(primary_key=True, doc="Its beginning.")
+    venue_id: Mapped[UUID] = mapped_column(primary_key=True, index=True)
+    integration_type: Mapped[Provider] = mapped_column(primary_key=True)
+    syncs: Mapped[int]
+    failed: Mapped[int]
+    timed: Mapped[int] = mapped_column(doc="Syncs whose duration is known.")
+    duration_ms: Mapped[int] = mapped_column(BigInteger, doc="Of all of them together.")
+    durations: Mapped[list[int]] = mapped_column(ARRAY(Integer), doc="How many took how long, by class.")
+    success_count: Mapped[int] = mapped_column(BigInteger)
+    error_count: Mapped[int] = mapped_column(BigInteger)
+    api_calls: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (CheckConstraint("width IN ('hour', 'day')", name="width_known"),)
+
+
+class RollupMark(Base):
+    """How far something was added up: all that ended before."""
+
+    __tablename__ = "rollup_marks"
+
+    name: Mapped[str] = mapped_column(String(50), primary_key=True)
+    up_to: Mapped[datetime]
 
 
 class IntegrationCost(Base):
@@ -710,17 +804,89 @@ class OutboxMessage(Base):
     __tablename__ = "outbox"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    event_id: Mapped[UUID] = mapped_column(
+        server_default=text("gen_random_uuid()"), doc="What those who are told know it by, however often."
+    )
     venue_id: Mapped[UUID | None]
     topic: Mapped[str] = mapped_column(String(100))
     payload: Mapped[dict[str, Any]]
     attempts: Mapped[Count]
     available_at: Mapped[Now]
-    published_at: Mapped[datetime | None]
+    published_at: Mapped[datetime | None] = mapped_column(
+        doc="When its deliveries to subscribers were written, and `streams` was."
+    )
+    streams: Mapped[list[str]] = mapped_column(
+        server_default=text("'{}'::text[]"), doc="Those that it still has to be put into."
+    )
     last_error: Mapped[str | None]
     created_at: Mapped[Now]
 
     __table_args__ = (
         Index("ix_outbox_unpublished", "available_at", postgresql_where=text("published_at IS NULL")),
+        Index("ix_outbox_streams", "id", postgresql_where=text("streams <> '{}'::text[]")),
+        Index("ix_outbox_venue_id_created_at", "venue_id", "created_at"),
+        Index("ix_outbox_created_at", "created_at"),
+    )
+
+
+class EventSubscriber(Base):
+    """Who is told of events: an address, and the secrets that what is sent there is signed with."""
+
+    __tablename__ = "event_subscribers"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID | None] = mapped_column(index=True, doc="None: it is told of every venue.")
+    url: Mapped[str]
+    events: Mapped[list[str]] = mapped_column(doc="Empty: all of them, those to come as well.")
+    description: Mapped[Name | None]
+    active: Mapped[Yes]
+    disabled_at: Mapped[datetime | None] = mapped_column(doc="When the hub itself ended it.")
+    disabled_reason: Mapped[str | None]
+    encrypted_secret: Mapped[str]
+    encrypted_previous_secret: Mapped[str | None]
+    previous_secret_expires_at: Mapped[datetime | None]
+    failures: Mapped[Count] = mapped_column(doc="Attempts since the last one that was taken.")
+    failing_since: Mapped[datetime | None]
+    held_until: Mapped[datetime | None] = mapped_column(doc="After a failure: nothing is sent before.")
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+
+class EventDelivery(Base):
+    """An event on its way to a subscriber, and what the last attempt came to."""
+
+    __tablename__ = "event_deliveries"
+
+    id: Mapped[ID]
+    subscriber_id: Mapped[UUID] = mapped_column(ForeignKey("event_subscribers.id", ondelete="CASCADE"))
+    outbox_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("outbox.id", ondelete="CASCADE"))
+    venue_id: Mapped[UUID | None] = mapped_column(index=True, doc="Of the event.")
+    status: Mapped[DeliveryStatus] = mapped_column(server_default="pending")
+    attempts: Mapped[Count] = mapped_column(doc="Ever; the result of an older one than the last is refused.")
+    step: Mapped[Count] = mapped_column(doc="Of the waits between attempts, which begin anew on request.")
+    next_attempt_at: Mapped[datetime | None] = mapped_column(
+        doc="While an attempt is under way: when another may be made, should nobody hear of this one."
+    )
+    give_up_at: Mapped[datetime]
+    last_attempt_at: Mapped[datetime | None]
+    delivered_at: Mapped[datetime | None]
+    duration_ms: Mapped[int | None]
+    answer_status: Mapped[int | None]
+    answer_body: Mapped[str | None] = mapped_column(doc="The beginning of it.")
+    error: Mapped[str | None]
+    created_at: Mapped[Now]
+
+    __table_args__ = (
+        UniqueConstraint("subscriber_id", "outbox_id"),
+        Index("ix_event_deliveries_subscriber_id_created_at", "subscriber_id", "created_at", "id"),
+        Index(
+            "ix_event_deliveries_pending",
+            "subscriber_id",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending'::delivery_status"),
+        ),
+        Index("ix_event_deliveries_outbox_id", "outbox_id"),
+        Index("ix_event_deliveries_created_at", "created_at"),
     )
 
 
