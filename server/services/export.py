@@ -61,9 +61,11 @@ MOST_ROWS = 5000  # in one go
 AT_ONCE = 100  # rows fetched at once: one may be a megabyte
 SEALED = "encrypted_"
 
-# What isn't the venue's data or would help to pass for it: hashes, proofs of senders, the hub's own notes.
+# What isn't the venue's data or would help to pass for it: hashes, proofs of senders, the hub's own notes,
+# what subscribers of the whole hub answer.
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "audit_log": ("same",),
+    "event_deliveries": ("answer_body",),
     "integration_webhooks": ("headers", "signature"),
     "maintenance_runs": ("position",),
     "oauth_states": ("state_hash",),

@@ -24,8 +24,8 @@ EVENTS: Mapping[str, str] = {
 def announce(session: AsyncSession, *, venue_id: UUID, event: str, data: Mapping[str, Any]) -> None:
     """Write down that something happened at a venue; whoever wants to know is told after the commit.
 
-    `event` is one of EVENTS. `data` is what JSON holds (ids, the provider, counts, codes): never a credential,
-    a record's content or anything about a person. `venue_id` is added to it.
+    `event` is one of EVENTS. `data` is what JSON holds (ids, the provider, counts, codes): never a
+    credential, a record's content or anything about a person. `venue_id` is added to it.
     """
     if event not in EVENTS:
         raise ValueError(f"`{event}` is not an event; there are {', '.join(EVENTS)}")

@@ -36,7 +36,8 @@ LIMITS = ("RATE_LIMIT_MAX_REQUESTS", "HUB_RATE_LIMIT_WEBHOOKS", "HUB_RATE_LIMIT_
 TABLES = (
     "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
     "idempotency_keys, record_links, sync_watermarks, integration_health, maintenance_runs, export_parts, "
-    "integration_webhooks, webhook_deliveries, webhook_endpoints, mapping_versions"
+    "integration_webhooks, webhook_deliveries, webhook_endpoints, mapping_versions, outbox, "
+    "event_subscribers, event_deliveries"
 )
 
 
