@@ -4,11 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import FrameType
 from typing import Any
 
 import structlog
-import uvicorn
 from litestar import Litestar, Request, Router
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
@@ -35,6 +33,7 @@ from server.api import (
     vault,
     webhooks,
 )
+from server.api.bounds import Bounds
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, request_id, send_request_id, shown_path
@@ -65,7 +64,6 @@ HANDLERS = (
     *webhooks.HANDLERS,
 )
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
-SHUTDOWN_SECONDS = 20
 DATABASE_SECONDS = 3.0  # to wait for the database at the start, before serving without it
 RETRY_SECONDS = 1.0
 MOST_BODY_BYTES = 1024 * 1024
@@ -78,7 +76,9 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with (
-            open_context(settings, application_name="integration-hub api") as context,
+            open_context(
+                settings, application_name="integration-hub api", connections=settings.api_connections
+            ) as context,
             Intake(context.sessions, context.redis) as intake,
         ):
             app.state.context, app.state.intake, app.state.addresses = context, intake, Addresses()
@@ -99,7 +99,12 @@ def create_app(settings: Settings) -> Litestar:
 
     return _application(
         lifespan=[lifespan],
-        middleware=[DefineMiddleware(Observation), RateLimits(settings), authentication(settings)],
+        middleware=[
+            DefineMiddleware(Observation),
+            Bounds(settings.request_seconds),
+            RateLimits(settings),
+            authentication(settings),
+        ],
     )
 
 
@@ -113,35 +118,6 @@ async def _store_templates(context: Context) -> None:
         except (SQLAlchemyError, OSError) as error:
             await log.awarning("templates.not_stored", error=type(error).__name__)
         await asyncio.sleep(RETRY_SECONDS)
-
-
-def serve(settings: Settings) -> None:
-    """Serve the API until SIGTERM or SIGINT; requests under way are answered first."""
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )
-    _Server(config, app).run()
-
-
-class _Server(uvicorn.Server):
-    """Tells the app at once that it is to stop, so that nobody is kept waiting for a sync to end."""
-
-    def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
-        super().__init__(config)
-        self._app = app
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        stopping: asyncio.Event | None = self._app.state.get("stopping")
-        if stopping is not None:
-            asyncio.get_running_loop().call_soon_threadsafe(stopping.set)
-        super().handle_exit(sig, frame)
 
 
 def openapi_document() -> dict[str, Any]:

@@ -94,9 +94,9 @@ def dev(real: bool, once: bool, fresh: bool, json_output: bool) -> None:
 @main.command()
 def serve() -> None:
     """Serve the API on HOST and PORT."""
-    from server import app
+    from server.serving import serve as run
 
-    app.serve(_settings())
+    run(_settings())
 
 
 @main.command()

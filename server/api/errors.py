@@ -107,16 +107,25 @@ def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[
             exc_info=error if known is None else None,
         )
     return Response(
-        ErrorAnswer(
-            success=False,
-            error=message,
-            code=code,
-            details=[ErrorDetail(detail.field, detail.message) for detail in details],
-            timestamp=datetime.now(UTC),
-            request_id=request_id(request.scope),
-        ),
+        _answer(code, message, request_id(request.scope), details),
         status_code=status,
         headers=_headers(status, code, error),
+    )
+
+
+def plain_error(status: int, message: str, request: str) -> bytes:
+    """Return the body of an answer to what never became a request; `request` is the id it gets."""
+    return msgspec.json.encode(_answer(_FRAMEWORK_CODES.get(status, "VALIDATION_ERROR"), message, request))
+
+
+def _answer(code: str, message: str, request: str, details: Iterable[Detail] = ()) -> ErrorAnswer:
+    return ErrorAnswer(
+        success=False,
+        error=message,
+        code=code,
+        details=[ErrorDetail(detail.field, detail.message) for detail in details],
+        timestamp=datetime.now(UTC),
+        request_id=request,
     )
 
 

@@ -217,8 +217,10 @@ async def liveness() -> schemas.Liveness:
         ),
     },
 )
-async def readiness(context: Shared) -> Response[schemas.Readiness]:
+async def readiness(request: Request[Any, Any, Any], context: Shared) -> Response[schemas.Readiness]:
     problems = await health.readiness(context)
+    if request.app.state.get("draining"):
+        problems["process"] = "this process is being stopped"
     return Response(
         schemas.Readiness("not ready" if problems else "ready", problems),
         status_code=503 if problems else 200,

@@ -37,6 +37,7 @@ from server.services import recovery, syncs
 T = TypeVar("T")
 TAGS = ["Syncs"]
 SYNC = f"{PATH}/sync/{{provider:str}}/sync"
+RECONNECT_MS = 1000  # for a watcher whose stream ended with the process
 QUIET_SECONDS = 15  # after which a watcher is told that the connection lives
 
 WithFailures = Annotated[
@@ -436,8 +437,8 @@ async def get_sync(
     operation_id="watchSync",
     summary="Watch a sync",
     description="Server-sent events: `progress` when there is news, `ended` at the end; the data of both "
-    "is that of `getSync`. The stream closes after `ended`, and when the service "
-    "is stopped: ask again then.",
+    "is that of `getSync`. The stream closes after `ended`, and after `stopping` when the process that "
+    "sends it is being stopped: ask again then, as browsers do by themselves.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -480,6 +481,9 @@ async def _events(
             quiet = 0.0
             yield ServerSentEventMessage(data=None, comment="still here")
         if await syncs.pause(syncs.POLL_SECONDS, stopping):
+            state = schemas.sync_state(operation)
+            told_last = msgspec.json.encode(state).decode()
+            yield ServerSentEventMessage(told_last, event="stopping", retry=RECONNECT_MS)
             return
         quiet += syncs.POLL_SECONDS
         operation = await syncs.look(context, operation)

@@ -50,6 +50,16 @@ def head() -> str:
     return revision
 
 
+def outdated() -> frozenset[str | None]:
+    """Return every revision that lacks something this version needs; None stands for an empty database.
+
+    One that isn't known here belongs to a newer version, beside which this one goes on until it is replaced.
+    """
+    scripts = ScriptDirectory.from_config(config())
+    known = {script.revision for script in scripts.walk_revisions()}
+    return frozenset({None, *known} - {scripts.get_current_head()})
+
+
 def upgrade(database_url: str, revision: str = "head") -> None:
     """Migrate up. Blocks until it is done."""
     _run(_locked(database_url, lambda configuration: command.upgrade(configuration, revision)))

@@ -217,8 +217,8 @@ def _by_rate(rate: float | None, *, ends_soon: bool) -> HealthStatus:
 
 
 @cache
-def _newest_revision() -> str:
-    return migrate.head()  # reads every migration, and they don't change while a process lives
+def _outdated() -> frozenset[str | None]:
+    return migrate.outdated()  # reads every migration, and they don't change while a process lives
 
 
 async def readiness(context: Context) -> dict[str, str]:
@@ -227,7 +227,7 @@ async def readiness(context: Context) -> dict[str, str]:
     try:
         async with context.engine.connect() as connection:
             revision = await migrate.current_revision(connection)
-        if revision != _newest_revision():
+        if revision in _outdated():
             problems["migrations"] = "the database isn't at the newest revision: run `hub migrate`"
     except (SQLAlchemyError, OSError):
         problems["database"] = "PostgreSQL can't be reached"
