@@ -25,6 +25,7 @@ from sqlalchemy import (
     Interval,
     Select,
     Table,
+    Text,
     Update,
     and_,
     bindparam,
@@ -39,12 +40,14 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import cast as cast_to
+from sqlalchemy.dialects.postgresql import JSONPATH, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
 from engine.errors import HubError, LeaseLostError
 from server.db.models import Operation, OperationStatus, OperationType, Priority
+from server.services import breaker
 
 LANES: tuple[str, ...] = tuple(priority.value.lower() for priority in Priority)  # most urgent first
 
@@ -56,9 +59,12 @@ EXCLUSIVE = (
 
 FIRST_WAIT = timedelta(seconds=2)  # doubles with each attempt, with full jitter
 LONGEST_WAIT = timedelta(hours=1)
-# A lost worker seldom is the operation's fault, so it costs no attempt. An operation that loses this many
-# workers for each attempt it has is taken for the cause.
-LOST_WORKERS_PER_ATTEMPT = 3
+# A lost worker seldom is the operation's fault, so it costs no attempt. An operation that loses so many in a
+# row is taken for the cause.
+LOST_WORKERS = 3
+ATTEMPTS_KEPT = 20  # of an operation's history
+WORKER_LOST = "WORKER_LOST"
+EXPIRED = "OPERATION_EXPIRED"
 
 
 class Hold(StrEnum):
@@ -208,7 +214,8 @@ async def complete(
     progress: Mapping[str, Any] | None = None,
 ) -> None:
     """End it well. Raises LeaseLostError, as all that follow do; `progress` None leaves it as last saved."""
-    await _let_go(session, claim, OperationStatus.COMPLETED, progress, result=dict(result), last_error=None)
+    ended = {"result": dict(result), "last_error": None, "error_code": None}
+    await _let_go(session, claim, OperationStatus.COMPLETED, progress, **ended)
 
 
 async def pause(
@@ -235,15 +242,16 @@ async def fail(
     result: Mapping[str, Any] | None = None,
     progress: Mapping[str, Any] | None = None,
     retry_after: float | None = None,
+    free: bool = False,
     chance: Callable[[], float] = random.random,
 ) -> OperationStatus:
     """End the attempt with an error; returns what becomes of the operation.
 
     It waits for another attempt when that can help: a random time up to a bound that doubles with each
     attempt, on top of `retry_after` seconds when the provider named them. Out of attempts it is a dead letter
-    and when trying again can't help, it has failed.
+    and when trying again can't help, it has failed. A `free` attempt isn't counted.
     """
-    again = error.retryable and claim.attempts < claim.max_attempts
+    again = error.retryable and (free or claim.attempts < claim.max_attempts)
     status = (
         OperationStatus.PENDING
         if again
@@ -259,8 +267,10 @@ async def fail(
         progress,
         result={**(result or {}), "error": {"code": error.code, "message": error.message}},
         last_error=error.message,
+        error_code=error.code,
         more_errors=1,
         wait=wait if again else None,
+        **({"attempts": max(claim.attempts - 1, 0)} if free and again else {}),
     )
     return status
 
@@ -278,17 +288,26 @@ async def settle(session: AsyncSession) -> int:
     letters.
     """
     unheld = or_(_is(*WAITING), _orphaned_lease())
-    endings: tuple[tuple[ColumnElement[bool], OperationStatus, str | None], ...] = (
-        (and_(unheld, _OP.stop_requested), OperationStatus.PAUSED, None),
+    endings: tuple[tuple[ColumnElement[bool], OperationStatus, Mapping[str, Any]], ...] = (
+        (and_(unheld, _OP.stop_requested), OperationStatus.PAUSED, {}),
         (
             and_(_orphaned_lease(), not_(_may_lose_another_worker())),
             OperationStatus.DEAD_LETTER,
-            "every worker that took this operation was lost while working on it",
+            {
+                "lost_workers": _OP.lost_workers + 1,
+                "error_code": WORKER_LOST,
+                "last_error": _LOST,
+                "attempts_log": _logged(WORKER_LOST, _LOST),
+            },
         ),
         (
             and_(_is(*WAITING), _OP.expires_at <= func.now()),
             OperationStatus.DEAD_LETTER,
-            "the operation expired before it could be worked",
+            {
+                "error_code": EXPIRED,
+                "last_error": "the operation expired before it could be worked",
+                "attempts_log": _logged(EXPIRED, "the operation expired before it could be worked"),
+            },
         ),
     )
     ended = 0
@@ -301,7 +320,7 @@ async def settle(session: AsyncSession) -> int:
                 status=status,
                 stop_requested=False,
                 fencing_token=_OP.fencing_token + 1,
-                last_error=func.coalesce(reason, _OP.last_error),
+                **reason,
                 completed_at=func.now(),
                 updated_at=func.now(),
             )
@@ -309,6 +328,19 @@ async def settle(session: AsyncSession) -> int:
         )
         ended += len((await session.scalars(statement)).all())
     return ended
+
+
+async def outlived(session: AsyncSession, claim: Claim) -> None:
+    """Take back that an operation lost this worker: it only lost the lease, and is well."""
+    await session.execute(
+        update(_TABLE)
+        .where(
+            _OP.id == claim.operation_id,
+            _OP.fencing_token.between(claim.fencing_token, claim.fencing_token + 1),
+            _is(OperationStatus.PROCESSING),
+        )
+        .values(lost_workers=_OP.lost_workers - 1)
+    )
 
 
 async def confirm(session: AsyncSession, claim: Claim) -> None:
@@ -353,6 +385,7 @@ _FINAL = (
     OperationStatus.DEAD_LETTER,
     OperationStatus.PAUSED,
 )
+_LOST = "the worker was lost while it worked on this operation"
 _ENDED: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None, "next_retry_at": None}
 
 
@@ -399,15 +432,25 @@ def _orphaned_lease() -> ColumnElement[bool]:
 
 
 def _may_lose_another_worker() -> ColumnElement[bool]:
-    return _OP.error_count < LOST_WORKERS_PER_ATTEMPT * _OP.max_attempts
+    return _OP.lost_workers < LOST_WORKERS - 1  # the one that is gone isn't counted yet
 
 
 def _orphaned() -> ColumnElement[bool]:
     return and_(_orphaned_lease(), not_(_OP.stop_requested), _may_lose_another_worker())
 
 
+def _logged(code: Any, message: Any) -> ColumnElement[Any]:
+    """Return an operation's history with one more entry, without its oldest beyond ATTEMPTS_KEPT."""
+    entry = func.jsonb_build_object(
+        *("at", func.now(), "attempt", _OP.attempts),
+        *("code", cast_to(code, Text), "message", cast_to(message, Text)),
+    )
+    newest = cast_to(f"$[last-{ATTEMPTS_KEPT - 1} to last]", JSONPATH)
+    return func.jsonb_path_query_array(_OP.attempts_log.concat(entry), newest)
+
+
 def _free() -> ColumnElement[bool]:
-    """No other operation is working on the same integration's records."""
+    """No other operation is working on the same integration's records, and its provider may be asked."""
     other = _TABLE.alias()
     busy = (
         select(other.c.id)
@@ -420,7 +463,7 @@ def _free() -> ColumnElement[bool]:
         )
         .exists()
     )
-    return or_(_OP.operation_type.not_in(EXCLUSIVE), not_(busy))
+    return and_(or_(_OP.operation_type.not_in(EXCLUSIVE), not_(busy)), not_(breaker.cut_off(_TABLE)))
 
 
 def _in_lanes(lanes: frozenset[str]) -> ColumnElement[bool]:
@@ -470,6 +513,8 @@ def _claim_statement(lanes: frozenset[str]) -> Update:
             # One taken over from a lost worker goes on with the attempt that was begun.
             attempts=_OP.attempts + case((taken_over, 0), else_=1),
             error_count=_OP.error_count + case((taken_over, 1), else_=0),
+            lost_workers=_OP.lost_workers + case((taken_over, 1), else_=0),
+            attempts_log=case((taken_over, _logged(WORKER_LOST, _LOST)), else_=_OP.attempts_log),
             fencing_token=_OP.fencing_token + 1,
             lease_owner=bindparam("owner"),
             lease_expires_at=func.now() + bindparam("lease", type_=Interval()),
@@ -525,10 +570,12 @@ def _end_statement(status: OperationStatus, given: frozenset[str]) -> Update:
         **_ENDED,
         "status": status,
         "completed_at": func.now() if status in _FINAL else None,
+        "lost_workers": 0,
         **{name: bindparam(f"new_{name}") for name in given - {"more_errors", "wait"}},
     }
     if "more_errors" in given:
         values["error_count"] = _OP.error_count + bindparam("new_more_errors")
+        values["attempts_log"] = _logged(bindparam("new_error_code"), bindparam("new_last_error"))
     if "wait" in given:
         values["next_retry_at"] = func.now() + bindparam("new_wait", type_=Interval())
     return _held_statement().values(values).returning(_OP.id)

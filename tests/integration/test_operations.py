@@ -356,13 +356,15 @@ async def test_a_failure_that_cannot_pass_is_not_tried_again(sessions: Sessions)
 
 
 async def test_lost_workers_cost_no_attempt_but_not_without_end(sessions: Sessions) -> None:
-    operation_id = await _enqueue(sessions, max_attempts=2)
-    for owner in range(7):  # the first claim and six takeovers: three for each attempt
+    operation_id = await _enqueue(sessions)
+    for owner in range(3):
         claim = await _held(sessions, operation_id, owner=str(owner), lease=OVER)
         assert claim.attempts == 1
-        assert await _settle(sessions) == (owner == 6)
+        assert await _settle(sessions) == (owner == 2)
     row = await _row(sessions, operation_id)
     assert (row.status, row.lease_owner) == (OperationStatus.DEAD_LETTER, None)
+    assert (row.error_code, row.lost_workers) == ("WORKER_LOST", 3)
+    assert [entry["code"] for entry in row.attempts_log] == ["WORKER_LOST"] * 3
     assert await _claim(sessions, operation_id) is None
 
 
