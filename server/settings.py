@@ -85,6 +85,8 @@ class Settings:
     rate_limit_admin: int
     rate_limit_window_ms: int
     retention_days: int  # how long what ended well, and logs of syncs, are kept
+    event_stream_length: int  # about how many events the Redis stream keeps; 0 for no stream
+    rabbitmq_url: Secret | None
     connectors_dir: Path
     templates_dir: Path
     platform: Path
@@ -249,6 +251,16 @@ def _redis_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
         raise ValueError("must look like redis://:password@host:6379/0")
+    return text
+
+
+def _rabbitmq_url(text: str) -> str:
+    # The text may hold a password, so no message shows it.
+    parts = urlsplit(text)
+    if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+        raise ValueError("must look like amqps://user:password@host:5671/vhost")
+    if find_spec("aio_pika") is None:
+        raise ValueError("needs aio-pika: install integration-hub[rabbitmq]")
     return text
 
 
@@ -440,8 +452,20 @@ VARIABLES: tuple[Variable, ...] = (
         "HUB_RETENTION_DAYS",
         _number(1, 36500),
         "90",
-        "How long logs of syncs, and operations that were completed or stopped, are kept, in days. What "
-        "failed and the audit log are kept in any case.",
+        "How long logs of syncs, operations that were completed or stopped, and events are kept, in days. "
+        "Operations that failed and the audit log are kept in any case.",
+    ),
+    Variable(
+        "HUB_EVENT_STREAM_LENGTH",
+        _number(0, 100_000_000),
+        "100000",
+        "About how many events the Redis stream `hub:events` keeps, the newest; 0 for no stream.",
+    ),
+    Variable(
+        "RABBITMQ_URL",
+        _rabbitmq_url,
+        None,
+        "RabbitMQ, whose exchange `integration.events` is then given every event. Needs the extra `rabbitmq`.",
     ),
     Variable(
         "HUB_ORIGIN_OVERRIDES",
@@ -552,6 +576,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         rate_limit_admin=values["HUB_RATE_LIMIT_ADMIN"],
         rate_limit_window_ms=values["RATE_LIMIT_WINDOW_MS"],
         retention_days=values["HUB_RETENTION_DAYS"],
+        event_stream_length=values["HUB_EVENT_STREAM_LENGTH"],
+        rabbitmq_url=Secret(values["RABBITMQ_URL"]) if values["RABBITMQ_URL"] else None,
         connectors_dir=values["HUB_CONNECTORS_DIR"],
         templates_dir=values["HUB_TEMPLATES_DIR"],
         platform=values["HUB_PLATFORM"],
