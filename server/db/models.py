@@ -365,6 +365,14 @@ class Operation(Base):
             ),
         ),
         Index(
+            "ix_sync_queue_waiting",
+            "venue_id",
+            "integration_type",
+            "priority",
+            "queued_at",
+            postgresql_where=text("status = ANY (ARRAY['pending', 'recovering']::operation_status[])"),
+        ),
+        Index(
             "ix_sync_queue_leases",
             "lease_expires_at",
             postgresql_where=text("status = 'processing'::operation_status"),
