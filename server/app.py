@@ -1,23 +1,17 @@
 """The API's application: the only place that wires things together."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 from litestar import Litestar, Request, Router
-from litestar.exceptions import HTTPException
-from litestar.middleware import DefineMiddleware
-from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import Components, License, SecurityScheme, Tag
 from litestar.serialization import decode_json, encode_json
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import telemetry
 from server.api import (
     admin,
     audit,
@@ -36,10 +30,12 @@ from server.api import (
 from server.api.bounds import Bounds
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
-from server.api.errors import answer_error, request_id, send_request_id, shown_path
-from server.api.guards import PUBLIC, Caller, allow_named_roles, authentication
+from server.api.errors import answer_error, send_request_id
+from server.api.guards import PUBLIC, allow_named_roles, authentication
 from server.api.limits import RateLimits, RequestCounts, send_standing
 from server.api.reference import ReferencePlugin
+from server.api.observation import Observation, bind_provider
+from server.api.openapi import Description
 from server.catalog import store_templates
 from server.context import Context, open_context
 from server.intake import Intake
@@ -47,6 +43,8 @@ from server.services.denials import Denials
 from server.services.endpoints import Addresses
 from server.settings import Settings
 
+from server.telemetry import configure_logging
+from server.telemetry.states import Readings
 log = structlog.get_logger(__name__)
 
 HANDLERS = (
@@ -71,7 +69,7 @@ MOST_BODY_BYTES = 1024 * 1024
 
 def create_app(settings: Settings) -> Litestar:
     """Return the API. Stores are opened when it starts, and closed when it stops."""
-    telemetry.configure_logging(settings.log_level)
+    configure_logging(settings.log_level)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -86,6 +84,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.denials = Denials()
             app.state.request_counts = RequestCounts(context.redis, settings)
             writing = asyncio.create_task(app.state.denials.keep_writing(context.sessions))
+            app.state.readings = Readings(context.sessions, context.redis, context.flush)
             storing = asyncio.create_task(_store_templates(context))
             try:
                 await asyncio.wait({storing}, timeout=DATABASE_SECONDS)
@@ -97,10 +96,9 @@ def create_app(settings: Settings) -> Litestar:
                 writing.cancel()
                 await asyncio.gather(storing, writing, return_exceptions=True)
 
-    return _application(
+    app = _application(
         lifespan=[lifespan],
         middleware=[
-            DefineMiddleware(Observation),
             Bounds(settings.request_seconds),
             RateLimits(settings),
             authentication(settings),
@@ -108,6 +106,8 @@ def create_app(settings: Settings) -> Litestar:
     )
 
 
+    app.asgi_handler = Observation(app.asgi_handler)
+    return app
 async def _store_templates(context: Context) -> None:
     """Store the packs' templates as soon as the database takes them; `/ready` says what is wrong."""
     while True:
@@ -130,7 +130,7 @@ def _application(**options: Any) -> Litestar:
     return Litestar(
         route_handlers=list(HANDLERS),
         guards=[allow_named_roles],
-        before_request=refuse_other_media,
+        before_request=_begin,
         before_send=[send_request_id, send_standing],
         exception_handlers={Exception: answer_error},
         dependencies=dict(DEPENDENCIES),
@@ -143,48 +143,14 @@ def _application(**options: Any) -> Litestar:
     )
 
 
-async def refuse_other_media(request: Request[Any, Any, Any]) -> None:
-    """Bodies are JSON. Said before a form is taken for broken JSON."""
-    if request.method in ("POST", "PUT", "PATCH") and not request.route_handler.opt.get("raw_body"):
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise HTTPException(status_code=415, detail="send JSON: `Content-Type: application/json`")
+async def _begin(request: Request[Any, Any, Any]) -> None:
+    bind_provider(request)
+    await check_request(request)
 
 
-class Observation:
-    """Logs every request once, and gives whatever is logged during it the request's id."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        status = 0
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=request_id(scope)):
-            try:
-                await self.app(scope, receive, watch)
-            finally:
-                caller = scope.get("user")
-                # The path and not the query: an OAuth callback's query holds a code.
-                log.info(
-                    "request.answered",
-                    method=scope.get("method"),
-                    path=shown_path(scope),
-                    status=status,
-                    duration_ms=round((time.perf_counter() - started) * 1000, 1),
-                    caller=caller.id if isinstance(caller, Caller) else None,
-                )
-
-
-def _openapi() -> OpenAPIConfig:
-    return OpenAPIConfig(
+def _openapi() -> Description:
+    return Description(
+        handlers=HANDLERS,
         title="Integration Hub",
         version=API_VERSION,
         description=ABOUT,

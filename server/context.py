@@ -11,6 +11,9 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from engine.client import ProviderClient
+from engine.manifest import Connector
+from engine.ports import CredentialSource
 from engine.transport import open_client
 from server.catalog import Catalog, load_catalog
 from server.credentials import StoredCredentials
@@ -19,6 +22,8 @@ from server.keys import open_keys
 from server.renewal import Renewals
 from server.settings import Settings, SettingsError
 from server.vault import Vault
+from server.telemetry.calls import watch_calls
+from server.telemetry.counting import Flush, counting
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +42,14 @@ class Context:
     http: httpx.AsyncClient
     renewals: Renewals
 
+    flush: Flush  # brings what is counted for metrics to Redis
+
+    def client(
+        self, connector: Connector, credentials: CredentialSource, **options: Any
+    ) -> ProviderClient:
+        """Return a client for one account, whose calls are told of; `options` are ProviderClient's."""
+        watch = watch_calls(connector.name)
+        return ProviderClient(connector, credentials, http=self.http, on_call=watch, **options)
     def credentials(self, venue_id: UUID, provider: str) -> StoredCredentials:
         """Return the credentials of one integration, to open and refresh."""
         return StoredCredentials(self.sessions, self.vault, self.catalog, self.renewals, venue_id, provider)
@@ -70,9 +83,12 @@ async def open_context(
             stack.push_async_callback(platform.dispose)
         redis: Redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=5)
         stack.push_async_callback(redis.aclose)
-        http = await stack.enter_async_context(open_client(origin_overrides=settings.origin_overrides))
+        flush = await stack.enter_async_context(counting(redis))
+        http = await stack.enter_async_context(
+            open_client(origin_overrides=settings.origin_overrides, wrap=MeteredTransport)
+        )
         sessions, vault = session_factory(engine), Vault(open_keys(settings))
         at_once = max(1, connections // 2)
         renewals = Renewals(sessions, vault, catalog, settings, http, at_once)
         stack.push_async_callback(renewals.close)
-        yield Context(settings, catalog, vault, engine, sessions, platform, redis, http, renewals)
+        yield Context(settings, catalog, vault, engine, sessions, platform, redis, http, renewals, flush)

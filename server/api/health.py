@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Request, Response, get, post
+from litestar.datastructures import State
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import QueryParameter
 
 from engine.errors import ProviderError
-from server import telemetry
 from server.api import schemas
 from server.api.dependencies import Shared
 from server.api.described import good
@@ -20,6 +20,7 @@ from server.api.paths import PATH
 from server.api.schemas import ProviderName, VenueId
 from server.errors import IntegrationNotFoundError
 from server.services import health, integrations, overview, recovery
+from server.telemetry.states import Readings
 
 TAGS = ["Health"]
 
@@ -243,12 +244,10 @@ async def readiness(request: Request[Any, Any, Any], context: Shared) -> Respons
         **error_answers(),
     },
 )
-async def metrics(context: Shared) -> Response[Any]:
-    async with context.sessions() as session:
-        return Response(
-            await telemetry.metrics(session, await health.statuses(session)),
-            media_type="text/plain; version=0.0.4",  # the character set is added to it
-        )
+async def metrics(state: State) -> Response[Any]:
+    readings: Readings = state.readings
+    # The character set is added to the type.
+    return Response(await readings.text(), media_type="text/plain; version=0.0.4")
 
 
 HANDLERS = (integration_health, integration_metrics, test_connection, liveness, readiness, metrics)
