@@ -273,7 +273,7 @@ async def _subscribe(
     """Bring a provider's subscription about, or see that it lives."""
     webhooks = connector.webhooks
     assert webhooks is not None
-    client = ProviderClient(connector, context.credentials(row.venue_id, connector.name), http=context.http)
+    client = context.client(connector, context.credentials(row.venue_id, connector.name))
     token = await context.vault.open(row.encrypted_token, place(row, "encrypted_token"))
     scope: dict[str, Any] = {
         "url": url_of(context.settings, connector.name, token.reveal()),
@@ -326,7 +326,7 @@ async def end(context: Context, venue_id: UUID, provider: str) -> None:
         return
     if row is None or row.subscription_id is None:
         return
-    client = ProviderClient(connector, context.credentials(venue_id, provider), http=context.http)
+    client = context.client(connector, context.credentials(venue_id, provider))
     scope = {"subscription": row.subscription_id, "url": "", "events": []}
     try:
         async with asyncio.timeout(END_SECONDS):

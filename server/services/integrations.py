@@ -16,7 +16,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine import auth
-from engine.client import ProviderClient
 from engine.diagnostics import did_you_mean, listed
 from engine.errors import AuthenticationError, HubError, ProviderError, UnavailableError
 from engine.filling import kept_of_credentials, misfits
@@ -335,7 +334,7 @@ async def learn(context: Context, connector: Connector, credentials: Credentials
 
     Raises ConnectionTestError when the provider refuses, UnavailableError and others when it can't be asked.
     """
-    client = ProviderClient(connector, StaticCredentials(credentials), http=context.http)
+    client = context.client(connector, StaticCredentials(credentials))
     call = f"{connector.check.method} {connector.check.path}"
     try:
         async with asyncio.timeout(_TEST_SECONDS):

@@ -104,6 +104,7 @@ class Claim:
     owner: str
     fencing_token: int
     lease: timedelta
+    queued_at: datetime | None = None
 
 
 def lane_of(priority: Priority) -> str:
@@ -536,6 +537,7 @@ def _claim_statement(lanes: frozenset[str]) -> Update:
             _OP.run_id,
             _OP.correlation_id,
             _OP.progress,
+            _OP.queued_at,
             _OP.started_at,
             _OP.fencing_token,
         )

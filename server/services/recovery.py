@@ -16,7 +16,6 @@ import structlog
 from sqlalchemy import Table, Update, delete, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from engine.client import ProviderClient
 from engine.errors import HubError, UnavailableError
 from server.db.models import IntegrationConfig, Operation, OperationStatus, Priority
 from server.errors import Detail, InvalidRequestError, NotFoundError
@@ -197,7 +196,7 @@ async def try_connection(context: Context, venue_id: UUID, provider: str) -> Non
     ProviderErrors when the provider can't answer.
     """
     connector = context.catalog.connector(provider)
-    client = ProviderClient(connector, context.credentials(venue_id, provider), http=context.http)
+    client = context.client(connector, context.credentials(venue_id, provider))
     try:
         async with asyncio.timeout(TEST_SECONDS):
             await client.check()

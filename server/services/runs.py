@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -47,6 +48,7 @@ from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
 
 if TYPE_CHECKING:
+from server.telemetry.operations import count_end, working
     from server.worker.context import WorkerContext
 
 # What the API's `syncType` means in entities of the platform; `full` is all of them.
@@ -129,6 +131,9 @@ class Run:
     news: bool = False  # something changed since the progress was last saved
 
     def __post_init__(self) -> None:
+    began: float = field(default_factory=monotonic)
+    circuit: breaker.Rule = field(default_factory=breaker.Rule)
+    usage: Usage = field(default_factory=Usage)  # calls made, until they are written down
         for entry in (self.claim.progress or {}).get("mappings", ()):
             key: StepKey = (entry["entity"], entry["resource"], entry["direction"])
             counts = {name: entry.get(name, 0) for name in _COUNTS}
@@ -181,7 +186,8 @@ async def run_operation(context: WorkerContext, run: Run) -> None:
     if runner is None:
         raise NotSupportedError(f"an operation of type `{run.claim.operation_type}` can't be worked")
     try:
-        await runner(context, run)
+        with working(run.claim):
+            await runner(context, run)
     except TokenRefreshError:
         raise  # it says what to do already
     except AuthenticationError as error:
@@ -340,10 +346,9 @@ class _Syncs:
         limiter = context.limits.lane(critical=claim.priority is Priority.CRITICAL)
 
         def client_of(credentials: CredentialSource) -> ProviderClient:
-            return ProviderClient(
+            return context.client(
                 connector,
                 credentials,
-                http=context.http,
                 limiter=limiter,
                 clock=context.clock,
                 budget=f"venue {claim.venue_id}",
@@ -468,6 +473,7 @@ async def record(
         await _record_logs(session, run, status, error)
 
 
+    count_end(session, run.claim, status, run.began)
 async def _record_integration(
     session: AsyncSession, claim: Claim, status: OperationStatus, error: HubError | None
 ) -> None:

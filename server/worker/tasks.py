@@ -94,6 +94,7 @@ async def work(worker: Worker, operation_id: UUID) -> None:
         correlation_id=claim.correlation_id,
     ):
         log.info("operation.started", type=claim.operation_type.value)
+        sync_id=None if claim.run_id is None else str(claim.run_id),
         run = Run(claim, stopping=worker.stopping.is_set())
         attempt = Attempt(run, asyncio.create_task(worker.run(context, run)))
         worker.attempts[operation_id] = attempt
