@@ -12,8 +12,8 @@ stopped it) are final until a person or a recovery revives them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache
@@ -21,13 +21,17 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     FromClause,
     Interval,
     Select,
+    String,
     Table,
     Text,
     Update,
+    Uuid,
     and_,
+    any_,
     bindparam,
     case,
     extract,
@@ -36,6 +40,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    text,
     true,
     union_all,
     update,
@@ -46,7 +51,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
 from engine.errors import HubError, LeaseLostError
+from server.db import exact_json
 from server.db.models import Operation, OperationStatus, OperationType, Priority
+from server.errors import QueueFullError
 from server.services import breaker
 
 LANES: tuple[str, ...] = tuple(priority.value.lower() for priority in Priority)  # most urgent first
@@ -62,6 +69,7 @@ LONGEST_WAIT = timedelta(hours=1)
 # A lost worker seldom is the operation's fault, so it costs no attempt. An operation that loses so many in a
 # row is taken for the cause.
 LOST_WORKERS = 3
+ENQUEUED_AT_ONCE = 5000
 ATTEMPTS_KEPT = 20  # of an operation's history
 WORKER_LOST = "WORKER_LOST"
 EXPIRED = "OPERATION_EXPIRED"
@@ -76,9 +84,11 @@ class Hold(StrEnum):
 
 
 class Due(NamedTuple):
-    """An operation that could be claimed now; `queued_at` in Unix seconds orders a lane."""
+    """An operation that could be claimed now; `queued_at` in Unix seconds orders what an integration has."""
 
     id: UUID
+    venue_id: UUID
+    provider: str
     lane: str
     queued_at: float
 
@@ -105,6 +115,32 @@ class Claim:
     fencing_token: int
     lease: timedelta
     queued_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an attempt ends, from `completed`, `paused`, `released` or `failed`; `write_ends` writes it."""
+
+    claim: Claim
+    status: OperationStatus
+    values: Mapping[str, Any]  # by the names that `_end_statement` knows
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An operation to be written, as `enqueue` takes it."""
+
+    venue_id: UUID
+    provider: str
+    operation_type: OperationType
+    entity_type: str
+    payload: Mapping[str, Any]
+    entity_id: str | None = None
+    priority: Priority = Priority.NORMAL
+    idempotency_key: str | None = None
+    run_id: UUID | None = None
+    max_attempts: int = 10
+    correlation_id: str | None = None
 
 
 def lane_of(priority: Priority) -> str:
@@ -157,13 +193,65 @@ async def enqueue(
     ).one()
 
 
+async def enqueue_many(session: AsyncSession, wanted: Sequence[Wanted]) -> list[Due]:
+    """Write many operations, a few thousand a statement; returns those that are new, to be announced.
+
+    One whose idempotency key is known already is left out.
+    """
+    written: list[Due] = []
+    for start in range(0, len(wanted), ENQUEUED_AT_ONCE):
+        some = [asdict(each) for each in wanted[start : start + ENQUEUED_AT_ONCE]]
+        rows = await session.execute(_ENQUEUE_MANY, {"wanted": exact_json.dumps(some)})
+        written += [_due(row) for row in rows]
+    return written
+
+
+async def is_full(session: AsyncSession, venue_id: UUID, provider: str, depth: int) -> bool:
+    """Tell whether as many operations of an integration wait as may; 0 is any number."""
+    found = await crowded(session, [(venue_id, provider)], depth)
+    return bool(found)
+
+
+async def require_room(session: AsyncSession, venue_id: UUID, provider: str, depth: int) -> None:
+    """Raise QueueFullError when as many operations of an integration wait as may; 0 is any number."""
+    if await is_full(session, venue_id, provider, depth):
+        raise QueueFullError(
+            f"{depth} operations of this integration wait already: try again when some of them are done"
+        )
+
+
+async def crowded(
+    session: AsyncSession, integrations: Collection[tuple[UUID, str]], depth: int
+) -> set[tuple[UUID, str]]:
+    """Return those of some integrations, venue and provider, of which `depth` operations or more wait."""
+    if not depth or not integrations:
+        return set()
+    rows = await session.execute(_CROWDED, {**_arrays(integrations), "depth": depth})
+    return {(row.venue_id, row.provider) for row in rows}
+
+
 async def due(session: AsyncSession, limit: int = 1000, *, lanes: Collection[str] = LANES) -> list[Due]:
     """Return operations that could be claimed now, the most urgent and oldest first.
 
     They are those that wait and are due, and those whose worker let its lease run out.
     """
     rows = await session.execute(_due_statement(frozenset(lanes)), {"limit": limit})
-    return [Due(identifier, lane_of(priority), float(queued_at)) for identifier, priority, queued_at in rows]
+    return [_due(row) for row in rows]
+
+
+async def next_of(session: AsyncSession, integrations: Collection[tuple[UUID, str]]) -> list[Due]:
+    """Return the most urgent operation that is due of each of some integrations, venue and provider."""
+    if not integrations:
+        return []
+    return [_due(row) for row in await session.execute(_next_statement(), _arrays(integrations))]
+
+
+def _due(row: Any) -> Due:
+    return Due(row.id, row.venue_id, row.integration_type, lane_of(row.priority), float(row.queued))
+
+
+def _arrays(integrations: Collection[tuple[UUID, str]]) -> dict[str, Any]:
+    return {"venues": [venue for venue, _ in integrations], "providers": [name for _, name in integrations]}
 
 
 async def claim(
@@ -179,23 +267,41 @@ async def claim(
     Commit right after it: until then nobody else can claim for the same integration.
     """
     wanted = [operation_id] if operation_id else [row.id for row in await due(session, 20, lanes=lanes)]
-    statement = _claim_statement(frozenset(lanes))
     for candidate in wanted:
-        # Two operations of one integration claimed in one moment wouldn't see each other. The lock is a
-        # statement of its own: one sees what was committed before it began, not before it waited.
-        await session.execute(_LOCK_INTEGRATION, {"id": candidate})
-        found = await session.execute(statement, {"candidate": candidate, "owner": owner, "lease": lease})
-        row = found.mappings().one_or_none()
-        if row is not None:
-            values = dict(row)
-            return Claim(
-                operation_id=values.pop("id"),
-                provider=values.pop("integration_type"),
-                owner=owner,
-                lease=lease,
-                **values,
-            )
+        if claims := await claim_many(session, [candidate], owner=owner, lease=lease, lanes=lanes):
+            return claims[0]
     return None
+
+
+async def claim_many(
+    session: AsyncSession,
+    operation_ids: Sequence[UUID],
+    *,
+    owner: str,
+    lease: timedelta,
+    lanes: Collection[str] = LANES,
+) -> list[Claim]:
+    """Take those of some operations that are to be had, in their order: one of each integration.
+
+    Commit right after it. Two claims for one integration in the same moment: one of them gets nothing, and
+    nobody waits.
+    """
+    # Two operations of one integration claimed in one moment wouldn't see each other. The lock is a
+    # statement of its own: one sees what was committed before it began, not before it had the lock.
+    locked = (await session.scalars(_LOCK_INTEGRATIONS, {"ids": list(operation_ids)})).all()
+    if not locked:
+        return []
+    found = await session.execute(
+        _claim_statement(frozenset(lanes)), {"ids": locked, "owner": owner, "lease": lease}
+    )
+    claims = {}
+    for row in found.mappings():
+        values = dict(row)
+        operation_id, provider = values.pop("id"), values.pop("integration_type")
+        claims[operation_id] = Claim(
+            operation_id=operation_id, provider=provider, owner=owner, lease=lease, **values
+        )
+    return [claims[each] for each in operation_ids if each in claims]
 
 
 async def heartbeat(session: AsyncSession, claim: Claim, progress: Mapping[str, Any] | None = None) -> Hold:
@@ -207,36 +313,56 @@ async def heartbeat(session: AsyncSession, claim: Claim, progress: Mapping[str, 
     return Hold.LOST if stop is None else Hold.STOP if stop else Hold.HELD
 
 
-async def complete(
-    session: AsyncSession,
-    claim: Claim,
-    result: Mapping[str, Any],
-    *,
-    progress: Mapping[str, Any] | None = None,
-) -> None:
-    """End it well. Raises LeaseLostError, as all that follow do; `progress` None leaves it as last saved."""
-    ended = {"result": dict(result), "last_error": None, "error_code": None}
-    await _let_go(session, claim, OperationStatus.COMPLETED, progress, **ended)
+async def heartbeats(
+    session: AsyncSession, claims: Collection[Claim], progress: Mapping[UUID, Mapping[str, Any]]
+) -> dict[UUID, Hold | None]:
+    """Extend the leases of one worker's operations, and save the progress of those that have news.
+
+    None stands for one that is held and whose row is locked, by a page being saved: it isn't extended.
+    """
+    if not claims:
+        return {}
+    tokens = {claim.operation_id: claim.fencing_token for claim in claims}
+    rows = await session.execute(_HELD_BY_ME.with_for_update(skip_locked=True), {"ids": list(tokens)})
+    holds: dict[UUID, Hold | None] = {
+        row.id: Hold.STOP if row.stop_requested else Hold.HELD
+        for row in rows
+        if tokens[row.id] == row.fencing_token
+    }
+    held = list(holds)
+    if held:
+        lease = next(iter(claims)).lease
+        await session.execute(_EXTEND, {"ids": held, "lease": lease})
+    news = [
+        {"held_id": each, "new_progress": dict(progress[each])} for each in sorted(held) if each in progress
+    ]
+    if news:
+        await session.execute(_SAVE_PROGRESS, news)
+    missing = [each for each in tokens if each not in holds]
+    if missing:
+        rows = await session.execute(_HELD_BY_ME, {"ids": missing})
+        locked = {row.id for row in rows if tokens[row.id] == row.fencing_token}
+        holds |= {each: None if each in locked else Hold.LOST for each in missing}
+    return holds
 
 
-async def pause(
-    session: AsyncSession,
-    claim: Claim,
-    result: Mapping[str, Any],
-    *,
-    progress: Mapping[str, Any] | None = None,
-) -> None:
-    """End it because somebody asked; what was done stays done."""
-    await _let_go(session, claim, OperationStatus.PAUSED, progress, result=dict(result), stop_requested=False)
+def completed(claim: Claim, result: Mapping[str, Any], progress: Mapping[str, Any] | None = None) -> End:
+    """It ended well. `progress` None leaves it as last saved, here and in those that follow."""
+    values = {"result": dict(result), "last_error": None, "error_code": None}
+    return _end(claim, OperationStatus.COMPLETED, progress, **values)
 
 
-async def release(session: AsyncSession, claim: Claim, *, progress: Mapping[str, Any] | None = None) -> None:
-    """Give it back untouched, for another worker to take at once: no attempt is counted."""
-    await _let_go(session, claim, OperationStatus.PENDING, progress, attempts=max(claim.attempts - 1, 0))
+def paused(claim: Claim, result: Mapping[str, Any], progress: Mapping[str, Any] | None = None) -> End:
+    """It ends because somebody asked; what was done stays done."""
+    return _end(claim, OperationStatus.PAUSED, progress, result=dict(result), stop_requested=False)
 
 
-async def fail(
-    session: AsyncSession,
+def released(claim: Claim, progress: Mapping[str, Any] | None = None) -> End:
+    """It is given back untouched, for another worker to take at once: no attempt is counted."""
+    return _end(claim, OperationStatus.PENDING, progress, attempts=max(claim.attempts - 1, 0))
+
+
+def failed(
     claim: Claim,
     error: HubError,
     *,
@@ -245,8 +371,8 @@ async def fail(
     retry_after: float | None = None,
     free: bool = False,
     chance: Callable[[], float] = random.random,
-) -> OperationStatus:
-    """End the attempt with an error; returns what becomes of the operation.
+) -> End:
+    """The attempt ends with an error; the status says what becomes of the operation.
 
     It waits for another attempt when that can help: a random time up to a bound that doubles with each
     attempt, on top of `retry_after` seconds when the provider named them. Out of attempts it is a dead letter
@@ -261,8 +387,7 @@ async def fail(
         else OperationStatus.FAILED
     )
     wait = retry_wait(claim.attempts, chance) + timedelta(seconds=retry_after or 0)
-    await _let_go(
-        session,
+    return _end(
         claim,
         status,
         progress,
@@ -273,7 +398,65 @@ async def fail(
         wait=wait if again else None,
         **({"attempts": max(claim.attempts - 1, 0)} if free and again else {}),
     )
-    return status
+
+
+def _end(claim: Claim, status: OperationStatus, progress: Mapping[str, Any] | None, **values: Any) -> End:
+    return End(claim, status, values if progress is None else {**values, "progress": dict(progress)})
+
+
+async def write_ends(session: AsyncSession, ends: Sequence[End]) -> set[UUID]:
+    """Write down how some attempts end; returns whose leases still held. Nothing is written of the others."""
+    tokens = {end.claim.operation_id: end.claim.fencing_token for end in ends}
+    rows = await session.execute(_HELD_BY_ME.with_for_update(), {"ids": list(tokens)})
+    held = {row.id for row in rows if tokens[row.id] == row.fencing_token}
+    alike: dict[tuple[OperationStatus, frozenset[str]], list[dict[str, Any]]] = {}
+    for end in ends:
+        if end.claim.operation_id in held:
+            new = {f"new_{name}": value for name, value in end.values.items()}
+            rows_alike = alike.setdefault((end.status, frozenset(end.values)), [])
+            rows_alike.append({"held_id": end.claim.operation_id, **new})
+    for kind, values in alike.items():
+        await session.execute(_end_statement(*kind), values)
+    return held
+
+
+async def complete(
+    session: AsyncSession,
+    claim: Claim,
+    result: Mapping[str, Any],
+    *,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
+    """Write that it is `completed`. Raises LeaseLostError, as all that follow do."""
+    await _write(session, completed(claim, result, progress))
+
+
+async def pause(
+    session: AsyncSession,
+    claim: Claim,
+    result: Mapping[str, Any],
+    *,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
+    """Write that it is `paused`."""
+    await _write(session, paused(claim, result, progress))
+
+
+async def release(session: AsyncSession, claim: Claim, *, progress: Mapping[str, Any] | None = None) -> None:
+    """Write that it is `released`."""
+    await _write(session, released(claim, progress))
+
+
+async def fail(session: AsyncSession, claim: Claim, error: HubError, **given: Any) -> OperationStatus:
+    """Write that it has `failed`, which takes the same; returns what becomes of the operation."""
+    end = failed(claim, error, **given)
+    await _write(session, end)
+    return end.status
+
+
+async def _write(session: AsyncSession, end: End) -> None:
+    if not await write_ends(session, [end]):
+        raise LeaseLostError("another worker has taken this operation over")
 
 
 def retry_wait(attempts: int, chance: Callable[[], float] = random.random) -> timedelta:
@@ -390,20 +573,6 @@ _LOST = "the worker was lost while it worked on this operation"
 _ENDED: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None, "next_retry_at": None}
 
 
-async def _let_go(
-    session: AsyncSession,
-    claim: Claim,
-    status: OperationStatus,
-    progress: Mapping[str, Any] | None,
-    **values: Any,
-) -> None:
-    given = values if progress is None else {**values, "progress": dict(progress)}
-    statement = _end_statement(status, frozenset(given))
-    new = {f"new_{name}": value for name, value in given.items()}
-    if (await session.scalars(statement, {**_held(claim), **new})).one_or_none() is None:
-        raise LeaseLostError("another worker has taken this operation over")
-
-
 def _held(claim: Claim) -> dict[str, Any]:
     return {"held_id": claim.operation_id, "held_token": claim.fencing_token}
 
@@ -473,16 +642,105 @@ def _in_lanes(lanes: frozenset[str]) -> ColumnElement[bool]:
     return _OP.priority.in_([Priority(lane.upper()) for lane in LANES if lane in lanes])
 
 
-_LOCK_INTEGRATION = select(
-    func.pg_advisory_xact_lock(func.hashtextextended(func.concat(_OP.venue_id, ":", _OP.integration_type), 0))
-).where(_OP.id == bindparam("id"), _OP.operation_type.in_(EXCLUSIVE))
+def _exclusive() -> ColumnElement[bool]:
+    return _OP.operation_type.in_(EXCLUSIVE)
+
+
+def _queued() -> ColumnElement[Any]:
+    return extract("epoch", _OP.queued_at).label("queued")
+
+
+def _locked_integrations() -> Select[Any]:
+    """Lock the integrations of some operations for the length of the transaction, those that are free to be.
+
+    Returns the operations whose integration was locked, or needs no lock.
+    """
+    whose = func.hashtextextended(func.concat(_OP.venue_id, ":", _OP.integration_type), 0)
+    found = (
+        select(_OP.id, _exclusive().label("exclusive"), whose.label("whose"))
+        .where(_OP.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+        .cte("found")
+    )
+    whose_alone = select(found.c.whose).where(found.c.exclusive).distinct().subquery()
+    locks = select(whose_alone.c.whose, func.pg_try_advisory_xact_lock(whose_alone.c.whose).label("got"))
+    locked = locks.cte("locked")
+    return (
+        select(found.c.id)
+        .outerjoin(locked, locked.c.whose == found.c.whose)
+        .where(or_(not_(found.c.exclusive), locked.c.got))
+    )
+
+
+_LOCK_INTEGRATIONS = _locked_integrations()
+
+# In order, so that two who lock several never wait for each other.
+_HELD_BY_ME = (
+    select(_OP.id, _OP.fencing_token, _OP.stop_requested)
+    .where(_OP.id == any_(bindparam("ids", type_=ARRAY(Uuid))), _is(OperationStatus.PROCESSING))
+    .order_by(_OP.id)
+)
+_EXTEND = (
+    update(_TABLE)
+    .where(_OP.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
+    .values(lease_expires_at=func.now() + bindparam("lease", type_=Interval()), updated_at=func.now())
+)
+_SAVE_PROGRESS = (
+    update(_TABLE).where(_OP.id == bindparam("held_id")).values(progress=bindparam("new_progress"))
+)
+_ENQUEUE_MANY = text("""
+INSERT INTO sync_queue (venue_id, integration_type, operation_type, entity_type, entity_id, payload, priority,
+    idempotency_key, run_id, max_attempts, correlation_id)
+SELECT venue_id, provider, operation_type, entity_type, entity_id, payload, priority, idempotency_key, run_id,
+    max_attempts, correlation_id
+FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS wanted (
+    venue_id uuid, provider text, operation_type operation_type, entity_type text, entity_id text,
+    payload jsonb, priority priority, idempotency_key text, run_id uuid, max_attempts int,
+    correlation_id text)
+ON CONFLICT (idempotency_key) DO NOTHING
+RETURNING id, venue_id, integration_type, priority, extract(epoch FROM queued_at) AS queued
+""").columns(
+    id=_OP.id.type,
+    venue_id=_OP.venue_id.type,
+    integration_type=_OP.integration_type.type,
+    priority=_OP.priority.type,
+)
+# No more of an integration is looked at than it takes to know: `ix_sync_queue_waiting` has it.
+_CROWDED = text("""
+SELECT wanted.venue_id, wanted.provider
+FROM (SELECT DISTINCT * FROM unnest(CAST(:venues AS uuid[]), CAST(:providers AS text[]))
+    AS each (venue_id, provider)) AS wanted
+WHERE EXISTS (
+    SELECT FROM sync_queue AS waiting
+    WHERE waiting.venue_id = wanted.venue_id AND waiting.integration_type = wanted.provider
+        AND waiting.status IN ('pending', 'recovering')
+    OFFSET CAST(:depth AS int) - 1)
+""")
+
+
+@cache
+def _next_statement() -> Select[Any]:
+    wanted = (
+        func.unnest(bindparam("venues", type_=ARRAY(Uuid)), bindparam("providers", type_=ARRAY(String)))
+        .table_valued("venue_id", "provider")
+        .render_derived()
+    )
+    first = (
+        select(_OP.id, _OP.venue_id, _OP.integration_type, _OP.priority, _queued())
+        .where(
+            _OP.venue_id == wanted.c.venue_id, _OP.integration_type == wanted.c.provider, _waiting(), _free()
+        )
+        .order_by(_OP.priority, _OP.queued_at)
+        .limit(1)
+        .lateral()
+    )
+    return select(first).select_from(wanted.join(first, true()))
 
 
 @cache
 def _due_statement(lanes: frozenset[str]) -> Select[Any]:
     # Each half by itself can follow an index; an OR of both could not.
     halves = [
-        select(_OP.id, _OP.priority, _OP.queued_at)
+        select(_OP.id, _OP.venue_id, _OP.integration_type, _OP.priority, _OP.queued_at)
         .where(half, _free(), _in_lanes(lanes))
         .order_by(_OP.priority, _OP.queued_at)
         .limit(bindparam("limit"))
@@ -491,7 +749,10 @@ def _due_statement(lanes: frozenset[str]) -> Select[Any]:
     ]
     both = union_all(*(select(half) for half in halves)).subquery()
     return (
-        select(both.c.id, both.c.priority, extract("epoch", both.c.queued_at))
+        select(
+            *(both.c.id, both.c.venue_id, both.c.integration_type, both.c.priority),
+            extract("epoch", both.c.queued_at).label("queued"),
+        )
         .order_by(both.c.priority, both.c.queued_at)
         .limit(bindparam("limit"))
     )
@@ -499,16 +760,34 @@ def _due_statement(lanes: frozenset[str]) -> Select[Any]:
 
 @cache
 def _claim_statement(lanes: frozenset[str]) -> Update:
-    candidate = (
-        select(_OP.id)
-        .where(_OP.id == bindparam("candidate"), or_(_waiting(), _orphaned()), _free(), _in_lanes(lanes))
+    candidates = (
+        select(
+            _OP.id,
+            _OP.venue_id,
+            _OP.integration_type,
+            _OP.priority,
+            _OP.queued_at,
+            _exclusive().label("alone"),
+        )
+        .where(
+            _OP.id == any_(bindparam("ids", type_=ARRAY(Uuid))),
+            or_(_waiting(), _orphaned()),
+            _free(),
+            _in_lanes(lanes),
+        )
         .with_for_update(skip_locked=True)
-        .scalar_subquery()
+        .cte("candidates")
     )
+    place = func.row_number().over(
+        partition_by=(candidates.c.venue_id, candidates.c.integration_type, candidates.c.alone),
+        order_by=(candidates.c.priority, candidates.c.queued_at),
+    )
+    ranked = select(candidates.c.id, candidates.c.alone, place.label("place")).subquery()
+    chosen = select(ranked.c.id).where(or_(ranked.c.place == 1, not_(ranked.c.alone)))
     taken_over = _is(OperationStatus.PROCESSING)
     return (
         update(_TABLE)
-        .where(_OP.id == candidate)
+        .where(_OP.id.in_(chosen))
         .values(
             status=OperationStatus.PROCESSING,
             # One taken over from a lost worker goes on with the attempt that was begun.
@@ -567,7 +846,7 @@ def _beat_statement(with_progress: bool) -> Update:
 
 @cache
 def _end_statement(status: OperationStatus, given: frozenset[str]) -> Update:
-    """End an attempt with this status; `given` names the values bound as `new_…`."""
+    """End an attempt whose row is locked with this status; `given` names the values bound as `new_…`."""
     values: dict[str, Any] = {
         **_ENDED,
         "status": status,
@@ -580,4 +859,4 @@ def _end_statement(status: OperationStatus, given: frozenset[str]) -> Update:
         values["attempts_log"] = _logged(bindparam("new_error_code"), bindparam("new_last_error"))
     if "wait" in given:
         values["next_retry_at"] = func.now() + bindparam("new_wait", type_=Interval())
-    return _held_statement().values(values).returning(_OP.id)
+    return update(_TABLE).where(_OP.id == bindparam("held_id")).values(updated_at=func.now(), **values)
