@@ -38,12 +38,14 @@ def open_client(
     timeout: float = 30.0,
     connections: int = 100,
     resolve: Resolver | None = None,
+    wrap: Callable[[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport] = lambda transport: transport,
 ) -> httpx.AsyncClient:
     """Return the HTTP client every call goes through; close it with `async with` or `aclose`.
 
     `origin_overrides` leads an origin such as `https://api.example.com` to another, which may be plain HTTP
-    on this machine. `allow_private` lifts the address rules for all origins. Redirects are never followed:
-    they could carry credentials elsewhere. A refused address raises ForbiddenAddressError.
+    on this machine. `allow_private` lifts the address rules for all origins. `wrap` puts something around
+    what sends, such as what counts. Redirects are never followed: they could carry credentials elsewhere. A
+    refused address raises ForbiddenAddressError.
     """
     transport = ProviderTransport(
         overrides={origin_of(source): target for source, target in (origin_overrides or {}).items()},
@@ -52,7 +54,7 @@ def open_client(
         resolve=resolve or resolve_name,
     )
     return httpx.AsyncClient(
-        transport=transport,
+        transport=wrap(transport),
         timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
         follow_redirects=False,
         trust_env=False,

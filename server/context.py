@@ -19,11 +19,12 @@ from server.catalog import Catalog, load_catalog
 from server.credentials import StoredCredentials
 from server.db.engine import create_engine, session_factory
 from server.keys import open_keys
+from server.metering import MeteredTransport
 from server.renewal import Renewals
 from server.settings import Settings, SettingsError
-from server.vault import Vault
 from server.telemetry.calls import watch_calls
 from server.telemetry.counting import Flush, counting
+from server.vault import Vault
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +42,6 @@ class Context:
     redis: Redis
     http: httpx.AsyncClient
     renewals: Renewals
-
     flush: Flush  # brings what is counted for metrics to Redis
 
     def client(
@@ -50,6 +50,7 @@ class Context:
         """Return a client for one account, whose calls are told of; `options` are ProviderClient's."""
         watch = watch_calls(connector.name)
         return ProviderClient(connector, credentials, http=self.http, on_call=watch, **options)
+
     def credentials(self, venue_id: UUID, provider: str) -> StoredCredentials:
         """Return the credentials of one integration, to open and refresh."""
         return StoredCredentials(self.sessions, self.vault, self.catalog, self.renewals, venue_id, provider)

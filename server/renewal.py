@@ -42,6 +42,7 @@ from server.credentials import (
 )
 from server.db.models import IntegrationConfig, IntegrationStatus, OAuthToken
 from server.errors import CredentialsNotFoundError, KeysUnavailableError
+from server.metering import metered
 from server.services import audit
 from server.services.audit import Actor
 from server.settings import Settings
@@ -166,6 +167,7 @@ class Renewals:
         async with (
             self._turn(wanted.provider, self.at_once // 2),
             self._turn("", self.at_once),
+            metered(self.sessions, wanted.venue, wanted.provider),
             self.sessions() as session,
         ):
             claim = await self._claim(session, wanted, connector, *found)

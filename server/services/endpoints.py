@@ -32,6 +32,7 @@ from server import vault
 from server.context import Context
 from server.db.models import IntegrationConfig, IntegrationStatus, WebhookEndpoint
 from server.errors import NotSupportedError
+from server.metering import metered
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -224,7 +225,10 @@ async def tend(context: Context) -> int:
         # Before anything is locked: a renewal waits for the token, which whoever disconnects holds meanwhile.
         with suppress(HubError):  # what is wrong is told when the provider is asked
             await context.credentials(venue_id, provider).current()
-        async with context.sessions.begin() as session:
+        async with (
+            metered(context.sessions, venue_id, provider),
+            context.sessions.begin() as session,
+        ):
             row = await session.scalar(
                 select(WebhookEndpoint)
                 .filter_by(venue_id=venue_id, integration_type=provider)
@@ -329,7 +333,7 @@ async def end(context: Context, venue_id: UUID, provider: str) -> None:
     client = context.client(connector, context.credentials(venue_id, provider))
     scope = {"subscription": row.subscription_id, "url": "", "events": []}
     try:
-        async with asyncio.timeout(END_SECONDS):
+        async with metered(context.sessions, venue_id, provider), asyncio.timeout(END_SECONDS):
             await client.make(subscription.delete, scope)
     except (HubError, TimeoutError) as error:
         why = error.code if isinstance(error, HubError) else f"no answer within {END_SECONDS} seconds"

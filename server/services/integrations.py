@@ -50,6 +50,7 @@ from server.errors import (
     TemplateNotFoundError,
 )
 from server.host import SqlHost
+from server.metering import metered
 from server.services import audit, endpoints, operations, venues
 from server.services.audit import Actor
 from server.services.paging import Page as Page  # most lists find it here
@@ -316,7 +317,8 @@ async def explore(
     config: Mapping[str, Any],
 ) -> Connection:
     """Try the credentials, and learn what later calls need; raises what `learn` does."""
-    values = await learn(context, connector, credentials)
+    async with metered(context.sessions, venue_id, connector.name):
+        values = await learn(context, connector, credentials)
     account = connector.account.evaluate(values) if connector.account else None
     return Connection(
         connector,
@@ -594,7 +596,8 @@ async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider
     error: str | None = None
     outcome: Revocation = "shared"
     if not shared:
-        outcome, error = await _revoke(context, connector, credentials)
+        async with metered(context.sessions, venue_id, provider):
+            outcome, error = await _revoke(context, connector, credentials)
     async with context.sessions.begin() as session:
         audit.record(
             session,

@@ -36,6 +36,7 @@ from server.errors import (
     ServerError,
     StateInvalidError,
 )
+from server.metering import metered
 from server.services import audit, integrations
 from server.services.audit import Actor
 from server.services.denials import STRANGER
@@ -326,18 +327,19 @@ async def _exchange(
         else None
     )
     try:
-        return await auth.exchange_code(
-            connector,
-            method,
-            begun.environment,
-            http=context.http,
-            client_id=client_id,
-            client_secret=client_secret,
-            redirect_uri=begun.redirect_uri,
-            code=code,
-            code_verifier=verifier,
-            values=begun.connection,
-        )
+        async with metered(context.sessions, begun.venue_id, connector.name):
+            return await auth.exchange_code(
+                connector,
+                method,
+                begun.environment,
+                http=context.http,
+                client_id=client_id,
+                client_secret=client_secret,
+                redirect_uri=begun.redirect_uri,
+                code=code,
+                code_verifier=verifier,
+                values=begun.connection,
+            )
     except ProviderError as failure:
         raise ExchangeError(f"{connector.title} gave no tokens: {failure.message}") from failure
 

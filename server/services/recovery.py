@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from engine.errors import HubError, UnavailableError
 from server.db.models import IntegrationConfig, Operation, OperationStatus, Priority
 from server.errors import Detail, InvalidRequestError, NotFoundError
+from server.metering import metered
 from server.services import audit, operations
 from server.services.audit import Actor
 from server.services.integrations import get_integration
@@ -198,7 +199,7 @@ async def try_connection(context: Context, venue_id: UUID, provider: str) -> Non
     connector = context.catalog.connector(provider)
     client = context.client(connector, context.credentials(venue_id, provider))
     try:
-        async with asyncio.timeout(TEST_SECONDS):
+        async with metered(context.sessions, venue_id, provider), asyncio.timeout(TEST_SECONDS):
             await client.check()
     except TimeoutError as error:
         raise UnavailableError(f"{connector.title} doesn't answer") from error

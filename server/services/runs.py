@@ -19,7 +19,7 @@ from sqlalchemy import Interval, Table, Update, bindparam, delete, func, insert,
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.client import ProviderClient
-from engine.errors import AuthenticationError, HubError, StoppedError
+from engine.errors import AuthenticationError, HubError, StoppedError, UnavailableError
 from engine.mapping import Mapping as FieldMapping
 from engine.ports import CredentialSource, Direction, RecordFailure
 from engine.sync import KEPT_FAILURES, Period, Sync, Tally
@@ -43,12 +43,14 @@ from server.errors import (
     ServerError,
 )
 from server.host import SqlHost
-from server.services import lookups, mappings, webhooks
+from server.metering import Usage
+from server.services import breaker, lookups, mappings, webhooks
+from server.services.breaker import Heard
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
+from server.telemetry.operations import count_end, working
 
 if TYPE_CHECKING:
-from server.telemetry.operations import count_end, working
     from server.worker.context import WorkerContext
 
 # What the API's `syncType` means in entities of the platform; `full` is all of them.
@@ -129,11 +131,11 @@ class Run:
     running: set[StepKey] = field(default_factory=set)
     stopping: bool = False
     news: bool = False  # something changed since the progress was last saved
-
-    def __post_init__(self) -> None:
     began: float = field(default_factory=monotonic)
     circuit: breaker.Rule = field(default_factory=breaker.Rule)
     usage: Usage = field(default_factory=Usage)  # calls made, until they are written down
+
+    def __post_init__(self) -> None:
         for entry in (self.claim.progress or {}).get("mappings", ()):
             key: StepKey = (entry["entity"], entry["resource"], entry["direction"])
             counts = {name: entry.get(name, 0) for name in _COUNTS}
@@ -468,32 +470,48 @@ async def record(
 
     Belongs in the transaction that ends the operation, after it: that is where the lease is checked.
     """
-    await _record_integration(session, run.claim, status, error)
+    await _record_integration(session, run, status, error)
     if status is not OperationStatus.PENDING:
         await _record_logs(session, run, status, error)
-
-
     count_end(session, run.claim, status, run.began)
+
+
 async def _record_integration(
-    session: AsyncSession, claim: Claim, status: OperationStatus, error: HubError | None
+    session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None
 ) -> None:
+    claim, heard = run.claim, heard_of(run, error)
     synced = status is OperationStatus.COMPLETED and claim.operation_type is OperationType.SYNC
     statement = _integration_statement(
         failed=error is not None,
         refused=isinstance(error, AuthenticationError),
         completed=status is OperationStatus.COMPLETED,
         synced=synced,
+        heard=heard,
     )
-    names = {"venue": claim.venue_id, "provider": claim.provider}
+    names = {"venue": claim.venue_id, "provider": claim.provider, **breaker.parameters(heard, run.circuit)}
     told = {} if error is None else {"message": error.message}
     found = (await session.execute(statement, {**names, **told})).one_or_none()
     if found is not None and claim.operation_type is OperationType.SYNC:
         await schedule_next(session, found.id, found.config)
 
 
+def heard_of(run: Run, error: HubError | None) -> Heard:
+    """Return what an attempt that ended with this error, None for none, showed of the provider."""
+    failures = [failure for step in run.steps.values() for failure in step.failures]
+    return breaker.heard(
+        error,
+        calls=sum(step.counts["api_calls"] for step in run.steps.values()),
+        silent=isinstance(error, NothingSyncedError)
+        and bool(failures)
+        and all(failure.retryable and failure.code == UnavailableError.code for failure in failures),
+    )
+
+
 @cache
-def _integration_statement(*, failed: bool, refused: bool, completed: bool, synced: bool) -> Update:
-    values: dict[str, Any] = {"updated_at": func.now()}
+def _integration_statement(
+    *, failed: bool, refused: bool, completed: bool, synced: bool, heard: Heard
+) -> Update:
+    values: dict[str, Any] = {"updated_at": func.now(), **breaker.changes(heard)}
     if failed:
         values |= {
             "failure_count": _INTEGRATION.failure_count + 1,

@@ -18,9 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.errors import HubError, LeaseLostError, RateLimitedError, StoppedError
+from server import metering
 from server.db.models import OperationStatus
 from server.errors import ServerError, StoreUnavailableError
-from server.services import operations, runs
+from server.services import breaker, operations, runs
+from server.services.breaker import Heard
 from server.services.operations import LANES, Hold
 from server.services.runs import Run
 from server.worker.context import WorkerContext
@@ -92,11 +94,12 @@ async def work(worker: Worker, operation_id: UUID) -> None:
         provider=claim.provider,
         attempt=claim.attempts,
         correlation_id=claim.correlation_id,
+        sync_id=None if claim.run_id is None else str(claim.run_id),
     ):
         log.info("operation.started", type=claim.operation_type.value)
-        sync_id=None if claim.run_id is None else str(claim.run_id),
-        run = Run(claim, stopping=worker.stopping.is_set())
-        attempt = Attempt(run, asyncio.create_task(worker.run(context, run)))
+        run = Run(claim, stopping=worker.stopping.is_set(), circuit=context.circuit)
+        with metering.counting(run.usage):
+            attempt = Attempt(run, asyncio.create_task(worker.run(context, run)))
         worker.attempts[operation_id] = attempt
         keeper = asyncio.create_task(_keep_lease(context, attempt))
         try:
@@ -107,6 +110,8 @@ async def work(worker: Worker, operation_id: UUID) -> None:
             for task in (attempt.task, keeper):
                 task.cancel()
             await asyncio.gather(attempt.task, keeper, return_exceptions=True)
+            # Of an attempt whose end it couldn't write, or that called on while it was written.
+            await metering.write(context.sessions, claim.venue_id, claim.provider, run.usage)
 
 
 async def _keep_lease(context: WorkerContext, attempt: Attempt) -> None:
@@ -123,10 +128,16 @@ async def _keep_lease(context: WorkerContext, attempt: Attempt) -> None:
         run.news = False
         asked_at = clock.monotonic()
         hold: Hold | None = None
+        used = run.usage.take()
         try:
             async with asyncio.timeout(lease / 3), context.sessions.begin() as session:
                 hold = await operations.heartbeat(session, claim, progress)
+                await metering.add(session, claim.venue_id, claim.provider, used)
+        except asyncio.CancelledError:
+            run.usage.give_back(used)
+            raise
         except Exception as error:
+            run.usage.give_back(used)
             run.news = run.news or progress is not None
             log.warning("operation.heartbeat_failed", error=type(error).__name__)
             if clock.monotonic() - extended > lease:  # somebody else may hold it by now
@@ -145,16 +156,21 @@ async def _end(context: WorkerContext, attempt: Attempt) -> None:
     """Write down the end in one transaction, trying again while a store is away."""
     error = _error(attempt)
     if attempt.lost or isinstance(error, LeaseLostError):
-        log.warning("operation.lost")
+        await _lost(context, attempt)
         return
+    run = attempt.run
     for wait in (*ENDING_WAITS, None):
+        used = run.usage.take()
         try:
             async with context.sessions.begin() as session:
                 status = await _write_end(session, attempt, error)
+                await metering.add(session, run.claim.venue_id, run.claim.provider, used)
         except LeaseLostError:
-            log.warning("operation.lost")
+            run.usage.give_back(used)  # made they were, whoever goes on
+            await _lost(context, attempt)
             return
         except Exception as failure:
+            run.usage.give_back(used)
             if wait is None:
                 log.error("operation.end_not_written", error=type(failure).__name__)
                 return
@@ -164,6 +180,16 @@ async def _end(context: WorkerContext, attempt: Attempt) -> None:
             code = None if error is None or stopped else error.code
             log.info("operation.ended", status=status.value, error=code)
             return
+
+
+async def _lost(context: WorkerContext, attempt: Attempt) -> None:
+    """Say that this worker is alive: the operation isn't what it came to grief by."""
+    log.warning("operation.lost")
+    try:
+        async with context.sessions.begin() as session:
+            await operations.outlived(session, attempt.run.claim)
+    except Exception as error:  # a store is away, which is why the lease was lost most often
+        log.warning("operation.loss_not_corrected", error=type(error).__name__)
 
 
 async def _write_end(session: AsyncSession, attempt: Attempt, error: HubError | None) -> OperationStatus:
@@ -180,8 +206,11 @@ async def _write_end(session: AsyncSession, attempt: Attempt, error: HubError | 
         await operations.complete(session, claim, result, progress=progress)
     else:
         retry_after = error.retry_after if isinstance(error, RateLimitedError) else None
+        # One that went to see whether the provider is there again isn't to blame that it isn't.
+        silent = runs.heard_of(run, error) is Heard.SILENCE
+        free = silent and not await breaker.is_closed(session, claim.venue_id, claim.provider)
         status = await operations.fail(
-            session, claim, error, result=result, progress=progress, retry_after=retry_after
+            session, claim, error, result=result, progress=progress, retry_after=retry_after, free=free
         )
     await runs.record(session, run, status, error)
     return status
