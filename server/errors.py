@@ -172,6 +172,12 @@ class KeyReusedError(ServerError):
     code = "IDEMPOTENCY_KEY_REUSED"
 
 
+class ConflictError(ServerError):
+    """What is there doesn't let this be done."""
+
+    code = "CONFLICT"
+
+
 class StaleError(ServerError):
     """The caller's `If-Match` isn't what is there any more: somebody else changed it."""
 

@@ -84,6 +84,9 @@ class Settings:
     rate_limit_webhooks: int
     rate_limit_admin: int
     rate_limit_window_ms: int
+    circuit_failures: int  # attempts in a row without an answer that open an integration's circuit; 0: never
+    circuit_seconds: int
+    health_check_seconds: int  # since a provider was heard from, until it is asked; 0: never
     retention_days: int  # how long what ended well, and logs of syncs, are kept
     event_stream_length: int  # about how many events the Redis stream keeps; 0 for no stream
     rabbitmq_url: Secret | None
@@ -449,6 +452,27 @@ VARIABLES: tuple[Variable, ...] = (
         "How long a window is in which requests are counted, in milliseconds.",
     ),
     Variable(
+        "HUB_CIRCUIT_FAILURES",
+        _number(0, 1000),
+        "5",
+        "After how many attempts in a row that a provider didn't answer an integration's operations wait; 0 "
+        "for never.",
+    ),
+    Variable(
+        "HUB_CIRCUIT_SECONDS",
+        _number(1, 900),
+        "30",
+        "How long they wait for the first time, in seconds. Then one of them is tried, and while that fails "
+        "the others wait twice as long each time, up to 15 minutes.",
+    ),
+    Variable(
+        "HUB_HEALTH_CHECK_SECONDS",
+        _number(0, 86_400),
+        "600",
+        "How long after a provider was last heard from a connected integration makes its check call, in "
+        "seconds; 0 for never. One that is doing badly makes it each minute.",
+    ),
+    Variable(
         "HUB_RETENTION_DAYS",
         _number(1, 36500),
         "90",
@@ -465,7 +489,7 @@ VARIABLES: tuple[Variable, ...] = (
         "RABBITMQ_URL",
         _rabbitmq_url,
         None,
-        "RabbitMQ, whose exchange `integration.events` is then given every event. Needs the extra `rabbitmq`.",
+        "RabbitMQ: its exchange `integration.events` is then given every event. Needs the extra `rabbitmq`.",
     ),
     Variable(
         "HUB_ORIGIN_OVERRIDES",
@@ -575,6 +599,9 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         rate_limit_webhooks=values["HUB_RATE_LIMIT_WEBHOOKS"],
         rate_limit_admin=values["HUB_RATE_LIMIT_ADMIN"],
         rate_limit_window_ms=values["RATE_LIMIT_WINDOW_MS"],
+        circuit_failures=values["HUB_CIRCUIT_FAILURES"],
+        circuit_seconds=values["HUB_CIRCUIT_SECONDS"],
+        health_check_seconds=values["HUB_HEALTH_CHECK_SECONDS"],
         retention_days=values["HUB_RETENTION_DAYS"],
         event_stream_length=values["HUB_EVENT_STREAM_LENGTH"],
         rabbitmq_url=Secret(values["RABBITMQ_URL"]) if values["RABBITMQ_URL"] else None,

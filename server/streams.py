@@ -67,7 +67,7 @@ class RedisStream:
 class RabbitExchange:
     """The topic exchange `integration.events`: an event's type is its routing key, its id the message's.
 
-    An event counts as put in when the broker has confirmed it. One that no queue is bound for is dropped there.
+    An event counts as put in when the broker has confirmed it. One that no queue is bound for, it drops.
     """
 
     url: Secret

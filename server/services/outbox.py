@@ -1,8 +1,8 @@
 """What the hub tells the outside: written down in the transaction that makes it true, told later.
 
-`announce` writes it. `distribute` writes a delivery for every subscriber who wants it, and which streams it has
-to be put into; `publish` puts it there. Each is a transaction that may be repeated: nothing is lost, and who is
-told twice is told the same, under the same id.
+`announce` writes it. `distribute` writes a delivery for every subscriber who wants it, and which streams it
+has to be put into; `publish` puts it there. Each is a transaction that may be repeated: nothing is lost, and
+who is told twice is told the same, under the same id.
 """
 
 from __future__ import annotations
@@ -76,10 +76,15 @@ class Event:
     body: bytes
 
 
+def public_id(event_id: UUID) -> str:
+    """Return an event's id as it is told: the `webhook-id` of all its deliveries."""
+    return f"evt_{event_id.hex}"
+
+
 def told(event_id: UUID, topic: str, venue_id: UUID | None, data: Mapping[str, Any], at: datetime) -> Event:
     """Return what a row of the outbox is to the outside."""
     payload = {"type": topic, "timestamp": at.astimezone(UTC), "data": data}
-    return Event(f"evt_{event_id.hex}", topic, venue_id, orjson.dumps(payload, option=orjson.OPT_UTC_Z))
+    return Event(public_id(event_id), topic, venue_id, orjson.dumps(payload, option=orjson.OPT_UTC_Z))
 
 
 async def distribute(session: AsyncSession, streams: Sequence[str]) -> int:

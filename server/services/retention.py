@@ -8,8 +8,11 @@ from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from server.db.models import (
+    DeliveryStatus,
+    EventDelivery,
     Operation,
     OperationStatus,
+    OutboxMessage,
     SyncLog,
     Webhook,
     WebhookDelivery,
@@ -19,10 +22,12 @@ from server.db.models import (
 AT_ONCE = 1000  # rows in one transaction: whoever waits for them doesn't wait long
 TURNS = 100  # transactions in one go; the rest follow with the next
 
+_Forgotten = Operation | SyncLog | Webhook | WebhookDelivery | EventDelivery | OutboxMessage
+
 
 async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
     """Delete what is older than `keep`: operations that were completed or stopped, logs of syncs, webhooks
-    that were worked or ignored, and deliveries. Returns how many rows went.
+    that were worked or ignored, deliveries, and events that were told. Returns how many rows went.
     """
     ended = or_(Operation.status == OperationStatus.COMPLETED, Operation.status == OperationStatus.PAUSED)
     old_operation = ended & (Operation.completed_at < func.now() - keep)
@@ -30,17 +35,26 @@ async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta
     worked = Webhook.status.in_((WebhookStatus.PROCESSED, WebhookStatus.IGNORED))
     old_event = worked & (Webhook.received_at < func.now() - keep)
     old_delivery = WebhookDelivery.received_at < func.now() - keep
+    old_sending = (EventDelivery.status != DeliveryStatus.PENDING) & (
+        EventDelivery.created_at < func.now() - keep
+    )
+    on_its_way = select(EventDelivery.id).where(EventDelivery.outbox_id == OutboxMessage.id).exists()
+    old_message = (
+        OutboxMessage.published_at.is_not(None) & (OutboxMessage.created_at < func.now() - keep) & ~on_its_way
+    )
     return (
         await _forget(sessions, Operation, old_operation)
         + await _forget(sessions, SyncLog, old_log)
         + await _forget(sessions, Webhook, old_event)
         + await _forget(sessions, WebhookDelivery, old_delivery)
+        + await _forget(sessions, EventDelivery, old_sending)
+        + await _forget(sessions, OutboxMessage, old_message)
     )
 
 
 async def _forget(
     sessions: async_sessionmaker[AsyncSession],
-    table: type[Operation] | type[SyncLog] | type[Webhook] | type[WebhookDelivery],
+    table: type[_Forgotten],
     old: ColumnElement[bool],
 ) -> int:
     some = select(table.id).where(old).limit(AT_ONCE).with_for_update(skip_locked=True)

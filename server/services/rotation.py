@@ -22,6 +22,7 @@ from server import credentials, vault
 from server.context import Context
 from server.db.models import (
     Base,
+    EventSubscriber,
     IdempotencyKey,
     MaintenanceRun,
     OAuthState,
@@ -30,7 +31,7 @@ from server.db.models import (
     WebhookEndpoint,
 )
 from server.errors import KeysUnavailableError, VaultError
-from server.services import audit, endpoints, idempotency, maintenance, oauth
+from server.services import audit, endpoints, idempotency, maintenance, oauth, subscribers
 from server.services.audit import Actor
 from server.vault import KeyProvider
 
@@ -93,6 +94,12 @@ SEALED: tuple[SealedColumn, ...] = (
     SealedColumn(OAuthState, "encrypted_verifier", oauth.place),
     SealedColumn(WebhookEndpoint, "encrypted_token", lambda row: endpoints.place(row, "encrypted_token")),
     SealedColumn(WebhookEndpoint, "encrypted_secrets", lambda row: endpoints.place(row, "encrypted_secrets")),
+    SealedColumn(EventSubscriber, "encrypted_secret", lambda row: subscribers.place(row, "encrypted_secret")),
+    SealedColumn(
+        EventSubscriber,
+        "encrypted_previous_secret",
+        lambda row: subscribers.place(row, "encrypted_previous_secret"),
+    ),
     SealedColumn(
         IdempotencyKey, "response", lambda row: idempotency.place(row.caller, row.key), within="sealed"
     ),

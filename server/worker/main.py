@@ -23,11 +23,12 @@ from server.worker.broker import WORK, LaneBroker
 from server.worker.context import open_worker_context
 from server.worker.schedule import run_jobs
 from server.worker.tasks import Worker, work
+from server.worker.telling import keep_telling
 
 log = structlog.get_logger(__name__)
 
 SPARE_CONNECTIONS = 5  # besides two for each operation: one works, one keeps its lease
-SCHEDULER_CONNECTIONS = 16  # half of them for tokens being renewed, each while its provider is asked
+SCHEDULER_CONNECTIONS = 20  # half of them for tokens being renewed, each while its provider is asked
 GRACE_SECONDS = 6.0  # for runs to reach the end of a page; then they are cut off and begun again elsewhere
 
 
@@ -97,7 +98,10 @@ def lane_broker(worker: Worker, concurrency: int) -> LaneBroker:
 
 
 async def run_scheduler(settings: Settings) -> None:
-    """Run the jobs of `server.worker.schedule` until SIGTERM or SIGINT. Two of them do no harm."""
+    """Run the jobs of `server.worker.schedule`, and tell the outside of events, until SIGTERM or SIGINT.
+
+    Two of them do no harm.
+    """
     configure_logging(settings.log_level)
     stopping = asyncio.Event()
     async with open_worker_context(
@@ -105,7 +109,9 @@ async def run_scheduler(settings: Settings) -> None:
     ) as context:
         with _stopping_on_signals(stopping.set):
             log.info("scheduler.started")
-            await run_jobs(context, stopping)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(run_jobs(context, stopping))
+                group.create_task(keep_telling(context, stopping))
     log.info("scheduler.stopped")
 
 

@@ -37,6 +37,7 @@ from server.services import (
     operations,
     recovery,
     retention,
+    subscribers,
     tokens,
     upkeep,
 )
@@ -189,7 +190,8 @@ async def _renew(context: WorkerContext, due: tokens.Due) -> None:
 
 
 async def forget_expired(context: WorkerContext) -> int:
-    """Delete authorizations nobody came back from, and kept answers that are old; returns how many.
+    """Delete authorizations nobody came back from, kept answers that are old, and secrets of subscribers that
+    were replaced; returns how many.
 
     An integration that waits for such an authorization is again what it was before.
     """
@@ -200,6 +202,7 @@ async def forget_expired(context: WorkerContext) -> int:
             ended = delete(table).where(table.expires_at <= func.now() - kept).returning(table.expires_at)
             deleted += len((await session.scalars(ended)).all())
         await oauth.give_up_forgotten(session)
+        deleted += await subscribers.forget_previous_secrets(session)
     return deleted
 
 
