@@ -51,7 +51,7 @@ from server.errors import (
 )
 from server.host import SqlHost
 from server.metering import metered
-from server.services import audit, endpoints, operations, venues
+from server.services import audit, endpoints, operations, outbox, venues
 from server.services.audit import Actor
 from server.services.paging import Page as Page  # most lists find it here
 from server.worker.relay import announce
@@ -384,7 +384,7 @@ async def establish(
     connector, venue_id = connection.connector, connection.venue_id
     await operations.hold_running(session, venue_id, connector.name)
     integration = await own_integration(session, venue_id, connector.name)
-    before = audit.picture(integration)
+    before, again = audit.picture(integration), integration.connected_at is not None
     now = datetime.now(UTC)
     if integration.connected_at is not None and (integration.environment, integration.account) != (
         connection.environment,
@@ -399,6 +399,8 @@ async def establish(
     integration.status = IntegrationStatus.CONNECTED
     integration.connected_at, integration.disconnected_at = now, None
     integration.failure_count, integration.last_error, integration.last_error_at = 0, None, None
+    integration.circuit_failures = 0
+    integration.circuit_opened_at, integration.circuit_until = None, None
     enabled = bool(connection.config["syncEnabled"])
     interval = timedelta(seconds=connection.config["syncInterval"])
     integration.next_sync_at = now + interval if enabled else None
@@ -415,6 +417,17 @@ async def establish(
         details={"environment": connection.environment, "account": connection.account, **template},
         before=before,
         after=audit.picture(integration),
+    )
+    outbox.announce(
+        session,
+        venue_id=venue_id,
+        event="integration.connected",
+        data={
+            "provider": connector.name,
+            "integration_id": str(integration.id),
+            "environment": connection.environment,
+            "reconnected": again,
+        },
     )
     if not enabled or await syncing(session, venue_id, connector.name):
         return integration, None
@@ -576,6 +589,17 @@ async def disconnect(context: Context, actor: Actor, *, venue_id: UUID, provider
         )
         await _stop_running(session, venue_id, provider)
         before = audit.picture(integration)
+        if integration.status is not IntegrationStatus.DISCONNECTED:
+            outbox.announce(
+                session,
+                venue_id=venue_id,
+                event="integration.disconnected",
+                data={
+                    "provider": provider,
+                    "integration_id": str(integration.id),
+                    "environment": integration.environment,
+                },
+            )
         integration.status = IntegrationStatus.DISCONNECTED
         integration.disconnected_at = integration.updated_at = datetime.now(UTC)
         integration.next_sync_at = None

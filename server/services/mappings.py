@@ -59,7 +59,7 @@ from server.errors import (
     StaleError,
     TemplateNotFoundError,
 )
-from server.services import audit, operations, venues
+from server.services import audit, operations, outbox, venues
 from server.services.audit import Actor
 from server.services.integrations import get_integration, read_venue
 from server.services.paging import Page
@@ -376,6 +376,18 @@ async def _change(
                 .values(usage_count=FieldMappingTemplate.usage_count + 1, last_used_at=func.now())
             )
         await _look_at_all_again(session, asked)
+        if change.reason == "healed":
+            outbox.announce(
+                session,
+                venue_id=asked.venue_id,
+                event="mapping.healed",
+                data={
+                    "provider": asked.provider,
+                    "integration_id": str(integration.id),
+                    "version": last + 1,
+                    **change.details,
+                },
+            )
         audit.record(
             session,
             actor,

@@ -54,7 +54,7 @@ from engine.errors import HubError, LeaseLostError
 from server.db import exact_json
 from server.db.models import Operation, OperationStatus, OperationType, Priority
 from server.errors import QueueFullError
-from server.services import breaker
+from server.services import breaker, outbox
 
 LANES: tuple[str, ...] = tuple(priority.value.lower() for priority in Priority)  # most urgent first
 
@@ -508,9 +508,22 @@ async def settle(session: AsyncSession) -> int:
                 completed_at=func.now(),
                 updated_at=func.now(),
             )
-            .returning(_OP.id)
+            .returning(_TABLE)
         )
-        ended += len((await session.scalars(statement)).all())
+        rows = (await session.execute(statement)).all()
+        for row in rows:
+            if status is OperationStatus.DEAD_LETTER and row.operation_type is OperationType.SYNC:
+                outbox.announce_sync(
+                    session,
+                    venue_id=row.venue_id,
+                    provider=row.integration_type,
+                    sync_id=row.run_id or row.id,
+                    sync_type=row.payload.get("syncType", "full"),
+                    attempts=row.attempts,
+                    steps=(row.progress or {}).get("mappings", ()),
+                    error_code=row.error_code,
+                )
+        ended += len(rows)
     return ended
 
 

@@ -7,7 +7,7 @@ who is told twice is told the same, under the same id.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ EVENTS: Mapping[str, str] = {
     "integration.connected": "A venue connected a provider, or connected it again.",
     "integration.disconnected": "A venue's connection was ended: its credentials are erased.",
     "sync.completed": "A sync came to its end. Single records may have failed; `failed` says how many.",
-    "sync.failed": "A sync could not come to its end, and is not tried again by itself.",
+    "sync.failed": "A sync was given up. What it had done until then is kept.",
     "mapping.healed": "Looking at every mapped field changed which pairs are left out of syncs.",
     "health.changed": "An integration is doing better or worse than when it was last looked at.",
 }
@@ -64,6 +64,42 @@ def announce(session: AsyncSession, *, venue_id: UUID, event: str, data: Mapping
     if event not in EVENTS:
         raise ValueError(f"`{event}` is not an event; there are {', '.join(EVENTS)}")
     session.add(OutboxMessage(venue_id=venue_id, topic=event, payload={"venue_id": str(venue_id), **data}))
+
+
+# Of a sync, over all its mappings: records, and in the end calls.
+SYNC_COUNTS = (
+    *("read", "created", "updated", "unchanged", "skipped", "failed", "conflicts", "archived", "deleted"),
+    "api_calls",
+)
+
+
+def announce_sync(
+    session: AsyncSession,
+    *,
+    venue_id: UUID,
+    provider: str,
+    sync_id: UUID,
+    sync_type: str,
+    attempts: int,
+    steps: Iterable[Mapping[str, Any]],
+    error_code: str | None = None,
+) -> None:
+    """Write down that a sync ended, well without an `error_code`; `steps` are those of its progress."""
+    steps = list(steps)
+    ended = {} if error_code is None else {"error_code": error_code}
+    announce(
+        session,
+        venue_id=venue_id,
+        event="sync.completed" if error_code is None else "sync.failed",
+        data={
+            "provider": provider,
+            "sync_id": str(sync_id),
+            "sync_type": sync_type,
+            "attempts": attempts,
+            "counts": {name: sum(step.get(name, 0) for step in steps) for name in SYNC_COUNTS},
+            **ended,
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)

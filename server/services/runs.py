@@ -44,7 +44,7 @@ from server.errors import (
 )
 from server.host import SqlHost
 from server.metering import Usage
-from server.services import breaker, lookups, mappings, webhooks
+from server.services import breaker, lookups, mappings, outbox, webhooks
 from server.services.breaker import Heard
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
@@ -473,7 +473,24 @@ async def record(
     await _record_integration(session, run, status, error)
     if status is not OperationStatus.PENDING:
         await _record_logs(session, run, status, error)
+        _announce(session, run, status, error)
     count_end(session, run.claim, status, run.began)
+
+
+def _announce(session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None) -> None:
+    claim = run.claim
+    if claim.operation_type is not OperationType.SYNC or status is OperationStatus.PAUSED:
+        return
+    outbox.announce_sync(
+        session,
+        venue_id=claim.venue_id,
+        provider=claim.provider,
+        sync_id=claim.run_id or claim.operation_id,
+        sync_type=claim.payload.get("syncType", "full"),
+        attempts=claim.attempts,
+        steps=[step.to_json() for step in run.steps.values()],
+        error_code=None if error is None else error.code,
+    )
 
 
 async def _record_integration(
