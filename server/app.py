@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from litestar import Litestar, Request, Router
 from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
-from litestar.openapi.spec import Components, License, SecurityScheme, Tag
+from litestar.openapi.spec import Components, Contact, License, SecurityScheme, Server, Tag
 from litestar.serialization import decode_json, encode_json
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,23 +28,24 @@ from server.api import (
     webhooks,
 )
 from server.api.bounds import Bounds
+from server.api.checking import check_request
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, send_request_id
 from server.api.guards import PUBLIC, allow_named_roles, authentication
 from server.api.limits import RateLimits, RequestCounts, send_standing
-from server.api.reference import ReferencePlugin
 from server.api.observation import Observation, bind_provider
 from server.api.openapi import Description
+from server.api.reference import ReferencePlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
 from server.intake import Intake
 from server.services.denials import Denials
 from server.services.endpoints import Addresses
 from server.settings import Settings
-
 from server.telemetry import configure_logging
 from server.telemetry.states import Readings
+
 log = structlog.get_logger(__name__)
 
 HANDLERS = (
@@ -61,6 +62,7 @@ HANDLERS = (
     *vault.HANDLERS,
     *webhooks.HANDLERS,
 )
+_PAGES = {**PUBLIC, "any_query": True}
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
 DATABASE_SECONDS = 3.0  # to wait for the database at the start, before serving without it
 RETRY_SECONDS = 1.0
@@ -82,9 +84,9 @@ def create_app(settings: Settings) -> Litestar:
             app.state.context, app.state.intake, app.state.addresses = context, intake, Addresses()
             app.state.stopping = asyncio.Event()
             app.state.denials = Denials()
+            app.state.readings = Readings(context.sessions, context.redis, context.flush)
             app.state.request_counts = RequestCounts(context.redis, settings)
             writing = asyncio.create_task(app.state.denials.keep_writing(context.sessions))
-            app.state.readings = Readings(context.sessions, context.redis, context.flush)
             storing = asyncio.create_task(_store_templates(context))
             try:
                 await asyncio.wait({storing}, timeout=DATABASE_SECONDS)
@@ -104,10 +106,10 @@ def create_app(settings: Settings) -> Litestar:
             authentication(settings),
         ],
     )
-
-
     app.asgi_handler = Observation(app.asgi_handler)
     return app
+
+
 async def _store_templates(context: Context) -> None:
     """Store the packs' templates as soon as the database takes them; `/ready` says what is wrong."""
     while True:
@@ -154,7 +156,9 @@ def _openapi() -> Description:
         title="Integration Hub",
         version=API_VERSION,
         description=ABOUT,
+        contact=Contact(name="Whoever runs this hub"),
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
+        servers=[Server(url="/", description="The hub that serves this description")],
         tags=[
             Tag("Integrations", "Connect providers and look at what is connected."),
             Tag("OAuth", "Where providers send browsers back to."),
@@ -166,8 +170,15 @@ def _openapi() -> Description:
             Tag("Audit and privacy", "Who did what; a venue's data as a file, and erasing it."),
         ],
         components=Components(
-            security_schemes={"token": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}
+            security_schemes={
+                "token": SecurityScheme(
+                    type="http",
+                    scheme="bearer",
+                    bearer_format="JWT",
+                    description="A JSON Web Token of the platform's, signed as this hub is told to expect.",
+                )
+            }
         ),
         render_plugins=[ReferencePlugin(), JsonRenderPlugin(), YamlRenderPlugin()],
-        openapi_router=Router("/schema", route_handlers=[], opt=dict(PUBLIC), include_in_schema=False),
+        openapi_router=Router("/schema", route_handlers=[], opt=_PAGES, include_in_schema=False),
     )

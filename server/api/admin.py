@@ -317,6 +317,7 @@ async def recover_stale(context: Shared, actor: Acting) -> schemas.MessageAnswer
     f"{ADMIN}/queue-metrics",
     operation_id="getQueueMetrics",
     summary="The queue by priority and status",
+    description="Operations of all venues, counted now.",
     tags=TAGS,
     opt=ADMINS,
     security=TOKEN,

@@ -4,7 +4,7 @@ import re
 import traceback
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -19,7 +19,6 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from engine.diagnostics import did_you_mean, listed
 from engine.errors import HubError, RateLimitedError
 from server.db.engine import is_unstorable
 from server.errors import (
@@ -28,7 +27,6 @@ from server.errors import (
     InvalidRequestError,
     ServerError,
     TooManyRequestsError,
-    VenueRequiredError,
     http_status,
 )
 from server.services.audit import Actor, address
@@ -171,7 +169,7 @@ def _known(
     if isinstance(error, HTTPException) and error.status_code < 500:
         status = error.status_code
         if status == 400:
-            refused = _refusal(request, error)
+            refused = _refusal(error)
             return 400, refused.code, refused.message, refused.details
         return status, _FRAMEWORK_CODES.get(status, "VALIDATION_ERROR"), f"{error.detail}", ()
     if isinstance(error, HubError):
@@ -216,70 +214,11 @@ def _headers(status: int, code: str, error: Exception) -> dict[str, str]:
     return headers
 
 
-# --- what the framework found wrong with a request, in this service's words
-
-
-def _refusal(request: Request[Any, Any, Any], error: HTTPException) -> InvalidRequestError:
-    missing = re.search(r"[Mm]issing required .*?'(\w+)'", error.detail)
-    if missing:
-        return _missing(missing.group(1))
+def _refusal(error: HTTPException) -> InvalidRequestError:
+    """Say in this service's words what the framework alone finds wrong: a request is checked before it."""
     found = [item for item in error.extra or () if isinstance(item, Mapping)]
-    if not found:  # a body that can't be decoded
-        return InvalidRequestError(
-            error.detail if "JSON" in error.detail else "the body can't be read as JSON"
-        )
-    details: list[Detail] = []
-    for item in found:
-        key = _wire_name(request, str(item.get("key", "")))
-        message = str(item.get("message", ""))
-        if unknown := re.search(r"unknown field `(.+)`", message):
-            names = _names(_body_type(request), key)
-            field = f"{key}.{unknown.group(1)}".lstrip(".")
-            advice = did_you_mean(unknown.group(1), names) or (f"it takes {listed(names)}",)
-            details.append(Detail(field, f"`{field}` is not known here; {advice[0]}"))
-        elif absent := re.search(r"missing required field `(.+)`", message):
-            field = f"{key}.{absent.group(1)}".lstrip(".")
-            if field == "venueId":
-                return _missing(field)
-            details.append(Detail(field, f"`{field}` is missing"))
-        elif message == "'data'":
-            return InvalidRequestError("send a JSON body", [Detail("body", "there is none")])
-        else:
-            details.append(Detail(key or "body", message))
+    details = [Detail(str(item.get("key") or "body"), str(item.get("message", ""))) for item in found]
     return InvalidRequestError("the request can't be accepted", details)
-
-
-def _missing(field: str) -> InvalidRequestError:
-    kind = VenueRequiredError if field == "venueId" else InvalidRequestError
-    return kind(f"{field} is required", [Detail(field, f"{field} is required")])
-
-
-def _wire_name(request: Request[Any, Any, Any], key: str) -> str:
-    """Return the name callers know: a query parameter's alias, and nothing for the body itself."""
-    if key == "data":
-        return ""
-    parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
-    alias = getattr(parameter.kwarg_definition, "name", None) if parameter else None
-    return alias or key
-
-
-def _body_type(request: Request[Any, Any, Any]) -> Any:
-    parameter = request.route_handler.parsed_fn_signature.parameters.get("data")
-    return parameter.annotation if parameter else None
-
-
-def _names(kind: Any, path: str) -> list[str]:
-    """Return the field names of the struct at a dotted path below a struct."""
-    for step in filter(None, path.split(".")):
-        kind = next((f.type for f in _fields(kind) if f.encode_name == step), None)
-    return [field.encode_name for field in _fields(kind)]
-
-
-def _fields(kind: Any) -> tuple[Any, ...]:
-    for candidate in (kind, *get_args(kind)):
-        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
-            return msgspec.structs.fields(candidate)
-    return ()
 
 
 # --- what the API description says of errors
@@ -330,14 +269,18 @@ _EXAMPLE_DETAILS: Mapping[str, ErrorDetail] = {
     ),
 }  # fmt: skip
 _EXTRA_STATUSES = {"CONFLICT": 409, **{code: status for status, code in _FRAMEWORK_CODES.items()}}
-_EVERYWHERE = ("RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR", "STORE_UNAVAILABLE")
+_EVERYWHERE = ("VALIDATION_ERROR", "RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR", "STORE_UNAVAILABLE")
 _WITH_TOKEN = ("AUTH_REQUIRED", "INVALID_TOKEN", "TOKEN_EXPIRED", "FORBIDDEN")
 
 
-def error_answers(*codes: str, token: bool = True) -> dict[int, ResponseSpec]:
-    """Return the API description of a route's errors: by status, an example for each code."""
+def error_answers(*codes: str, token: bool = True, alone: bool = False) -> dict[int, ResponseSpec]:
+    """Return the API description of a route's errors: by status, an example for each code.
+
+    Those that any route may have needn't be named; `alone` says that there are no others.
+    """
     by_status: dict[int, list[Example]] = {}
-    for code in dict.fromkeys((*codes, *(_WITH_TOKEN if token else ()), *_EVERYWHERE)):
+    everywhere = () if alone else (*(_WITH_TOKEN if token else ()), *_EVERYWHERE)
+    for code in dict.fromkeys((*codes, *everywhere)):
         body = ErrorAnswer(
             success=False,
             error=_SENTENCES[code],

@@ -77,6 +77,7 @@ async def integration_health(
     f"{PATH}/health/{{provider:str}}/metrics",
     operation_id="getIntegrationMetrics",
     summary="What an integration's syncs came to",
+    description="Syncs that ended within the period, and the records they were about.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -182,6 +183,7 @@ async def test_connection(
     "/health",
     operation_id="getLiveness",
     summary="Whether the process lives",
+    description="For whatever restarts processes that don't answer. It looks at no store.",
     tags=TAGS,
     opt=PUBLIC,
     responses={
@@ -189,7 +191,8 @@ async def test_connection(
             schemas.Liveness,
             "It lives.",
             Example(summary="healthy", value={"status": "healthy", "service": "integration-hub"}),
-        )
+        ),
+        **error_answers("VALIDATION_ERROR", alone=True),
     },
 )
 async def liveness() -> schemas.Liveness:
@@ -200,6 +203,8 @@ async def liveness() -> schemas.Liveness:
     "/ready",
     operation_id="getReadiness",
     summary="Whether the service can work",
+    description="For whatever sends requests here: PostgreSQL and Redis answer, and the database is at the "
+    "newest revision.",
     tags=TAGS,
     opt=PUBLIC,
     responses={
@@ -216,6 +221,7 @@ async def liveness() -> schemas.Liveness:
                 value={"status": "not ready", "problems": {"redis": "Redis can't be reached"}},
             ),
         ),
+        **error_answers("VALIDATION_ERROR", alone=True),
     },
 )
 async def readiness(request: Request[Any, Any, Any], context: Shared) -> Response[schemas.Readiness]:

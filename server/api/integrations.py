@@ -41,7 +41,12 @@ _INTEGRATION = {
     "last_error_at": None,
     "config": {"syncEnabled": True, "syncInterval": 300, "syncDirection": "bidirectional"},
     "template_id": "9a3f0d52-8c1e-5d0b-8a77-61d7a5f0c3b2",
-    "health": {"success_rate": 98.5, "sync_count_24h": 48, "api_calls_24h": 250},
+    "health": {
+        "success_rate": 98.5,
+        "sync_count_24h": 48,
+        "api_calls_24h": 250,
+        "authorization_ends_at": None,
+    },
 }
 
 
@@ -49,6 +54,7 @@ _INTEGRATION = {
     PATH,
     operation_id="listIntegrations",
     summary="List a venue's integrations",
+    description="By provider. One that was disconnected is listed, too: its links and its history are kept.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -92,6 +98,7 @@ async def list_integrations(
     f"{PATH}/{{provider:str}}",
     operation_id="getIntegration",
     summary="Look at one integration",
+    description="With its health of the last 24 hours, and when it syncs next.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,

@@ -263,6 +263,7 @@ _CHANGING = (*_NAMED, "TEMPLATE_NOT_FOUND", "CONFLICT", "PAYLOAD_TOO_LARGE", "UN
     f"{MAPPINGS}/fields",
     operation_id="listMappingFields",
     summary="What mappings may name",
+    description="The fields of both sides, as mappings write them. They are the same for every venue.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -296,6 +297,8 @@ async def list_fields(context: Shared, provider: ProviderName) -> FieldsAnswer:
     f"{MAPPINGS}/mappings",
     operation_id="getMappings",
     summary="Look at a mapping",
+    description="As pairs, with those that are broken. How a value is calculated isn't shown: try the "
+    "mapping for that.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -313,7 +316,13 @@ async def list_fields(context: Shared, provider: ProviderName) -> FieldsAnswer:
                         "templateId": _TEMPLATE,
                         "templateAppliedAt": "2026-01-15T10:00:00Z",
                         "template": "music-venue",
-                        "broken": [],
+                        "broken": [
+                            {
+                                "source": "customer.phone",
+                                "target": "customer.phone_number",
+                                "message": "`customer` has no field `phone_number`",
+                            }
+                        ],
                     },
                 },
             ),
@@ -394,7 +403,12 @@ async def update_mappings(
                                 "expression": None,
                             }
                         ],
-                        "problems": [],
+                        "problems": [
+                            {
+                                "field": "item.price",
+                                "message": "no sample has the field it is calculated from",
+                            }
+                        ],
                     },
                 },
             ),
@@ -474,6 +488,8 @@ async def apply_template(
     f"{MAPPINGS}/mappings/reset",
     operation_id="resetMappings",
     summary="Go back to the default template",
+    description="The template that suits the venue best replaces the venue's own mapping, which stays in "
+    "the history.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,
@@ -552,6 +568,7 @@ async def heal_mappings(
     f"{MAPPINGS}/mappings/history",
     operation_id="listMappingVersions",
     summary="The versions of a mapping",
+    description="Newest first. Every change makes one, and each can be brought back.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,

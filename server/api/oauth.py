@@ -31,6 +31,7 @@ from server.services import oauth
 from server.services.audit import address
 
 _LONGEST_PARAMETER = 255
+_ANY = {**PUBLIC, "any_query": True}  # providers and browsers add what they like
 _OURS = ("code", "state", "error")  # of all parameters, those that may be longer
 
 
@@ -44,7 +45,7 @@ _OURS = ("code", "state", "error")  # of all parameters, those that may be longe
     "and when connecting named a `redirectUri` it has to be sent. When the provider says why it didn't "
     "authorize, `details` repeats its `error`.",
     tags=["OAuth"],
-    opt=PUBLIC,
+    opt=_ANY,
     responses={
         200: good(
             schemas.AuthorizedAnswer,
@@ -146,7 +147,7 @@ def _parameters(request: Request[Any, Any, Any]) -> dict[str, str]:
     return {name: value for name, value in request.query_params.items() if len(value) <= _LONGEST_PARAMETER}
 
 
-@get("/integrations/success", opt=PUBLIC, include_in_schema=False, media_type=MediaType.HTML)
+@get("/integrations/success", opt=_ANY, include_in_schema=False, media_type=MediaType.HTML)
 async def success_page(context: Shared, provider: FromQuery[str] = "") -> Response[str]:
     """Tell the person in the browser that it worked."""
     name = _title(context, provider) or "The provider"
@@ -158,7 +159,7 @@ async def success_page(context: Shared, provider: FromQuery[str] = "") -> Respon
     )
 
 
-@get("/integrations/error", opt=PUBLIC, include_in_schema=False, media_type=MediaType.HTML)
+@get("/integrations/error", opt=_ANY, include_in_schema=False, media_type=MediaType.HTML)
 async def error_page(
     context: Shared,
     code: FromQuery[str] = "",

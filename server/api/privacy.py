@@ -77,6 +77,7 @@ async def export_venue(
     f"{EXPORT}/{_RUN}",
     operation_id="getExport",
     summary="How far an export is",
+    description="Poll it until `status` is none of `pending` and `running`; then the archive can be fetched.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,

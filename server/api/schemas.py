@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 from uuid import UUID
 
 import msgspec
@@ -82,6 +82,12 @@ def read_secret(kind: Any, value: Any) -> Secret:
     if len(value) > LONGEST_SECRET:
         raise ValueError(f"Expected `str` of length <= {LONGEST_SECRET}")
     return Secret(value)
+
+
+def body_kind(annotation: Any) -> Any:
+    """Return the struct a body is read into; of one that may be left out, too."""
+    kinds = (annotation, *get_args(annotation))
+    return next(each for each in kinds if isinstance(each, type) and issubclass(each, Struct))
 
 
 class SecretPlugin(OpenAPISchemaPlugin):
@@ -258,6 +264,10 @@ SyncRequest = Annotated[
     body_of(
         everything={"venueId": _VENUE},
         products_without_waiting={"venueId": _VENUE, "syncType": "products", "wait": 0},
+        what_changed_in_January={
+            "venueId": _VENUE,
+            "options": {"startDate": "2026-01-01", "endDate": "2026-01-31"},
+        },
     ),
 ]
 RetryRequest = Annotated[

@@ -1,6 +1,7 @@
 """Where providers send webhooks, and what people see of them."""
 
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from litestar.openapi.spec import Example
 from litestar.params import PathParameter, QueryParameter
 from msgspec import Meta, Struct
 
-from engine.errors import MalformedDeliveryError, SignatureError
+from engine.errors import MalformedDeliveryError, SignatureError, WebhookError
 from engine.ports import Secret
 from engine.signatures import Delivery
 from engine.webhooks import probe_reply, split_events, verify_delivery
@@ -36,9 +37,11 @@ from server.api.schemas import (
 )
 from server.context import Context
 from server.db.models import WebhookStatus
-from server.errors import IntegrationNotFoundError, NotSupportedError
+from server.errors import IntegrationNotFoundError, NotSupportedError, StoreUnavailableError
 from server.services import audit, endpoints, integrations, webhooks
 from server.services.webhooks import Arrival
+from server.telemetry import traces
+from server.telemetry.metrics import DELIVERIES, INTAKE_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -118,6 +121,7 @@ class WebhookSecretBody(Struct, frozen=True, forbid_unknown_fields=True, rename=
     secret: Annotated[str, Meta(min_length=8, max_length=4096)]
 
 
+_SHOWN = "whsec_C2FVsBQIhrscChlQIMV"
 _NO_STORE = [ResponseHeader(name="Cache-Control", description="Never kept.", value="no-store")]
 _OPEN: dict[str, Any] = {**PUBLIC, "raw_body": True, "hides_path": True}
 _RECEIVE: dict[str, Any] = {
@@ -190,6 +194,20 @@ async def probe_own(
 async def _receive(
     request: Request[Any, Any, Any], context: Context, provider: str, token: str | None
 ) -> Response[Any]:
+    try:
+        return await _take(request, context, provider, token)
+    except WebhookError:
+        DELIVERIES.add(provider, "refused")
+        raise
+    except StoreUnavailableError:
+        DELIVERIES.add(provider, "unavailable")
+        raise
+
+
+async def _take(
+    request: Request[Any, Any, Any], context: Context, provider: str, token: str | None
+) -> Response[Any]:
+    began = perf_counter()
     connector = context.catalog.connector(provider)
     spec = connector.webhooks
     if spec is None:
@@ -207,6 +225,8 @@ async def _receive(
         address = await request.app.state.addresses.find(context, provider, token)
         venue_id = address.venue_id if address else None
         secrets = address.secrets if address else {}
+        if venue_id is not None:
+            structlog.contextvars.bind_contextvars(venue_id=str(venue_id))
     try:
         scheme: str | None = verify_delivery(spec, delivery, secrets, now=now)
         refused = None
@@ -229,10 +249,12 @@ async def _receive(
         split_events(spec, delivery),
         webhooks.UNKNOWN_TYPE if spec.other_events == "ignore" else None,
         frozenset(each.read.header for each in spec.signatures if each.type == "secret_header" and each.read),
+        traces.traceparent(),
     )
     if arrival.events:
         seconds = max(spec.answer_within.total_seconds() - MARGIN_SECONDS, MARGIN_SECONDS)
         await request.app.state.intake.accept(arrival, seconds)
+        INTAKE_SECONDS.observe(perf_counter() - began, provider)
     return Response(Received())
 
 
@@ -253,6 +275,8 @@ OptionalVenue = Annotated[
     f"{WEBHOOKS}/{{provider:str}}/events",
     operation_id="listWebhookEvents",
     summary="Webhook events, newest first",
+    description="What arrived, and what became of it. Bodies aren't shown: they hold what customers told a "
+    "provider.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -321,6 +345,8 @@ async def list_events(
     f"{WEBHOOKS}/retry",
     operation_id="retryWebhook",
     summary="Work an event again",
+    description="Whatever became of it before. Working an event twice does no harm: the record is fetched "
+    "anew.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,
@@ -466,7 +492,7 @@ async def set_webhook_secret(
     context: Shared,
     actor: Acting,
     provider: ProviderName,
-    data: Annotated[WebhookSecretBody, body_of(a_secret={"venueId": _VENUE, "secret": "whsec_…"})],
+    data: Annotated[WebhookSecretBody, body_of(a_secret={"venueId": _VENUE, "secret": _SHOWN})],
 ) -> WebhookAddressAnswer:
     request.user.require(data.venue_id)
     connector = context.catalog.connector(provider)
