@@ -15,6 +15,7 @@ from engine.clock import SystemClock
 from engine.ports import Clock
 from server import context
 from server.limits import SharedLimits
+from server.services import breaker
 from server.settings import Settings
 
 
@@ -29,6 +30,12 @@ class WorkerContext(context.Context):
     def lease(self) -> timedelta:
         """How long an operation stays with a worker that doesn't answer."""
         return timedelta(seconds=self.settings.lease_seconds)
+
+    @property
+    def circuit(self) -> breaker.Rule:
+        """When an integration's operations wait for its provider."""
+        settings = self.settings
+        return breaker.Rule(settings.circuit_failures, timedelta(seconds=settings.circuit_seconds))
 
 
 @asynccontextmanager
