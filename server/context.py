@@ -44,9 +44,7 @@ class Context:
     renewals: Renewals
     flush: Flush  # brings what is counted for metrics to Redis
 
-    def client(
-        self, connector: Connector, credentials: CredentialSource, **options: Any
-    ) -> ProviderClient:
+    def client(self, connector: Connector, credentials: CredentialSource, **options: Any) -> ProviderClient:
         """Return a client for one account, whose calls are told of; `options` are ProviderClient's."""
         watch = watch_calls(connector.name)
         return ProviderClient(connector, credentials, http=self.http, on_call=watch, **options)

@@ -26,6 +26,7 @@ from engine.clock import SystemClock
 from engine.errors import RateLimitedError
 from engine.ports import Clock, RateLimiter
 from engine.rate_limits import SAME_WINDOW, LocalRateLimiter, check_wait
+from server.telemetry.metrics import BUDGET_SECONDS
 
 T = TypeVar("T")
 Arguments = list[str | int | float]  # of a script
@@ -113,7 +114,7 @@ class _LaneLimiter:
 
     async def acquire(self, key: str, rate: float, burst: float) -> None:
         limits, names, ticket = self.limits, _names("budget", key), secrets.token_hex(8)
-        burst = max(burst, 1.0)
+        burst, asked = max(burst, 1.0), limits.clock.monotonic()
         reserve = 0.0 if self.critical else (burst - 1) * RESERVED_BURST
         args: Arguments = [ticket, int(self.critical), rate, burst, reserve, _micros(TURN_SECONDS)]
         async with self._in_line(names[0]):
@@ -127,6 +128,7 @@ class _LaneLimiter:
                 raise
             if wait is None:
                 await limits.local.acquire(key, rate, burst)
+        BUDGET_SECONDS.observe(limits.clock.monotonic() - asked, key.partition(" ")[0])
 
     async def hold(self, key: str, seconds: float) -> None:
         limits = self.limits

@@ -46,6 +46,8 @@ from server.metering import metered
 from server.services import audit
 from server.services.audit import Actor
 from server.settings import Settings
+from server.telemetry import traces
+from server.telemetry.metrics import TOKENS
 from server.vault import Vault
 
 log = structlog.get_logger(__name__)
@@ -175,7 +177,8 @@ class Renewals:
                 return claim
             answer: auth.Grant | ProviderError
             try:
-                answer = await self._ask(claim)
+                with traces.span("renew token", kind="client", **_of(wanted)):
+                    answer = await self._ask(claim)
             except ProviderError as error:
                 answer = error
             return await self._settle(session, wanted, claim, answer)
@@ -288,6 +291,7 @@ class Renewals:
             _record(session, wanted, "token.recovered", before, integration)
         renewed = await open_token(integration, token, claim.connector, self.vault)
         await session.commit()
+        TOKENS.add(wanted.provider, "renewed")
         await log.ainfo("token.refreshed", **_of(wanted))
         return renewed
 
@@ -311,6 +315,7 @@ class Renewals:
             )
             await self._set_error(session, wanted, told, "token.failing", {"reason": error.message})
         await session.commit()
+        TOKENS.add(wanted.provider, "failed")
         await log.awarning(
             "token.refresh_failed",
             **_of(wanted),
@@ -352,6 +357,7 @@ class Renewals:
         details = {"reason": error.provider_code, "answer_lost": cut_off}
         await self._set_error(session, wanted, told, "token.refused", details)
         await session.commit()
+        TOKENS.add(wanted.provider, "refused")
         await log.awarning("token.refused", **_of(wanted), code=error.provider_code, answer_lost=cut_off)
         raise TokenRefreshError(
             f"{connector.title} refuses to renew the connection{why}: connect again",

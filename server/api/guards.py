@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import jwt
+import structlog
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -44,6 +45,7 @@ class Caller:
 
     def require(self, venue_id: UUID) -> None:
         """Raise ForbiddenError for a venue that isn't the caller's, whether or not it exists."""
+        structlog.contextvars.bind_contextvars(venue_id=str(venue_id))  # of this request, for its log
         if not self.sees(venue_id):
             raise ForbiddenError("you may not act for this venue", foreign_venue=venue_id)
 

@@ -27,6 +27,7 @@ from server.api.guards import IDENTIFIED, identify
 from server.api.paths import PATH
 from server.errors import TooManyRequestsError, UnauthorizedError
 from server.settings import Settings
+from server.telemetry.metrics import REFUSED, UNCOUNTED
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +80,10 @@ class RequestCounts:
         """Count one request; None when this kind has no limit or Redis doesn't answer."""
         limit = self.limits[kind]
         now = self._clock.monotonic()
-        if not limit or (self._away and now < self._try_again):
+        if not limit:
+            return None
+        if self._away and now < self._try_again:
+            UNCOUNTED.add(kind)
             return None
         self._try_again = now + RETRY_SECONDS  # one request finds out; the others don't wait for it
         # A caller may be a person: Redis needn't know which.
@@ -91,6 +95,7 @@ class RequestCounts:
             if not self._away:
                 log.warning("requests.not_counted", error=type(error).__name__)
             self._away = True
+            UNCOUNTED.add(kind)
             return None
         if self._away:
             log.info("requests.counted_again")
@@ -114,6 +119,7 @@ class RateLimits(ASGIMiddleware):
             if standing is not None:
                 scope["state"][STANDING] = standing
                 if standing.count > standing.limit:
+                    REFUSED.add(kind)
                     raise TooManyRequestsError(retry_after=standing.reset)
         await next_app(scope, receive, send)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from uuid import UUID
 
 import structlog
 from litestar import Request
@@ -24,11 +23,6 @@ NO_ANSWER = 499  # whoever asked went away first
 NO_ROUTE = "none"
 PROBES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds
 _ABOUT = ("request_id", "provider", "venue_id")
-
-
-def bind_venue(venue_id: UUID) -> None:
-    """Let all that is logged while this request is worked name its venue."""
-    structlog.contextvars.bind_contextvars(venue_id=str(venue_id))
 
 
 def bind_provider(request: Request[Any, Any, Any]) -> None:

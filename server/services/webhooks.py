@@ -7,6 +7,7 @@ made of the venue and of what the provider signed. One that no connection here i
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +38,8 @@ from server.services import audit, operations
 from server.services.audit import Actor
 from server.services.operations import lane_of
 from server.services.paging import Page
+from server.telemetry import traces
+from server.telemetry.metrics import DELIVERIES, WEBHOOKS, once_committed
 from server.worker.relay import announce
 
 RUNNABLE = (IntegrationStatus.CONNECTED, IntegrationStatus.ERROR)  # an error may be over by now
@@ -62,6 +65,7 @@ class Arrival:
     events: Sequence[Event]
     ignored: str | None  # what to say of types the manifest doesn't name; None: they fail
     unkept: frozenset[str] = frozenset()  # headers that hold a secret itself, and no signature
+    trace: str | None = None  # that its request belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     deliveries: dict[UUID, dict[str, Any]] = {}
     repeated: list[dict[str, Any]] = []
+    traced: dict[UUID, str | None] = {}
     for arrival in arrivals:
         whose = [_whose(arrival, event, venues) for event in arrival.events]
         owners = {venue_id for found in whose for venue_id in found}
@@ -96,13 +101,14 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
             for owner in found or (None,):
                 row = _event_row(arrival, event, owner, kept[owner] if owner else None)
                 key = row["integration_type"], row["external_id"]
+                traced[row["id"]] = arrival.trace
                 repeated.append(row) if key in rows else rows.setdefault(key, row)
     if not rows:
         return Stored()
     written = await session.execute(_INSERT_EVENTS, list(rows.values()))
     new = {row.id for row in written}
     known = [row for row in rows.values() if row["id"] not in new] + repeated
-    conflicts = await _note_conflicts(session, known) if known else 0
+    conflicts = await _note_conflicts(session, known) if known else []
     fresh = [row for row in rows.values() if row["id"] in new]
     used = {row["delivery_id"] for row in fresh} - {None}
     if used:
@@ -110,9 +116,26 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
     work = [row for row in fresh if row["status"] == WebhookStatus.PENDING]
     queued_ids: list[UUID] = []
     if work:
-        queued = await session.execute(_INSERT_OPERATIONS, [_operation_row(row) for row in work])
+        queued = await session.execute(
+            _INSERT_OPERATIONS, [_operation_row(row, traced[row["id"]]) for row in work]
+        )
         queued_ids = [row.id for row in queued]
-    return Stored(queued_ids, len(fresh), len(known), conflicts)
+    once_committed(session, lambda: _count(fresh, known, conflicts))
+    return Stored(queued_ids, len(fresh), len(known), len(conflicts))
+
+
+def _count(
+    fresh: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]], conflicts: Sequence[str]
+) -> None:
+    for row in fresh:
+        DELIVERIES.add(row["integration_type"], "accepted")
+        WEBHOOKS.add(row["integration_type"], "received")
+        if row["status"] != WebhookStatus.PENDING:
+            WEBHOOKS.add(row["integration_type"], row["status"].value)
+    for provider in conflicts:
+        DELIVERIES.add(provider, "conflict")
+    for provider, count in (Counter(row["integration_type"] for row in known) - Counter(conflicts)).items():
+        DELIVERIES.add(provider, "duplicate", by=count)
 
 
 Places = Mapping[tuple[str, str | UUID], Sequence[UUID]]  # venues by provider, and account or venue
@@ -209,21 +232,23 @@ def _event_row(
     }
 
 
-def _operation_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _operation_row(row: Mapping[str, Any], trace: str | None) -> dict[str, Any]:
     return {
         "venue_id": row["venue_id"],
         "integration_type": row["integration_type"],
         "operation_type": OperationType.RECONCILE,
         "entity_type": "webhook",
         "entity_id": row["record_id"],
-        "payload": {"webhookId": str(row["id"])},
+        "payload": traces.carried({"webhookId": str(row["id"])}, trace),
         "priority": Priority.CRITICAL,
         "idempotency_key": f"webhook:{row['id']}",
     }
 
 
-async def _note_conflicts(session: AsyncSession, known: Sequence[Mapping[str, Any]]) -> int:
-    """Keep events whose id came before with other content, for a person to see; returns how many are new."""
+async def _note_conflicts(session: AsyncSession, known: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keep events whose id came before with other content, for a person to see; returns the providers of
+    those that are new.
+    """
     rows = await session.execute(
         select(Webhook.integration_type, Webhook.external_id, Webhook.payload_hash).where(
             tuple_(Webhook.integration_type, Webhook.external_id).in_(
@@ -244,9 +269,10 @@ async def _note_conflicts(session: AsyncSession, known: Sequence[Mapping[str, An
         if before.get((row["integration_type"], row["external_id"])) != row["payload_hash"]
     }
     if not others:
-        return 0
+        return []
     written = await session.execute(_INSERT_EVENTS, list(others.values()))
-    return len(written.all())
+    providers = {row["id"]: row["integration_type"] for row in others.values()}
+    return [providers[row.id] for row in written]
 
 
 _INSERT_EVENTS = (
@@ -449,7 +475,7 @@ async def settle(
     session: AsyncSession, event_ids: Sequence[UUID], status: WebhookStatus, error: str | None = None
 ) -> None:
     """Write down what became of events."""
-    await session.execute(
+    settled = await session.scalars(
         update(Webhook)
         .where(Webhook.id.in_(event_ids))
         .values(
@@ -457,4 +483,13 @@ async def settle(
             error=error,
             processed_at=func.now() if status is not WebhookStatus.PENDING else None,
         )
+        .returning(Webhook.integration_type)
     )
+    providers = settled.all()
+
+    def count() -> None:
+        for provider in providers:
+            WEBHOOKS.add(provider, status.value)
+
+    if status is not WebhookStatus.PENDING:
+        once_committed(session, count)

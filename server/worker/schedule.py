@@ -43,6 +43,7 @@ from server.services import (
 )
 from server.services.operations import WAITING, lane_of
 from server.services.runs import schedule_next, sync_interval
+from server.telemetry.metrics import JOB_SECONDS
 from server.worker import relay
 from server.worker.context import WorkerContext
 
@@ -76,12 +77,16 @@ async def run_jobs(
 
 
 async def _repeat(context: WorkerContext, stopping: asyncio.Event, job: Job) -> None:
+    structlog.contextvars.bind_contextvars(job=job.name)  # this task's own
     while not stopping.is_set():
+        began, outcome = context.clock.monotonic(), "done"
         try:
             while await job.run(context) and job.backlog and not stopping.is_set():
                 pass
         except Exception as error:  # most often a store that is away
-            log.warning("job.failed", job=job.name, error=type(error).__name__)
+            outcome = "failed"
+            log.warning("job.failed", error=type(error).__name__)
+        JOB_SECONDS.observe(context.clock.monotonic() - began, job.name, outcome)
         try:
             async with asyncio.timeout(job.every):
                 await stopping.wait()
