@@ -4,6 +4,8 @@ A route is open only when it says `opt={"public": True}`, and answers a caller o
 names the caller's role: a route that says nothing answers nobody.
 """
 
+import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,15 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
+from litestar.types import Scope
 
 from server.errors import ForbiddenError, InvalidTokenError, TokenExpiredError, UnauthorizedError
 from server.settings import Settings
 
 ADMIN, VENUE_ADMIN, USER = "admin", "venue_admin", "user"
 LONGEST_ID = 255  # characters: what the audit log keeps
+KEPT_SECONDS = 60.0  # how long a token isn't verified again, at the most: never past its end
+MOST_KEPT = 10_000  # tokens
 IDENTIFIED = "caller"  # in a request's state: whom its token names, when that was looked at already
 
 PUBLIC: Mapping[str, Any] = {"public": True}
@@ -74,14 +79,39 @@ def authentication(settings: Settings) -> DefineMiddleware:
 
 def identify(connection: ASGIConnection[Any, Any, Any, Any], settings: Settings) -> Caller:
     """Return who is calling; raises UnauthorizedError without a token, and what `read_token` raises."""
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return identify_scope(connection.scope, settings)
+
+
+def identify_scope(scope: Scope, settings: Settings) -> Caller:
+    """Return who is calling, as `identify` does."""
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, token = given.decode("latin-1").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise UnauthorizedError("send a token: `Authorization: Bearer …`")
     return read_token(token.strip(), settings)
 
 
+# Tokens that were verified lately: whom they name, and until when that counts (in Unix time), by a hash of
+# the token and of what it was verified with. A token that was refused is verified again.
+_verified: dict[bytes, tuple[Caller, float]] = {}
+
+
 def read_token(token: str, settings: Settings) -> Caller:
     """Verify a token and return whom it names; raises InvalidTokenError or TokenExpiredError."""
+    proof = repr((settings.jwt_key.reveal(), settings.jwt_algorithm, settings.jwt_audience, token))
+    key, now = hashlib.sha256(proof.encode()).digest(), time.time()
+    known = _verified.get(key)
+    if known is not None and known[1] - KEPT_SECONDS <= now < known[1]:
+        return known[0]
+    caller, ends = _verify_token(token, settings)
+    if len(_verified) >= MOST_KEPT:
+        _verified.clear()
+    _verified[key] = caller, min(ends, now + KEPT_SECONDS)
+    return caller
+
+
+def _verify_token(token: str, settings: Settings) -> tuple[Caller, int]:
+    """Return whom a token names, and when it expires."""
     try:
         claims: dict[str, Any] = jwt.decode(
             token,
@@ -103,12 +133,13 @@ def read_token(token: str, settings: Settings) -> Caller:
             raise ValueError
         if len(str(identity)) > LONGEST_ID:
             raise ValueError
-        return Caller(
+        caller = Caller(
             id=str(identity),
             role=role,
             venues=frozenset(UUID(venue) for venue in venues),
             permissions=frozenset(str(permission) for permission in permissions),
         )
+        return caller, int(claims["exp"])
     except (ValueError, TypeError, AttributeError):
         raise InvalidTokenError("the token's claims can't be read") from None
 

@@ -12,14 +12,13 @@ from litestar.params import QueryParameter
 
 from engine.errors import ProviderError
 from server.api import schemas
-from server.api.dependencies import Shared
+from server.api.dependencies import Reading, Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, MANAGERS, PUBLIC, READERS, TOKEN, CallerRequest, identify
 from server.api.paths import PATH
 from server.api.schemas import ProviderName, VenueId
-from server.errors import IntegrationNotFoundError
-from server.services import health, integrations, overview, recovery
+from server.services import health, integrations, overview, recovery, views
 from server.telemetry.states import Readings
 
 TAGS = ["Health"]
@@ -59,18 +58,17 @@ TAGS = ["Health"]
     },
 )
 async def integration_health(
-    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, venue_id: VenueId
+    request: Request[Any, Any, Any],
+    context: Shared,
+    reads: Reading,
+    provider: ProviderName,
+    venue_id: VenueId,
 ) -> schemas.HealthAnswer:
     if not context.settings.public_health:
         identify(request, context.settings).require(venue_id)
     context.catalog.connector(provider)
-    async with context.sessions() as session:
-        try:
-            row = await integrations.get_integration(session, venue_id, provider)
-        except IntegrationNotFoundError:
-            row = None
-        measured = await health.measure(session, venue_id) if row else {}
-    return schemas.HealthAnswer(schemas.health_answer(row, measured.get(provider)))
+    view = await views.find_view(reads, venue_id, provider)
+    return schemas.HealthAnswer(schemas.health_answer(view))
 
 
 @get(

@@ -5,7 +5,7 @@ from litestar.enums import MediaType
 from litestar.openapi.spec import Example
 
 from server.api import schemas
-from server.api.dependencies import Acting, Shared
+from server.api.dependencies import Acting, Reading, Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, CallerRequest
@@ -22,7 +22,7 @@ from server.api.schemas import (
     page_meta,
     read_cursor,
 )
-from server.services import health, integrations, oauth
+from server.services import integrations, oauth, views
 
 TAGS = ["Integrations"]
 
@@ -76,21 +76,18 @@ _INTEGRATION = {
 )
 async def list_integrations(
     request: CallerRequest,
-    context: Shared,
+    reads: Reading,
     venue_id: VenueId,
     limit: Limit = 50,
     offset: Offset = 0,
     cursor: CursorText = None,
 ) -> schemas.IntegrationsAnswer:
     request.user.require(venue_id)
-    async with context.sessions() as session:
-        page = await integrations.list_integrations(
-            session, venue_id, limit=limit, offset=offset, after=read_cursor(cursor, [str])
-        )
-        measured = await health.measure(session, venue_id)
+    page = await views.list_views(
+        reads, venue_id, limit=limit, offset=offset, after=read_cursor(cursor, [str])
+    )
     return schemas.IntegrationsAnswer(
-        [schemas.integration(row, measured.get(row.integration_type)) for row in page.rows],
-        page_meta(page, limit, offset),
+        [schemas.integration(view) for view in page.rows], page_meta(page, limit, offset)
     )
 
 
@@ -112,14 +109,14 @@ async def list_integrations(
     },
 )
 async def get_integration(
-    request: CallerRequest, context: Shared, provider: ProviderName, venue_id: VenueId
+    request: CallerRequest, context: Shared, reads: Reading, provider: ProviderName, venue_id: VenueId
 ) -> schemas.IntegrationAnswer:
     request.user.require(venue_id)
     context.catalog.connector(provider)
-    async with context.sessions() as session:
-        row = await integrations.get_integration(session, venue_id, provider)
-        measured = await health.measure(session, venue_id)
-    return schemas.IntegrationAnswer(schemas.integration(row, measured.get(provider)))
+    view = await views.find_view(reads, venue_id, provider)
+    if view is None:
+        raise integrations.not_connected(provider)
+    return schemas.IntegrationAnswer(schemas.integration(view))
 
 
 @post(

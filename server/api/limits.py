@@ -9,12 +9,12 @@ is away nobody is refused.
 import asyncio
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 import structlog
-from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 
 from engine.clock import SystemClock
 from engine.ports import Clock
-from server.api.guards import IDENTIFIED, identify
+from server.api.guards import IDENTIFIED, identify_scope
 from server.api.paths import PATH
 from server.errors import TooManyRequestsError, UnauthorizedError
 from server.settings import Settings
@@ -38,14 +38,19 @@ RETRY_SECONDS = 1.0  # between two tries to reach it
 _PREFIXES = ((f"{PATH}/oauth/callback/", None), (f"{PATH}/admin/", ADMIN), (PATH, GENERAL))
 _KEY = "hub:requests"
 _COUNT = """
-local count = redis.call('INCR', KEYS[1])
-local left = redis.call('PTTL', KEYS[1])
-if left < 0 then
-    left = tonumber(ARGV[1])
-    redis.call('PEXPIRE', KEYS[1], left)
+local counted = {}
+for i, key in ipairs(KEYS) do
+    local count = redis.call('INCR', key)
+    local left = redis.call('PTTL', key)
+    if left < 0 then
+        left = tonumber(ARGV[1])
+        redis.call('PEXPIRE', key, left)
+    end
+    counted[i] = {count, left}
 end
-return {count, left}
+return counted
 """
+_MOST_AT_ONCE = 200  # requests in one question
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,10 @@ class Standing:
 
 
 class RequestCounts:
-    """The counts of all callers. `take` never fails: that Redis is away is no caller's concern."""
+    """The counts of all callers. `take` never fails: that Redis is away is no caller's concern.
+
+    Requests that come while Redis is asked share the next question.
+    """
 
     def __init__(self, redis: Redis, settings: Settings, *, clock: Clock | None = None) -> None:
         self.limits: Mapping[str, int] = {
@@ -75,32 +83,63 @@ class RequestCounts:
         self._clock = clock or SystemClock()
         self._away = False
         self._try_again = 0.0
+        self._waiting: list[tuple[str, asyncio.Future[tuple[int, int] | None]]] = []
+        self._asking: asyncio.Task[None] | None = None
 
     async def take(self, kind: str, caller: str) -> Standing | None:
         """Count one request; None when this kind has no limit or Redis doesn't answer."""
         limit = self.limits[kind]
-        now = self._clock.monotonic()
         if not limit:
             return None
-        if self._away and now < self._try_again:
-            UNCOUNTED.add(kind)
-            return None
-        self._try_again = now + RETRY_SECONDS  # one request finds out; the others don't wait for it
+        if self._away:
+            now = self._clock.monotonic()
+            if now < self._try_again:
+                UNCOUNTED.add(kind)
+                return None
+            self._try_again = now + RETRY_SECONDS  # one request finds out; the others don't wait for it
         # A caller may be a person: Redis needn't know which.
         key = f"{_KEY}:{kind}:{hashlib.sha256(caller.encode()).hexdigest()[:32]}"
+        counted: asyncio.Future[tuple[int, int] | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((key, counted))
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        found = await counted
+        if found is None:
+            UNCOUNTED.add(kind)
+            return None
+        return Standing(limit, found[0], max(1, ceil(found[1] / 1000)))
+
+    async def _ask(self) -> None:
+        some: list[tuple[str, asyncio.Future[tuple[int, int] | None]]] = []
+        try:
+            while self._waiting:
+                some, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+                counts = await self._counts([key for key, _ in some])
+                if counts is None:
+                    break
+                for (_, counted), found in zip(some, counts, strict=True):
+                    if not counted.done():  # whoever asked may have gone
+                        counted.set_result(found)
+        finally:  # whatever happened, nobody is kept
+            for _, counted in (*some, *self._waiting):
+                if not counted.done():
+                    counted.set_result(None)
+            self._waiting = []
+            self._asking = None
+
+    async def _counts(self, keys: Sequence[str]) -> Sequence[tuple[int, int]] | None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                count, left = await self._count(keys=[key], args=[self._window_ms])
+                found = await self._count(keys=keys, args=[self._window_ms])
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             if not self._away:
                 log.warning("requests.not_counted", error=type(error).__name__)
-            self._away = True
-            UNCOUNTED.add(kind)
+            self._away, self._try_again = True, self._clock.monotonic() + RETRY_SECONDS
             return None
         if self._away:
             log.info("requests.counted_again")
         self._away = False
-        return Standing(limit, int(count), max(1, ceil(int(left) / 1000)))
+        return [(int(count), int(left)) for count, left in found]
 
 
 class RateLimits(ASGIMiddleware):
@@ -129,7 +168,7 @@ class RateLimits(ASGIMiddleware):
             return f"{host} {scope['path_params'].get('provider')}"
         if not scope["route_handler"].opt.get("public"):
             try:
-                caller = identify(ASGIConnection(scope), self.settings)
+                caller = identify_scope(scope, self.settings)
             except UnauthorizedError:  # said later, to as many as the address may ask for
                 return host
             scope["state"][IDENTIFIED] = caller
@@ -144,6 +183,7 @@ def kind_of(scope: Scope) -> str | None:
     return next((kind for prefix, kind in _PREFIXES if scope["path"].startswith(prefix)), None)
 
 
+@lru_cache(maxsize=4096)
 def network(host: str | None) -> str:
     """Return whom an address belongs to: of IPv6, one subscriber has a whole network."""
     try:

@@ -21,7 +21,6 @@ from server.api.paths import PATH
 from server.db.models import (
     Direction,
     HealthStatus,
-    IntegrationConfig,
     IntegrationStatus,
     Operation,
     OperationStatus,
@@ -30,6 +29,7 @@ from server.db.models import (
 from server.errors import Detail, InvalidRequestError
 from server.services import health, syncs
 from server.services.integrations import Page, Revocation
+from server.services.views import View
 
 MOST_ROWS = 200
 MOST_SKIPPED = 1_000_000_000  # less than PostgreSQL's integer holds
@@ -724,7 +724,8 @@ class Readiness(Struct, frozen=True):
 # --- from what services return
 
 
-def integration(row: IntegrationConfig, measured: health.Health | None) -> Integration:
+def integration(row: View) -> Integration:
+    measured = row.measured
     return Integration(
         id=row.id,
         integration_type=row.integration_type,
@@ -831,7 +832,8 @@ def history_row(entry: syncs.HistoryEntry, provider: str, venue_id: UUID) -> His
     return HistoryRow(**{**row, "failures": failed_records(entry.failures, provider, venue_id)})
 
 
-def health_answer(row: IntegrationConfig | None, measured: health.Health | None) -> Health:
+def health_answer(row: View | None) -> Health:
+    measured = row.measured if row else None
     known = measured or health.Health(HealthStatus.UNKNOWN)
     return Health(
         status=HealthStatus.UNKNOWN if row is None else health.judge(row, measured),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from typing import Any, Protocol
 from uuid import UUID
 
 from redis.exceptions import RedisError
@@ -16,7 +17,7 @@ from server.db import migrate
 from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus
 
 # Rows of one run are its mappings. The last success may be older than a day; counts are of 24 hours.
-_MEASURE = text("""
+_MEASURE = """
 WITH runs AS (
     SELECT venue_id, integration_type,
            bool_or(status IN ('failed', 'dead_letter')) AS failed,
@@ -25,16 +26,16 @@ WITH runs AS (
            coalesce(sum(api_calls_made), 0) AS calls,
            min(started_at) > now() - interval '24 hours' AS recent
     FROM sync_logs
-    WHERE (CAST(:venue_id AS uuid) IS NULL OR venue_id = :venue_id)
+    WHERE {whose}
         AND started_at > now() - interval '30 days'
     GROUP BY venue_id, integration_type, coalesce(sync_id, id)
 ), waiting AS (
     SELECT venue_id, integration_type, count(*) AS depth FROM sync_queue
-    WHERE (CAST(:venue_id AS uuid) IS NULL OR venue_id = :venue_id) AND status IN ('pending', 'recovering')
+    WHERE {whose} AND status IN ('pending', 'recovering')
     GROUP BY venue_id, integration_type
 ), ending AS (
     SELECT venue_id, integration_type, refresh_expires_at AS ends_at FROM oauth_tokens
-    WHERE (CAST(:venue_id AS uuid) IS NULL OR venue_id = :venue_id)
+    WHERE {whose}
         AND refresh_expires_at <= now() + least(
             interval '14 days', refresh_expires_in * interval '500 milliseconds'
         )
@@ -51,7 +52,10 @@ SELECT venue_id, integration_type,
 FROM runs FULL JOIN waiting USING (venue_id, integration_type)
     FULL JOIN ending USING (venue_id, integration_type)
 GROUP BY venue_id, integration_type
-""")
+"""
+_MEASURE_ALL = text(_MEASURE.format(whose="true"))
+_MEASURE_VENUE = text(_MEASURE.format(whose="venue_id = :venue_id"))
+MEASURE = _MEASURE.format(whose="venue_id = $1")  # for a statement around it, whose first value is the venue
 
 # What `_MEASURE` and `judge` say, written down for every integration that nobody is at just now.
 _WRITE = text("""
@@ -181,25 +185,36 @@ async def write(session: AsyncSession) -> int:
 
 
 async def _measure(session: AsyncSession, venue_id: UUID | None) -> Mapping[tuple[UUID, str], Health]:
-    rows = await session.execute(_MEASURE, {"venue_id": venue_id})
-    found: dict[tuple[UUID, str], Health] = {}
-    for row in rows:
-        rate = 100 * row.successes / row.syncs if row.syncs else None
-        found[row.venue_id, row.integration_type] = Health(
-            _by_rate(rate, ends_soon=row.ends_at is not None),
-            None if rate is None else round(rate, 2),
-            None if row.took is None else round(row.took),
-            row.last_success_at,
-            row.last_failure_at,
-            row.syncs,
-            int(row.calls),
-            row.depth,
-            row.ends_at,
-        )
-    return found
+    statement = _MEASURE_ALL if venue_id is None else _MEASURE_VENUE
+    rows = await session.execute(statement, {"venue_id": venue_id} if venue_id else {})
+    return {(row.venue_id, row.integration_type): health_of(row._asdict()) for row in rows}
 
 
-def judge(integration: IntegrationConfig, measured: Health | None) -> HealthStatus:
+def health_of(row: Mapping[str, Any]) -> Health:
+    """Return what a row of `MEASURE` says."""
+    rate = 100 * row["successes"] / row["syncs"] if row["syncs"] else None
+    took = row["took"]
+    return Health(
+        _by_rate(rate, ends_soon=row["ends_at"] is not None),
+        None if rate is None else round(rate, 2),
+        None if took is None else round(took),
+        row["last_success_at"],
+        row["last_failure_at"],
+        row["syncs"],
+        int(row["calls"]),
+        row["depth"],
+        row["ends_at"],
+    )
+
+
+class Judged(Protocol):
+    """An integration, in whatever form it was read."""
+
+    @property
+    def status(self) -> IntegrationStatus: ...
+
+
+def judge(integration: Judged, measured: Health | None) -> HealthStatus:
     """Return an integration's health: one that can't work is unhealthy whatever its past."""
     if integration.status in (IntegrationStatus.ERROR, IntegrationStatus.SUSPENDED):
         return HealthStatus.UNHEALTHY

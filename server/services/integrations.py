@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import orjson
 import structlog
-from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -526,22 +526,6 @@ async def _forget_records(session: AsyncSession, venue_id: UUID, provider: str) 
 # --- list and get
 
 
-async def list_integrations(
-    session: AsyncSession, venue_id: UUID, *, limit: int, offset: int, after: tuple[str, ...] | None
-) -> Page:
-    """Return a venue's integrations by provider name."""
-    mine = select(IntegrationConfig).filter_by(venue_id=venue_id)
-    total = await session.scalar(select(func.count()).select_from(mine.subquery())) or 0
-    statement = mine.order_by(IntegrationConfig.integration_type).limit(limit + 1)
-    if after is not None:
-        statement = statement.where(tuple_(IntegrationConfig.integration_type) > tuple_(*after))
-    else:
-        statement = statement.offset(offset)
-    rows = (await session.scalars(statement)).all()
-    more = len(rows) > limit
-    return Page(rows[:limit], total, (rows[limit - 1].integration_type,) if more else None)
-
-
 async def get_integration(session: AsyncSession, venue_id: UUID, provider: str) -> IntegrationConfig:
     """Return an integration; raises IntegrationNotFoundError."""
     rows = await session.scalars(
@@ -549,8 +533,13 @@ async def get_integration(session: AsyncSession, venue_id: UUID, provider: str) 
     )
     integration = rows.one_or_none()
     if integration is None:
-        raise IntegrationNotFoundError(f"`{provider}` isn't connected at this venue")
+        raise not_connected(provider)
     return integration
+
+
+def not_connected(provider: str) -> IntegrationNotFoundError:
+    """Return the error for an integration that isn't there."""
+    return IntegrationNotFoundError(f"`{provider}` isn't connected at this venue")
 
 
 # --- disconnect

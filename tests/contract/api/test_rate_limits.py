@@ -322,3 +322,65 @@ async def test_a_redis_that_hangs_keeps_nobody(
 
     counts._count = cast(Any, hangs)
     assert await asyncio.wait_for(counts.take("general", "hangs"), 5) is None
+
+
+async def test_requests_that_come_at_once_are_counted_by_themselves(limited: Settings, hub: Hub) -> None:
+    counts = RequestCounts(hub.context.redis, limited)
+    callers = ["a", "b", "a", "c", "a", "b"]
+    found = await asyncio.gather(*(counts.take("general", each) for each in callers))
+    assert [(each.count, each.limit) for each in found if each] == [
+        (1, GENERAL),
+        (1, GENERAL),
+        (2, GENERAL),
+        (1, GENERAL),
+        (3, GENERAL),
+        (2, GENERAL),
+    ]
+
+
+async def test_requests_that_come_meanwhile_share_a_question(limited: Settings, hub: Hub) -> None:
+    counts, keys, asked = RequestCounts(hub.context.redis, limited), [], asyncio.Event()
+    script = counts._count
+
+    async def noted(**question: Any) -> Any:
+        keys.append(len(question["keys"]))
+        asked.set()
+        return await script(**question)
+
+    counts._count = cast(Any, noted)
+    first = asyncio.create_task(counts.take("general", "first"))
+    await asked.wait()
+    await asyncio.gather(first, *(counts.take("general", "later") for _ in range(9)))
+    assert keys == [1, 9]
+
+
+async def test_whoever_waits_for_a_redis_that_fails_is_let_go_with_the_first(
+    limited: Settings, hub: Hub
+) -> None:
+    counts, fail, asked = RequestCounts(hub.context.redis, limited), asyncio.Event(), asyncio.Event()
+    questions = 0
+
+    async def fails(**_: Any) -> Any:
+        nonlocal questions
+        questions += 1
+        asked.set()
+        await fail.wait()
+        raise ConnectionError
+
+    counts._count = cast(Any, fails)
+    first = asyncio.create_task(counts.take("general", "first"))
+    await asked.wait()
+    later = [asyncio.create_task(counts.take("general", "later")) for _ in range(3)]
+    await asyncio.sleep(0)
+    fail.set()
+    assert await asyncio.wait_for(asyncio.gather(first, *later), 5) == [None] * 4
+    assert questions == 1
+
+
+async def test_one_that_went_away_keeps_nobody(limited: Settings, hub: Hub) -> None:
+    counts = RequestCounts(hub.context.redis, limited)
+    gone = asyncio.create_task(counts.take("general", "gone"))
+    stays = asyncio.create_task(counts.take("general", "stays"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await asyncio.wait_for(stays, 5) is not None

@@ -269,7 +269,7 @@ async def test_an_unforeseen_fault_says_nothing_of_the_inside(
     async def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("password=hunter2 at /srv/secret.py")
 
-    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    monkeypatch.setattr("server.services.views.list_views", fail)
     answer = await hub.get(API, params={"venueId": str(OURS)})
     assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL_ERROR")
     assert "hunter2" not in answer.text
@@ -282,7 +282,7 @@ async def test_a_broken_vault_is_a_500_without_words(hub: Hub, monkeypatch: pyte
     async def fail(*_: Any, **__: Any) -> None:
         raise VaultError("there is no vault key `k7`")
 
-    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    monkeypatch.setattr("server.services.views.list_views", fail)
     answer = await hub.get(API, params={"venueId": str(OURS)})
     assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL_ERROR")
     assert "k7" not in answer.text
@@ -299,7 +299,7 @@ async def test_a_conflicting_change_is_409(hub: Hub, monkeypatch: pytest.MonkeyP
                 name=name,
             )
 
-    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    monkeypatch.setattr("server.services.views.list_views", fail)
     answer = await hub.get(API, params={"venueId": str(OURS)})
     assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT")
     assert "integration_configs" not in answer.text
@@ -309,7 +309,7 @@ async def test_a_database_that_is_away_is_503(hub: Hub, monkeypatch: pytest.Monk
     async def fail(*_: Any, **__: Any) -> None:
         raise ConnectionRefusedError("db.internal:5432")
 
-    monkeypatch.setattr("server.services.integrations.list_integrations", fail)
+    monkeypatch.setattr("server.services.views.list_views", fail)
     answer = await hub.get(API, params={"venueId": str(OURS)})
     assert (answer.status_code, answer.json()["code"]) == (503, "STORE_UNAVAILABLE")
     assert int(answer.headers["retry-after"]) >= 1

@@ -1,0 +1,79 @@
+"""Reads that are asked for most, straight over asyncpg: one statement each, no session and no transaction.
+
+A session costs several round trips and most of a request's time, which one statement doesn't need. Whatever
+writes, locks or reads twice takes a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import asyncpg
+import orjson
+from sqlalchemy import make_url
+
+from server.errors import StoreUnavailableError
+
+CONNECTIONS = 5
+STATEMENT_SECONDS = 10.0
+_AWAY = ("08", "53", "57")  # SQLSTATE classes: no connection, no resources, shut down or starting
+
+
+class Reads:
+    """A pool of its own. `async with` opens it; connections are made when they are first needed."""
+
+    def __init__(self, database_url: str, *, application_name: str, connections: int = CONNECTIONS) -> None:
+        self._url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+        self._name = application_name
+        self._connections = connections
+        self._pool: Any = None
+
+    async def __aenter__(self) -> Self:
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=0,
+            max_size=self._connections,
+            timeout=STATEMENT_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
+            init=_decode_json,
+            reset=_nothing,  # no statement here leaves anything behind, and it would cost a round trip
+            server_settings={"timezone": "UTC", "application_name": self._name},
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.terminate()
+
+    async def rows(self, statement: str, *values: Any) -> Sequence[asyncpg.Record]:
+        """Return what a statement finds; raises StoreUnavailableError when the database is away.
+
+        A connection that turns out to be dead is replaced once: the database may have started again.
+        """
+        try:
+            try:
+                return await self._fetch(statement, values)
+            except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionResetError):
+                return await self._fetch(statement, values)
+        except (asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
+            raise StoreUnavailableError("the database can't be reached") from error
+        except asyncpg.PostgresError as error:
+            if str(error.sqlstate).startswith(_AWAY):
+                raise StoreUnavailableError("the database can't be reached") from error
+            raise
+
+    async def _fetch(self, statement: str, values: Sequence[Any]) -> Sequence[asyncpg.Record]:
+        async with self._pool.acquire(timeout=STATEMENT_SECONDS) as connection:
+            found: Sequence[asyncpg.Record] = await connection.fetch(statement, *values)
+            return found
+
+
+async def _decode_json(connection: Any) -> None:
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=orjson.loads)
+
+
+async def _nothing(connection: Any) -> None:
+    return
