@@ -1,7 +1,7 @@
 """Connectors, mapping templates and the platform, read once when a process starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.diagnostics import did_you_mean
 from engine.documents import read_document
-from engine.manifest import Connector, Platform, load_connector, load_platform
+from engine.manifest import (
+    Connector,
+    Costs,
+    Platform,
+    PriceList,
+    load_connector,
+    load_platform,
+    load_price_list,
+)
 from engine.ports import Record
 from engine.templates import MappingTemplate, detect_template, load_templates
 from server.db.models import FieldMappingTemplate
@@ -29,6 +37,13 @@ class Catalog:
     connectors: Mapping[str, Connector]
     templates: Mapping[str, tuple[MappingTemplate, ...]]  # by connector
     platform: Platform
+    prices: PriceList = field(default_factory=PriceList)
+
+    def costs(self, provider: str) -> Costs | None:
+        """Return what a provider charges: by the operator's list, by its manifest, or as any other does."""
+        connector = self.connectors.get(provider)
+        own = connector.costs if connector else None
+        return self.prices.providers.get(provider) or own or self.prices.default
 
     def connector(self, name: str) -> Connector:
         """Return a connector; raises UnknownProviderError, which names the nearest one."""
@@ -59,7 +74,9 @@ def template_id(connector: str, name: str) -> UUID:
     return uuid5(_TEMPLATES, f"{connector}/{name}")
 
 
-def load_catalog(connectors_dir: Path, templates_dir: Path, platform: Path) -> Catalog:
+def load_catalog(
+    connectors_dir: Path, templates_dir: Path, platform: Path, prices: Path | None = None
+) -> Catalog:
     """Read every manifest and template; raises DocumentError with all that is wrong in the first bad file."""
     host = load_platform(platform)
     connectors: dict[str, Connector] = {}
@@ -72,7 +89,8 @@ def load_catalog(connectors_dir: Path, templates_dir: Path, platform: Path) -> C
         for name, connector in connectors.items()
         if (templates_dir / name).is_dir()
     }
-    return Catalog(MappingProxyType(connectors), MappingProxyType(templates), host)
+    listed = load_price_list(prices) if prices else PriceList()
+    return Catalog(MappingProxyType(connectors), MappingProxyType(templates), host, listed)
 
 
 async def store_templates(session: AsyncSession, catalog: Catalog) -> None:

@@ -1,5 +1,6 @@
 """What one process opens once and shares: settings, stores, the vault, the catalog, the HTTP client."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from server.keys import open_keys
 from server.metering import MeteredTransport
 from server.renewal import Renewals
 from server.settings import Settings, SettingsError
+from server.telemetry import traces
 from server.telemetry.calls import watch_calls
 from server.telemetry.counting import Flush, counting
 from server.vault import Vault
@@ -67,13 +69,17 @@ async def open_context(
         raise SettingsError(["DATABASE_URL and REDIS_URL must be set"])
     for remark in settings.remarks:
         log.warning("settings.without_effect", remark=remark)
-    catalog = load_catalog(settings.connectors_dir, settings.templates_dir, settings.platform)
+    catalog = load_catalog(
+        settings.connectors_dir, settings.templates_dir, settings.platform, settings.prices
+    )
     async with AsyncExitStack() as stack:
         pool: dict[str, Any] = {
             "application_name": application_name,
             "pool_size": connections,
             "max_overflow": 0,
         }
+        if settings.tracing:
+            stack.push_async_callback(asyncio.to_thread, traces.flush)
         engine = create_engine(settings.database_url, **pool)
         stack.push_async_callback(engine.dispose)
         platform = engine

@@ -47,6 +47,7 @@ _EXAMPLE = re.compile(r"<.*>|.*(change.?me|example|placeholder|your[-_ ]|dev-sec
 _APP_ID_SUFFIXES = ("_CLIENT_ID", "_APP_ID")
 _APP_SECRET_SUFFIXES = ("_CLIENT_SECRET", "_APP_SECRET")
 _WEBHOOK_SUFFIXES = ("_WEBHOOK_SECRET", "_WEBHOOK_SIGNATURE_KEY", "_WEBHOOK_TOKEN")
+_TRACES_GO_TO = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _DATABASE_SCHEMES = ("postgresql+asyncpg", "postgresql", "postgres")
 
 
@@ -90,9 +91,11 @@ class Settings:
     retention_days: int  # how long what ended well, and logs of syncs, are kept
     event_stream_length: int  # about how many events the Redis stream keeps; 0 for no stream
     rabbitmq_url: Secret | None
+    tracing: bool  # whether traces are sent, where OpenTelemetry's own variables say
     connectors_dir: Path
     templates_dir: Path
     platform: Path
+    prices: Path | None  # the operator's price list
     origin_overrides: Mapping[str, str]  # origin to origin; always empty in production
     jwt_algorithm: str  # HS256, RS256 or ES256
     jwt_key: Secret  # the shared secret, or the public key as PEM
@@ -408,6 +411,12 @@ VARIABLES: tuple[Variable, ...] = (
         "The manifest of the host platform.",
     ),
     Variable(
+        "HUB_PRICES",
+        _file,
+        None,
+        "A list of what providers charge for calls, for the cost report. Unset: as their manifests say.",
+    ),
+    Variable(
         "HUB_PUBLIC_HEALTH",
         _choice("true", "false"),
         "true",
@@ -492,6 +501,14 @@ VARIABLES: tuple[Variable, ...] = (
         "RabbitMQ: its exchange `integration.events` is then given every event. Needs the extra `rabbitmq`.",
     ),
     Variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        _text,
+        None,
+        "Where traces go, by OTLP over HTTP, such as `http://collector.internal:4318`. Needs the extra "
+        "`tracing`. Other variables of OpenTelemetry count as its SDK reads them: `OTEL_SERVICE_NAME`, "
+        "`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, `OTEL_SDK_DISABLED` and so on.",
+    ),
+    Variable(
         "HUB_ORIGIN_OVERRIDES",
         _origins,
         "",
@@ -573,6 +590,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"HUB_STATE can't keep development secrets: {error}")
     algorithm, jwt_key = _jwt(environ, values, made, problems)
     vault_keys = _vault_keys(environ, values, made, problems)
+    tracing = _tracing(environ, problems)
     if values["HUB_ENV"] == "production":
         problems += _weak_secrets(values, algorithm, jwt_key, vault_keys)
     if problems:
@@ -605,9 +623,11 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         retention_days=values["HUB_RETENTION_DAYS"],
         event_stream_length=values["HUB_EVENT_STREAM_LENGTH"],
         rabbitmq_url=Secret(values["RABBITMQ_URL"]) if values["RABBITMQ_URL"] else None,
+        tracing=tracing,
         connectors_dir=values["HUB_CONNECTORS_DIR"],
         templates_dir=values["HUB_TEMPLATES_DIR"],
         platform=values["HUB_PLATFORM"],
+        prices=values["HUB_PRICES"],
         origin_overrides=values["HUB_ORIGIN_OVERRIDES"],
         jwt_algorithm=algorithm,
         jwt_key=Secret(jwt_key),
@@ -626,6 +646,19 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             if value and name.endswith(_APP_ID_SUFFIXES + _APP_SECRET_SUFFIXES + _WEBHOOK_SUFFIXES)
         },
     )
+
+
+def _tracing(environ: Mapping[str, str], problems: list[str]) -> bool:
+    """Return whether the environment says where traces go, as OpenTelemetry's own SDK would read it."""
+    named = next((name for name in _TRACES_GO_TO if environ.get(name)), None)
+    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if named is None or disabled or environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+        return False
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter.otlp.proto.http") is None:
+        problems.append(
+            f"{named} needs OpenTelemetry: install integration-hub[tracing], or set OTEL_SDK_DISABLED=true"
+        )
+    return True
 
 
 def _connectors(folder: Path) -> list[str]:

@@ -41,9 +41,13 @@ def upgrade() -> None:
         """
     )
     op.execute("CREATE INDEX ix_integration_costs_period_start ON integration_costs (period_start)")
+    op.execute(
+        "CREATE INDEX ix_integration_costs_open ON integration_costs (period_end) WHERE closed_at IS NULL"
+    )
 
 
 def downgrade() -> None:
+    op.execute("DROP INDEX ix_integration_costs_open")
     op.execute("DROP INDEX ix_integration_costs_period_start")
     op.execute("ALTER TABLE integration_costs ALTER COLUMN data_synced_mb DROP EXPRESSION")
     op.execute(

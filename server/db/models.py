@@ -610,6 +610,7 @@ class IntegrationCost(Base):
     __table_args__ = (
         UniqueConstraint("venue_id", "integration_type", "period_start"),
         CheckConstraint("period_end >= period_start", name="period_in_order"),
+        Index("ix_integration_costs_open", "period_end", postgresql_where=text("closed_at IS NULL")),
     )
 
 

@@ -1,0 +1,350 @@
+"""What integrations used of their providers, what that costs, and what the month will have cost.
+
+`server.metering` counts calls and bytes by integration and month, in UTC. Prices come from the operator's
+price list, else from the provider's manifest, else from the list's default; without any, nothing is owed.
+
+PostgreSQL calculates, exactly: a month's steps are summed and then rounded to cents, half up, and so is what
+is due each month; a total is the sum of the two. An hour after its end a month is closed: then its costs are
+kept as they are, whatever prices are later.
+
+The forecast is of the month that runs: what was used so far, and for the days that are left the rate so far.
+The rate is that since the month began, as if a day at the last month's rate had gone before; without a last
+month, that since the first call, over a day at least. So no early morning is taken for a whole month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import orjson
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from engine.manifest import Costs
+from server.catalog import Catalog
+from server.db.models import IntegrationCost
+from server.errors import Detail, InvalidRequestError
+from server.services.paging import Page
+
+CLOSED_AT_ONCE = 1000  # months of integrations in one transaction
+ANY = ""  # the provider of the prices for those that have none of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the whole of the month that runs is expected to come to."""
+
+    api_calls: int
+    data_mb: Decimal
+    cost: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """What an integration used in the months asked for. `currency` is None where nothing has a price."""
+
+    venue_id: UUID
+    integration_type: str
+    total_api_calls: int
+    total_data_mb: Decimal
+    total_cost: Decimal
+    currency: str | None
+    forecast: Forecast | None  # without a call in the month that runs, or where that isn't asked for
+
+
+@dataclass(frozen=True, slots=True)
+class CostTotal:
+    """The sums of all rows in one currency, whatever page is shown."""
+
+    total_api_calls: int
+    total_data_mb: Decimal
+    total_cost: Decimal
+    currency: str | None
+    forecast: Forecast | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A page of rows, the totals of all of them, and the months looked at: first and last day."""
+
+    page: Page
+    totals: Sequence[CostTotal]
+    period_start: date
+    period_end: date
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """What an integration used in a month; `closed` once nothing changes it any more."""
+
+    period_start: date
+    period_end: date
+    api_calls: int
+    data_mb: Decimal
+    closed: bool
+
+
+# --- prices, as a statement's parameters
+
+
+def price_parameters(catalog: Catalog) -> dict[str, str]:
+    """Return all prices as the statements below take them."""
+    names = (*catalog.connectors, *catalog.prices.providers, ANY)
+    priced = {name: costs for name in names if (costs := catalog.costs(name)) is not None}
+    plans = [
+        {"provider": name, "currency": each.currency, "monthly": str(each.monthly)}
+        for name, each in priced.items()
+    ]
+    steps = [step for name, each in priced.items() for step in _steps(name, each)]
+    return {"plans": orjson.dumps(plans).decode(), "steps": orjson.dumps(steps).decode()}
+
+
+def _steps(provider: str, costs: Costs) -> Iterator[dict[str, Any]]:
+    for measure, steps in (("calls", costs.calls), ("megabytes", costs.megabytes)):
+        ends = (*(step.above for step in steps[1:]), None)
+        for step, end in zip(steps, ends, strict=True):
+            yield {
+                "provider": provider,
+                "measure": measure,
+                "above": step.above,
+                "up_to": end,
+                "price": str(step.price),
+            }
+
+
+_PRICES = """
+plans AS (
+    SELECT * FROM jsonb_to_recordset(CAST(:plans AS jsonb))
+        AS given(provider text, currency text, monthly numeric)
+),
+steps AS (
+    SELECT * FROM jsonb_to_recordset(CAST(:steps AS jsonb))
+        AS given(provider text, measure text, above numeric, up_to numeric, price numeric)
+)"""
+# The plan of an integration's provider, as `plan`: its own, or the one for any.
+_PLAN = f"""LEFT JOIN LATERAL (
+    SELECT * FROM plans WHERE plans.provider IN (costs.integration_type, '{ANY}')
+    ORDER BY plans.provider DESC LIMIT 1
+) AS plan ON true"""  # noqa: S608 - all of it is written here
+_BASE = "round(coalesce(plan.monthly, 0), 2)"
+
+
+def _overage(calls: str, megabytes: str) -> str:
+    """Write what numbers cost by the steps of `plan`: how many lie within each, at its price."""
+    return f"""(
+        SELECT round(coalesce(sum(
+            greatest(least(used.number, steps.up_to) - steps.above, 0) * steps.price
+        ), 0), 2)
+        FROM (VALUES ('calls', CAST({calls} AS numeric)), ('megabytes', CAST({megabytes} AS numeric)))
+            AS used(measure, number)
+        JOIN steps ON steps.measure = used.measure AND steps.provider = plan.provider
+    )"""  # noqa: S608 - the parts are the expressions below
+
+
+_MEGABYTES = "((costs.bytes_sent + costs.bytes_received) / 1000000.0)"
+
+# One row for each integration and currency; `f_` is the forecast's.
+_REPORT = f"""
+WITH {_PRICES},
+clock AS (
+    SELECT CAST(month AS date) AS month, CAST(month + interval '1 month' AS date) AS next_month,
+        CAST(month - interval '1 month' AS date) AS last_month,
+        CAST(extract(epoch FROM CAST(:now AS timestamptz) AT TIME ZONE 'UTC' - month) AS numeric) / 86400
+            AS gone
+    FROM date_trunc('month', CAST(:now AS timestamptz) AT TIME ZONE 'UTC') AS month
+),
+wanted AS (
+    SELECT costs.*, {_MEGABYTES} AS megabytes
+    FROM integration_costs AS costs
+    WHERE costs.period_start >= :first AND costs.period_start <= :last
+        AND (CAST(:venue AS uuid) IS NULL OR costs.venue_id = :venue)
+        AND (CAST(:provider AS varchar) IS NULL OR costs.integration_type = :provider)
+),
+paced AS (
+    SELECT costs.*,
+        CASE WHEN costs.period_start = clock.month
+            THEN clock.next_month - clock.month - clock.gone END AS left_over,
+        CASE
+            WHEN last.id IS NOT NULL THEN clock.gone + 1
+            ELSE greatest(clock.gone - CAST(
+                extract(epoch FROM costs.created_at AT TIME ZONE 'UTC' - clock.month) AS numeric) / 86400, 1)
+        END AS days,
+        coalesce(last.api_calls / CAST(clock.month - clock.last_month AS numeric), 0) AS last_calls,
+        coalesce((last.bytes_sent + last.bytes_received) / 1000000.0 / (clock.month - clock.last_month), 0)
+            AS last_megabytes
+    FROM wanted AS costs
+    CROSS JOIN clock
+    LEFT JOIN integration_costs AS last ON costs.period_start = clock.month
+        AND last.venue_id = costs.venue_id AND last.integration_type = costs.integration_type
+        AND last.period_start = clock.last_month
+),
+expected AS (
+    SELECT costs.*,
+        round(costs.api_calls + (costs.api_calls + costs.last_calls) / costs.days * costs.left_over)
+            AS f_calls,
+        costs.megabytes + (costs.megabytes + costs.last_megabytes) / costs.days * costs.left_over
+            AS f_megabytes
+    FROM paced AS costs
+),
+priced AS (
+    SELECT costs.venue_id, costs.integration_type, costs.api_calls, costs.megabytes, costs.f_calls,
+        costs.f_megabytes, coalesce(costs.currency, plan.currency, '') AS currency,
+        CASE WHEN costs.closed_at IS NOT NULL THEN coalesce(costs.total_cost, 0)
+            ELSE {_BASE} + {_overage("costs.api_calls", "costs.megabytes")} END AS cost,
+        CASE WHEN costs.f_calls IS NOT NULL
+            THEN {_BASE} + {_overage("costs.f_calls", "costs.f_megabytes")} END AS f_cost
+    FROM expected AS costs
+    {_PLAN}
+),
+rows AS (
+    SELECT venue_id, integration_type, currency, sum(api_calls) AS api_calls, sum(megabytes) AS megabytes,
+        sum(cost) AS cost, sum(f_calls) AS f_calls, sum(f_megabytes) AS f_megabytes, sum(f_cost) AS f_cost
+    FROM priced GROUP BY venue_id, integration_type, currency
+)
+"""  # noqa: S608 - all of it is written here
+_ROWS = text(
+    _REPORT
+    + """
+SELECT * FROM rows
+WHERE CAST(:after_venue AS uuid) IS NULL
+    OR (venue_id, integration_type, currency) > (:after_venue, :after_provider, :after_currency)
+ORDER BY venue_id, integration_type, currency
+LIMIT :limit OFFSET :offset
+"""
+)
+_TOTALS = text(
+    _REPORT
+    + """
+SELECT currency, count(*) AS number, sum(api_calls) AS api_calls, sum(megabytes) AS megabytes,
+    sum(cost) AS cost, sum(f_calls) AS f_calls, sum(f_megabytes) AS f_megabytes, sum(f_cost) AS f_cost
+FROM rows GROUP BY currency ORDER BY currency
+"""
+)
+_CLOSE = text(
+    f"""
+WITH {_PRICES},
+ended AS (
+    SELECT id FROM integration_costs AS costs
+    WHERE closed_at IS NULL AND period_end < CAST((:now - interval '1 hour') AT TIME ZONE 'UTC' AS date)
+    ORDER BY id LIMIT {CLOSED_AT_ONCE} FOR UPDATE SKIP LOCKED
+),
+priced AS (
+    SELECT costs.id, plan.currency, {_BASE} AS base, {_overage("costs.api_calls", _MEGABYTES)} AS overage
+    FROM integration_costs AS costs
+    JOIN ended ON ended.id = costs.id
+    {_PLAN}
+)
+UPDATE integration_costs AS costs
+SET base_cost = base, overage_cost = overage, total_cost = base + overage, currency = priced.currency,
+    included_in_plan = overage = 0, closed_at = :now, updated_at = :now
+FROM priced
+WHERE costs.id = priced.id AND costs.closed_at IS NULL
+RETURNING costs.id
+"""  # noqa: S608 - all of it is written here
+)
+
+
+# --- what is asked
+
+
+async def report(
+    session: AsyncSession,
+    catalog: Catalog,
+    *,
+    start: date | None,
+    end: date | None,
+    venue_id: UUID | None,
+    provider: str | None,
+    limit: int,
+    offset: int,
+    after: tuple[UUID, str, str] | None,
+    now: datetime | None = None,
+) -> Report:
+    """Return what integrations used, and cost, in all months that `start` to `end` touches.
+
+    Without `start` that is the month of `end`, without `end` up to the month that runs. Raises
+    InvalidRequestError for an end before the start.
+    """
+    now = now or datetime.now(UTC)
+    first, last = _months(start, end, now.astimezone(UTC).date())
+    given = {
+        **price_parameters(catalog),
+        "now": now,
+        "first": first,
+        "last": last,
+        "venue": venue_id,
+        "provider": provider,
+    }
+    totals = (await session.execute(_TOTALS, given)).mappings().all()
+    place = dict(zip(("after_venue", "after_provider", "after_currency"), after or (None,) * 3, strict=True))
+    skipped = {"limit": limit + 1, "offset": offset if after is None else 0}
+    found = (await session.execute(_ROWS, {**given, **place, **skipped})).mappings().all()
+    key = found[limit - 1] if len(found) > limit else None
+    rows = [CostRow(each["venue_id"], each["integration_type"], *_sums(each)) for each in found[:limit]]
+    return Report(
+        Page(
+            rows,
+            sum(each["number"] for each in totals),
+            (str(key["venue_id"]), key["integration_type"], key["currency"]) if key else None,
+        ),
+        [CostTotal(*_sums(each)) for each in totals],
+        first,
+        _end_of(last),
+    )
+
+
+def _sums(row: Mapping[Any, Any]) -> tuple[int, Decimal, Decimal, str | None, Forecast | None]:
+    forecast = None
+    if row["f_cost"] is not None:
+        forecast = Forecast(int(row["f_calls"]), _cents(row["f_megabytes"]), row["f_cost"])
+    return int(row["api_calls"]), _cents(row["megabytes"]), row["cost"], row["currency"] or None, forecast
+
+
+def _cents(number: Decimal) -> Decimal:
+    return number.quantize(Decimal("0.01"), "ROUND_HALF_UP")
+
+
+def _months(start: date | None, end: date | None, today: date) -> tuple[date, date]:
+    """Return the first days of the first and the last month that are asked for."""
+    if start is not None and end is not None and end < start:
+        raise InvalidRequestError(
+            "the end is before the start", [Detail("endDate", f"it must be {start} or later")]
+        )
+    last = end or max(start or today, today)
+    return (start or last).replace(day=1), last.replace(day=1)
+
+
+def _end_of(month: date) -> date:
+    """Return the last day of a month that begins then."""
+    return date.fromordinal(date(month.year + month.month // 12, month.month % 12 + 1, 1).toordinal() - 1)
+
+
+async def usage(
+    session: AsyncSession, venue_id: UUID, provider: str, *, limit: int, offset: int, after: date | None
+) -> Page:
+    """Return what an integration used by month, the newest first."""
+    cost = IntegrationCost
+    mine = select(cost).filter_by(venue_id=venue_id, integration_type=provider)
+    total = await session.scalar(select(func.count()).select_from(mine.subquery())) or 0
+    statement = mine.order_by(cost.period_start.desc()).limit(limit + 1)
+    statement = statement.offset(offset) if after is None else statement.where(cost.period_start < after)
+    rows = (await session.scalars(statement)).all()
+    months = [
+        Month(row.period_start, row.period_end, row.api_calls, row.data_synced_mb, row.closed_at is not None)
+        for row in rows[:limit]
+    ]
+    return Page(months, total, (str(months[-1].period_start),) if len(rows) > limit else None)
+
+
+async def close_months(session: AsyncSession, catalog: Catalog, *, now: datetime | None = None) -> int:
+    """Fix the costs of months that ended an hour ago or longer; returns how many there were, at most 1000.
+
+    Two that do it at once share the work.
+    """
+    given = {**price_parameters(catalog), "now": now or datetime.now(UTC)}
+    return len((await session.scalars(_CLOSE, given)).all())
