@@ -69,6 +69,8 @@ async def open_context(
         raise SettingsError(["DATABASE_URL and REDIS_URL must be set"])
     for remark in settings.remarks:
         log.warning("settings.without_effect", remark=remark)
+    if settings.tracing:
+        traces.configure_tracing(application_name)
     catalog = load_catalog(
         settings.connectors_dir, settings.templates_dir, settings.platform, settings.prices
     )

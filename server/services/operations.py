@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache
@@ -55,6 +55,7 @@ from server.db import exact_json
 from server.db.models import Operation, OperationStatus, OperationType, Priority
 from server.errors import QueueFullError
 from server.services import breaker, outbox
+from server.telemetry import traces
 
 LANES: tuple[str, ...] = tuple(priority.value.lower() for priority in Priority)  # most urgent first
 
@@ -114,7 +115,7 @@ class Claim:
     owner: str
     fencing_token: int
     lease: timedelta
-    queued_at: datetime | None = None
+    queued_at: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ async def enqueue(
             operation_type=operation_type,
             entity_type=entity_type,
             entity_id=entity_id,
-            payload=dict(payload),
+            payload=traces.carried(payload),
             priority=priority,
             idempotency_key=idempotency_key,
             run_id=run_id,
@@ -200,7 +201,10 @@ async def enqueue_many(session: AsyncSession, wanted: Sequence[Wanted]) -> list[
     """
     written: list[Due] = []
     for start in range(0, len(wanted), ENQUEUED_AT_ONCE):
-        some = [asdict(each) for each in wanted[start : start + ENQUEUED_AT_ONCE]]
+        some = [
+            {**asdict(each), "payload": traces.carried(each.payload)}
+            for each in wanted[start : start + ENQUEUED_AT_ONCE]
+        ]
         rows = await session.execute(_ENQUEUE_MANY, {"wanted": exact_json.dumps(some)})
         written += [_due(row) for row in rows]
     return written

@@ -1,6 +1,6 @@
 """Traces: one from a request over the operation it queued to the calls a worker makes of it.
 
-Nothing of OpenTelemetry is imported unless the environment names where traces go; until then `span` and
+Nothing of OpenTelemetry is imported unless the settings say that traces are sent; until then `span` and
 `called` return at once. A span holds names, ids, statuses and times: a path as its route or manifest writes
 it, never a query, a header, a body or the text of an error.
 """
@@ -23,7 +23,6 @@ Value: TypeAlias = str | int | float | bool
 SERVICE = "integration-hub"
 TRACEPARENT = "traceparent"  # W3C's header, and its name in an operation's payload
 FLUSH_MILLIS = 5000
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +41,6 @@ _tracing: _Tracing | None = None
 def tracing() -> bool:
     """Tell whether anything is traced in this process."""
     return _tracing is not None
-
-
-def wanted(environ: Mapping[str, str]) -> bool:
-    """Tell whether the environment says where traces go, by OpenTelemetry's own variables."""
-    return (
-        any(environ.get(name) for name in ENDPOINTS)
-        and environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
-        and environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none"
-    )
 
 
 def configure_tracing(process: str, processor: Callable[[], SpanProcessor] | None = None) -> None:
