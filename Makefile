@@ -75,8 +75,8 @@ LOCK := pip compile pyproject.toml --universal --python-version 3.11 --generate-
 	--no-annotate --no-header $(ARGS)
 .PHONY: lock
 lock: $(STAMP) ## resolve the dependencies again; ARGS=--upgrade for the newest
-	$(UV) $(LOCK) --extra embedded --extra aws --extra rabbitmq --output-file requirements.lock
-	$(UV) $(LOCK) --extra embedded --extra aws --extra rabbitmq --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(UV) $(LOCK) --extra embedded --extra aws --extra rabbitmq --extra tracing --output-file requirements.lock
+	$(UV) $(LOCK) --extra embedded --extra aws --extra rabbitmq --extra tracing --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 
 $(STAMP): requirements-dev.lock pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed, as one of $(CANDIDATES) or as PYTHON=..." >&2; exit 1; }
