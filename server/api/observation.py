@@ -10,7 +10,8 @@ from typing import Any
 
 import structlog
 from litestar import Request
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from server.api.errors import request_id, shown_path
 from server.api.guards import Caller
@@ -39,7 +40,7 @@ class Observation:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
@@ -76,7 +77,7 @@ class Observation:
             structlog.contextvars.unbind_contextvars(*_ABOUT)
 
 
-def _parent(scope: Scope) -> str | None:
+def _parent(scope: HTTPScope) -> str | None:
     """Return the trace that a caller goes on with; of those without a token nobody's word is taken."""
     if not traces.tracing():
         return None
@@ -85,7 +86,7 @@ def _parent(scope: Scope) -> str | None:
     return given.decode("latin-1") if given else None
 
 
-def _describe(span: Any, scope: Scope, status: int) -> None:
+def _describe(span: Any, scope: HTTPScope, status: int) -> None:
     """Say in a span what was asked for and answered: by the route, whose path holds no id and no secret."""
     route = str(scope.get("path_template") or NO_ROUTE)
     span.update_name(f"{scope['method']} {route}")

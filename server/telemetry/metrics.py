@@ -107,6 +107,10 @@ LEDGER_AGE = State(
 )
 OUTBOX = State("integration_outbox_waiting", "Outbound events that nobody was told yet.")
 OUTBOX_AGE = State("integration_outbox_oldest_seconds", "How long the oldest of them has been due.")
+READABLE = State(
+    "integration_states_readable",
+    "1, or 0 while PostgreSQL can't be asked: then the other states are missing.",
+)
 
 # --- what happens
 
@@ -191,7 +195,7 @@ METRICS: tuple[Metric, ...] = (
     *(LEDGER, LEDGER_AGE, LANE_SECONDS, OPERATION_SECONDS),
     *(CALL_SECONDS, BUDGET_SECONDS, TOKENS, HEALS),
     *(DELIVERIES, INTAKE_SECONDS, OUTBOX, OUTBOX_AGE),
-    *(REQUEST_SECONDS, REFUSED, UNCOUNTED, JOB_SECONDS),
+    *(REQUEST_SECONDS, REFUSED, UNCOUNTED, JOB_SECONDS, READABLE),
 )
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -17,6 +18,7 @@ from prometheus_client.metrics_core import (
 )
 from redis.asyncio import Redis
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from server.telemetry.counting import Flush, read_counts
@@ -31,6 +33,7 @@ from server.telemetry.metrics import (
     OUTBOX_AGE,
     PLAIN,
     QUEUE_DEPTH,
+    READABLE,
     SUM,
     Counter,
     Counts,
@@ -39,16 +42,18 @@ from server.telemetry.metrics import (
     State,
 )
 
+log = structlog.get_logger(__name__)
+
 States: TypeAlias = dict[str, dict[Labels, float]]  # by metric, and its labels' values
 
 KEPT_SECONDS = 5.0  # states: several who ask at once get the same
-LONGEST = "5s"
+LONGEST_SECONDS = 5
 _WAITING = ("pending", "recovering")
 _AGING = (*_WAITING, "processing")
 _HEALTH_VALUES = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
 _PRIORITIES = ("CRITICAL", "HIGH", "NORMAL", "LOW")
 
-_LIMIT = text(f"SET LOCAL statement_timeout = '{LONGEST}'")
+_LIMIT = text(f"SET LOCAL statement_timeout = '{LONGEST_SECONDS}s'")
 _CONNECTIONS = text("SELECT integration_type, status::text, count(*) FROM integration_configs GROUP BY 1, 2")
 _HEALTH = text(
     "SELECT integration_type, venue_id::text, health_status::text FROM integration_configs"
@@ -69,8 +74,10 @@ _OUTBOX = text(
 async def read_states(session: AsyncSession) -> States:
     """Return every metric of kind `State`."""
     await session.execute(_LIMIT)
-    connections = {(row[0], row[1]): float(row[2]) for row in await session.execute(_CONNECTIONS)}
-    health = {
+    connections: dict[Labels, float] = {
+        (row[0], row[1]): float(row[2]) for row in await session.execute(_CONNECTIONS)
+    }
+    health: dict[Labels, float] = {
         (row[0], row[1]): _HEALTH_VALUES[row[2]]
         for row in await session.execute(_HEALTH)
         if row[2] in _HEALTH_VALUES
@@ -107,15 +114,22 @@ class Readings:
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def text(self) -> bytes:
-        """Return every metric in Prometheus' text format; raises what PostgreSQL does when it is away."""
+        """Return every metric in Prometheus' text format: without states while PostgreSQL is away."""
         async with self._reading:
             if time.monotonic() - self._read_at >= self.kept:
-                async with self.sessions() as session:
-                    self._states = await read_states(session)
+                self._states = await self._read()
                 self._read_at = time.monotonic()
         await self.flush.try_flush()  # what this process counted is there at once
         counts = await read_counts(self.redis)
         return await asyncio.to_thread(render, self._states, counts)  # thousands of lines: others go on
+
+    async def _read(self) -> States:
+        try:
+            async with asyncio.timeout(LONGEST_SECONDS), self.sessions() as session:
+                return {**await read_states(session), READABLE.name: {(): 1.0}}
+        except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
+            log.warning("metrics.states_not_read", error=type(error).__name__)
+            return {READABLE.name: {(): 0.0}}
 
 
 class _Measured:
