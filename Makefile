@@ -71,12 +71,13 @@ work: $(STAMP) ## run one worker on DATABASE_URL and REDIS_URL
 bench: $(STAMP) ## measure speed and memory against hand-written equivalents
 	@exec $(BIN)/python -m tests.load $(ARGS)
 
-LOCK := pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+LOCK := pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --no-header $(ARGS)
 .PHONY: lock
 lock: $(STAMP) ## resolve the dependencies again; ARGS=--upgrade for the newest
-	$(UV) $(LOCK) --extra embedded --extra aws --extra rabbitmq --extra tracing --output-file requirements.lock
-	$(UV) $(LOCK) --extra embedded --extra aws --extra rabbitmq --extra tracing --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(UV) $(LOCK) pyproject.toml --extra aws --extra rabbitmq --extra tracing --output-file requirements.lock
+	$(UV) $(LOCK) pyproject.toml --extra embedded --extra aws --extra rabbitmq --extra tracing --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	echo hatchling | $(UV) $(LOCK) - --constraint requirements-dev.lock --output-file requirements-build.lock
 
 $(STAMP): requirements-dev.lock pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed, as one of $(CANDIDATES) or as PYTHON=..." >&2; exit 1; }

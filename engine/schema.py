@@ -10,15 +10,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed, nearest
 from engine.documents import Document, Steps
+from engine.shipped import shipped
 
 Found = tuple[Diagnostic, Steps]
 
-SCHEMAS = Path(__file__).parent.parent / "schemas"
+SCHEMAS = shipped("schemas")
 
 TYPE_WORDS: Mapping[str, str] = {
     "string": "text",

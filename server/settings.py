@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from engine.errors import HubError
 from engine.ports import Secret
+from engine.shipped import shipped
 from engine.transport import parse_overrides
 from server import environment as surroundings
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 Environment = Literal["development", "test", "production"]
 
-_PROJECT = Path(__file__).resolve().parent.parent
 _JWT_SECRET_BYTES = 32
 _VAULT_KEY_BYTES = 32
 _SECRETS = "secrets.json"  # of development, in the state folder
@@ -398,16 +398,14 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "HUB_STATE", _new_folder, ".hub", "The folder for embedded stores, logs and development secrets."
     ),
+    Variable("HUB_CONNECTORS_DIR", _folder, str(shipped("connectors")), "The folder of connector manifests."),
     Variable(
-        "HUB_CONNECTORS_DIR", _folder, str(_PROJECT / "connectors"), "The folder of connector manifests."
-    ),
-    Variable(
-        "HUB_TEMPLATES_DIR", _folder, str(_PROJECT / "mapping-templates"), "The folder of mapping templates."
+        "HUB_TEMPLATES_DIR", _folder, str(shipped("mapping-templates")), "The folder of mapping templates."
     ),
     Variable(
         "HUB_PLATFORM",
         _file,
-        str(_PROJECT / "connectors" / "platform.yaml"),
+        str(shipped("connectors") / "platform.yaml"),
         "The manifest of the host platform.",
     ),
     Variable(

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from alembic import command
@@ -13,11 +12,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.shipped import shipped
 from server.db.engine import create_engine
 
 T = TypeVar("T")
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
+SCRIPTS = shipped("migrations")
 
 
 def _ours(item: Any, name: str | None, kind: str, reflected: bool, model: Any) -> bool:
