@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -37,6 +38,7 @@ from engine.transport import encode_body, encode_query, origin_of, with_query
 
 T = TypeVar("T")
 
+LONGEST_WINDOW = 31 * 86_400.0  # seconds that a count of calls may be for
 UNCOUNTED = 1000.0  # calls a second where only the answers say how many are left
 HEADERS: Mapping[str, str] = {
     "Accept": "application/json",
@@ -54,6 +56,15 @@ class CallReport:
     seconds: float
     bytes: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a provider said is left of the account's calls, when it did, and when there will be more."""
+
+    remaining: int
+    said_at: datetime
+    resets_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +158,8 @@ class Caller:
     ) -> None:
         self.calls = 0
         self.bytes_read = 0
+        self.quota: Quota | None = None  # as the last answer that told one had it
+        self.answered_in: float | None = None  # seconds, the last answer
         self._connector = connector
         self._credentials = credentials
         self._http = http
@@ -333,6 +346,7 @@ class Caller:
                 if self._on_call is not None:
                     seconds = self._clock.monotonic() - started
                     self._on_call(CallReport(label, status, seconds, size, attempt))
+        self.answered_in = self._clock.monotonic() - started
         await self._lower(account, response.headers)
         return Answer(status, response.headers, _decode(raw, status), size)
 
@@ -342,9 +356,12 @@ class Caller:
         remaining = read_number(headers.get(places.remaining.name)) if places else None
         if places is None or remaining is None:
             return
-        said = headers.get(places.reset.name) if places.reset else None
-        wait = read_number(said) if places.reset_is == "seconds" else read_wait(said, self._clock.now())
-        await self._limiter.lower(account.budget, max(0, int(remaining)), wait)
+        said, now = headers.get(places.reset.name) if places.reset else None, self._clock.now()
+        wait = read_number(said) if places.reset_is == "seconds" else read_wait(said, now)
+        left = max(0, int(remaining))
+        resets_at = None if wait is None else now + timedelta(seconds=min(max(wait, 0), LONGEST_WINDOW))
+        self.quota = Quota(left, now, resets_at)
+        await self._limiter.lower(account.budget, left, wait)
 
     async def download(self, label: str, url: str) -> bytes:
         """Return a file from wherever it lies, fetched without credentials; its address is the permission.

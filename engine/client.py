@@ -12,7 +12,7 @@ import httpx
 
 from engine.auth import check_kept
 from engine.batching import Write, WriteGroup, split
-from engine.caller import Answer, Caller, CallReport, whole
+from engine.caller import Answer, Caller, CallReport, Quota, whole
 from engine.calls import Request
 from engine.clock import SystemClock
 from engine.errors import ManifestError, NothingFoundError, ProviderError
@@ -30,6 +30,7 @@ __all__ = [
     "CallReport",
     "Ceilings",
     "ProviderClient",
+    "Quota",
     "ReadBatch",
     "ReadRecord",
     "Write",
@@ -86,6 +87,16 @@ class ProviderClient:
     def bytes_read(self) -> int:
         """How many bytes the answers had, as sent."""
         return self._caller.bytes_read
+
+    @property
+    def quota(self) -> Quota | None:
+        """What the provider last said is left of the account's calls, where the manifest says how it does."""
+        return self._caller.quota
+
+    @property
+    def answered_in(self) -> float | None:
+        """How many seconds the provider took for its last answer; waits for a turn aren't counted."""
+        return self._caller.answered_in
 
     async def check(self) -> None:
         """Make the manifest's cheap call, which proves that the credentials work."""

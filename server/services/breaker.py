@@ -19,7 +19,19 @@ from enum import StrEnum
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import FromClause, Interval, Table, bindparam, case, exists, func, null, select, update
+from sqlalchemy import (
+    FromClause,
+    Integer,
+    Interval,
+    Table,
+    bindparam,
+    case,
+    exists,
+    func,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -90,7 +102,8 @@ def changes(what: Heard) -> Mapping[str, Any]:
         return {"answered_at": func.now(), **_CLOSED}
     row = _CONFIG.c
     failures = row.circuit_failures + 1
-    threshold, wait = bindparam("circuit_threshold"), bindparam("circuit_wait", type_=Interval())
+    threshold: ColumnElement[int] = bindparam("circuit_threshold", type_=Integer())
+    wait: ColumnElement[timedelta] = bindparam("circuit_wait", type_=Interval())
     doublings = func.least(failures - threshold, _MOST_DOUBLINGS)
     seconds = func.least(wait * func.pow(2, doublings), LONGEST_WAIT)
     until = func.now() + seconds * (1 + _SPREAD * (func.random() - 0.5))

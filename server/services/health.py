@@ -57,83 +57,43 @@ _MEASURE_ALL = text(_MEASURE.format(whose="true"))
 _MEASURE_VENUE = text(_MEASURE.format(whose="venue_id = :venue_id"))
 MEASURE = _MEASURE.format(whose="venue_id = $1")  # for a statement around it, whose first value is the venue
 
-# What `_MEASURE` and `judge` say, written down for every integration that nobody is at just now.
+# What syncs of 24 hours came to and what waits, written down for all integrations together.
 _WRITE = text("""
-WITH integrations AS (
-    SELECT id, venue_id, integration_type, status FROM integration_configs
-    ORDER BY health_checked_at NULLS FIRST LIMIT :limit
-    FOR NO KEY UPDATE SKIP LOCKED
-), runs AS (
-    SELECT venue_id, integration_type,
-           bool_or(status IN ('failed', 'dead_letter')) AS failed,
-           extract(epoch FROM max(completed_at) - min(started_at)) * 1000 AS took,
-           max(completed_at) AS completed_at,
-           coalesce(sum(api_calls_made), 0) AS calls
-    FROM sync_logs
-    WHERE started_at > now() - interval '24 hours'
-    GROUP BY venue_id, integration_type, coalesce(sync_id, id)
-), done AS (
-    SELECT venue_id, integration_type, count(*) AS syncs,
-           count(*) FILTER (WHERE NOT failed) AS successes,
-           round(avg(took)) AS took,
-           max(completed_at) FILTER (WHERE NOT failed) AS last_success_at,
-           max(completed_at) FILTER (WHERE failed) AS last_failure_at,
-           sum(calls) AS calls
-    FROM runs GROUP BY venue_id, integration_type
+WITH done AS (
+    SELECT venue_id, integration_type, sum(syncs) AS syncs, sum(syncs - failed) AS successes,
+        sum(api_calls) AS calls, sum(duration_ms) / nullif(sum(timed), 0) AS took
+    FROM sync_rollups WHERE width = 'hour' AND bucket > now() - interval '24 hours'
+    GROUP BY venue_id, integration_type
 ), waiting AS (
     SELECT venue_id, integration_type, count(*) AS depth, min(queued_at) AS oldest FROM sync_queue
     WHERE status IN ('pending', 'recovering')
     GROUP BY venue_id, integration_type
-), measured AS (
-    SELECT id, venue_id, integration_type, status, syncs, successes, took, last_success_at, last_failure_at,
-           calls, depth, oldest, 100.0 * successes / syncs AS rate,
-           EXISTS (
-               SELECT FROM oauth_tokens AS token
-               WHERE token.venue_id = integrations.venue_id
-                   AND token.integration_type = integrations.integration_type
-                   AND token.refresh_expires_at <= now() + least(
-                       interval '14 days', token.refresh_expires_in * interval '500 milliseconds'
-                   )
-           ) AS ending
-    FROM integrations
+)
+INSERT INTO integration_health AS known (
+    venue_id, integration_type, success_rate, average_sync_time_ms, last_success_at, last_failure_at,
+    sync_count_24h, success_count_24h, failure_count_24h, api_calls_24h, queue_depth, oldest_queue_item_at
+)
+SELECT venue_id, integration_type, 100.0 * successes / nullif(syncs, 0), took, config.last_sync_at,
+    config.last_error_at, coalesce(syncs, 0), coalesce(successes, 0), coalesce(syncs - successes, 0),
+    coalesce(calls, 0), coalesce(depth, 0), oldest
+FROM integration_configs AS config
     LEFT JOIN done USING (venue_id, integration_type)
     LEFT JOIN waiting USING (venue_id, integration_type)
-), written AS (
-    INSERT INTO integration_health AS known (
-        venue_id, integration_type, success_rate, average_sync_time_ms, last_success_at, last_failure_at,
-        sync_count_24h, success_count_24h, failure_count_24h, api_calls_24h, queue_depth, oldest_queue_item_at
-    )
-    SELECT venue_id, integration_type, rate, took, last_success_at, last_failure_at,
-        coalesce(syncs, 0), coalesce(successes, 0), coalesce(syncs - successes, 0), coalesce(calls, 0),
-        coalesce(depth, 0), oldest
-    FROM measured
-    ON CONFLICT (venue_id, integration_type) DO UPDATE SET
-        success_rate = excluded.success_rate,
-        average_sync_time_ms = excluded.average_sync_time_ms,
-        last_success_at = coalesce(excluded.last_success_at, known.last_success_at),
-        last_failure_at = coalesce(excluded.last_failure_at, known.last_failure_at),
-        sync_count_24h = excluded.sync_count_24h,
-        success_count_24h = excluded.success_count_24h,
-        failure_count_24h = excluded.failure_count_24h,
-        api_calls_24h = excluded.api_calls_24h,
-        queue_depth = excluded.queue_depth,
-        oldest_queue_item_at = excluded.oldest_queue_item_at,
-        calculated_at = now()
-)
-UPDATE integration_configs AS config SET
-    health_checked_at = now(),
-    health_status = CAST(CASE
-        WHEN measured.status IN ('error', 'suspended') THEN 'unhealthy'
-        WHEN measured.status <> 'connected' THEN 'unknown'
-        WHEN rate < 50 THEN 'unhealthy'
-        WHEN rate < 90 OR ending THEN 'degraded'
-        WHEN rate IS NULL THEN 'unknown'
-        ELSE 'healthy'
-    END AS health_status)
-FROM measured WHERE config.id = measured.id
-RETURNING config.id
+ON CONFLICT (venue_id, integration_type) DO UPDATE SET
+    success_rate = excluded.success_rate,
+    average_sync_time_ms = excluded.average_sync_time_ms,
+    last_success_at = greatest(excluded.last_success_at, known.last_success_at),
+    last_failure_at = greatest(excluded.last_failure_at, known.last_failure_at),
+    sync_count_24h = excluded.sync_count_24h,
+    success_count_24h = excluded.success_count_24h,
+    failure_count_24h = excluded.failure_count_24h,
+    api_calls_24h = excluded.api_calls_24h,
+    queue_depth = excluded.queue_depth,
+    oldest_queue_item_at = excluded.oldest_queue_item_at,
+    calculated_at = now()
+RETURNING id
 """)
-_AT_ONCE = 10_000  # integrations, those measured longest ago first
+_ALONE = text("SELECT pg_try_advisory_xact_lock(hashtextextended('health numbers', 0))")
 _LONGEST = "60s"
 
 
@@ -179,9 +139,14 @@ async def statuses(session: AsyncSession) -> Sequence[tuple[str, UUID, HealthSta
 
 
 async def write(session: AsyncSession) -> int:
-    """Write down how all integrations are doing, and what they did in 24 hours; returns how many."""
+    """Write down what all integrations did in 24 hours, as far as it is rolled up; returns how many.
+
+    Nothing while another process does. The hour that began 24 hours ago is left out.
+    """
     await session.execute(text(f"SET LOCAL statement_timeout = '{_LONGEST}'"))
-    return len((await session.scalars(_WRITE, {"limit": _AT_ONCE})).all())
+    if not await session.scalar(_ALONE):
+        return 0
+    return len((await session.scalars(_WRITE)).all())
 
 
 async def _measure(session: AsyncSession, venue_id: UUID | None) -> Mapping[tuple[UUID, str], Health]:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from server.db.models import HealthStatus, IntegrationStatus
-from server.services import health, tokens
+from server.services import conditions, health, tokens
 from server.settings import read_settings
 from server.worker import schedule
 from server.worker.context import WorkerContext, open_worker_context
@@ -253,6 +253,7 @@ async def test_a_refresh_token_of_a_short_life_is_not_always_near_its_end(
     async with context.sessions.begin() as session:
         told = {venue: status for _, venue, status in await health.statuses(session)}
         assert await health.write(session) == 2
+        assert await conditions.judge_some(session) == 2
     assert told.pop(near) == HealthStatus.DEGRADED
     assert set(told.values()) == {HealthStatus.UNKNOWN}
     async with context.sessions() as session:
