@@ -22,6 +22,7 @@ from server.api import (
     oauth,
     privacy,
     schemas,
+    subscribers,
     syncs,
     tokens,
     vault,
@@ -62,6 +63,7 @@ HANDLERS = (
     *privacy.HANDLERS,
     *vault.HANDLERS,
     *webhooks.HANDLERS,
+    *subscribers.HANDLERS,
 )
 _PAGES = {**PUBLIC, "any_query": True}
 API_VERSION = "1.0.0"  # of the interface: a breaking change gets a path of its own
@@ -168,6 +170,7 @@ def _openapi() -> Description:
             Tag("Syncs", "Start, follow and stop syncs."),
             Tag("Mappings", "Which of a venue's fields are which of the provider's."),
             Tag("Webhooks", "What providers send, and what became of it."),
+            Tag("Events", "Who is told of what happens here, and what became of telling them."),
             Tag("Health", "How integrations and the service itself are doing."),
             Tag("Administration", "What administrators of the platform see and do across venues."),
             Tag("Audit and privacy", "Who did what; a venue's data as a file, and erasing it."),
