@@ -13,7 +13,6 @@ from typing import Self
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -22,7 +21,7 @@ from server.db.engine import is_unstorable
 from server.errors import StoreUnavailableError
 from server.services import webhooks
 from server.services.webhooks import Arrival
-from server.worker.relay import announce_all
+from server.worker.relay import announce
 
 log = structlog.get_logger(__name__)
 
@@ -111,10 +110,6 @@ class Intake:
             if not each.stored.done():
                 each.stored.set_result(None)
         if stored.operations:
-            try:
-                await announce_all(self._redis, stored.operations, "critical")
-            except (RedisError, OSError) as error:  # a sweep announces them
-                count = len(stored.operations)
-                log.warning("relay.announce_failed", operations=count, error=type(error).__name__)
+            await announce(self._redis, stored.operations)
         if stored.conflicts:
             log.warning("webhooks.conflict", events=stored.conflicts)

@@ -74,6 +74,9 @@ class Settings:
     log_level: str
     public_health: bool  # whether integrations' health is told without a token
     worker_concurrency: int
+    worker_provider_share: int  # of a worker's slots, in percent
+    worker_venue_share: int
+    queue_depth: int  # operations of one integration that may wait; 0 for any number
     lease_seconds: int
     api_connections: int  # to each database, of one API process
     trusted_proxies: str  # whose `X-Forwarded-For` is believed: addresses and networks, divided by commas
@@ -426,7 +429,33 @@ VARIABLES: tuple[Variable, ...] = (
         "info",
         "The least that is logged.",
     ),
-    Variable("WORKER_CONCURRENCY", _number(1, 1000), "10", "How many operations one worker works at a time."),
+    Variable(
+        "WORKER_CONCURRENCY",
+        _number(1, 1000),
+        "10",
+        "How many operations one worker works at a time. Some slots are kept for the high and normal lanes, "
+        "and half as many again are there for the critical lane.",
+    ),
+    Variable(
+        "WORKER_PROVIDER_SHARE",
+        _number(1, 100),
+        "75",
+        "How much of a worker's slots one provider's operations may have, in percent: one that hangs can't "
+        "hold all of them.",
+    ),
+    Variable(
+        "WORKER_VENUE_SHARE",
+        _number(1, 100),
+        "50",
+        "How much of a worker's slots one venue's operations may have, in percent.",
+    ),
+    Variable(
+        "HUB_QUEUE_DEPTH",
+        _number(0, 1_000_000),
+        "10000",
+        "How many operations of one integration may wait. More are refused with `QUEUE_FULL`, webhooks too, "
+        "which their provider then sends again later; 0 for any number.",
+    ),
     Variable(
         "LEASE_SECONDS",
         _number(1, 3600),
@@ -604,6 +633,9 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         log_level=values["LOG_LEVEL"],
         public_health=values["HUB_PUBLIC_HEALTH"] == "true",
         worker_concurrency=values["WORKER_CONCURRENCY"],
+        worker_provider_share=values["WORKER_PROVIDER_SHARE"],
+        worker_venue_share=values["WORKER_VENUE_SHARE"],
+        queue_depth=values["HUB_QUEUE_DEPTH"],
         lease_seconds=values["LEASE_SECONDS"],
         api_connections=values["HUB_API_CONNECTIONS"],
         trusted_proxies=values["FORWARDED_ALLOW_IPS"],

@@ -479,7 +479,7 @@ async def syncing(session: AsyncSession, venue_id: UUID, provider: str) -> Opera
 async def tell_workers(context: Context, operation: Operation | None) -> None:
     """Announce an operation that has been committed."""
     if operation is not None:
-        await announce(context.redis, operation.id, operations.lane_of(operation.priority))
+        await announce(context.redis, [operations.as_due(operation)])
 
 
 async def _apply_template(

@@ -144,6 +144,17 @@ class Wanted:
     correlation_id: str | None = None
 
 
+def as_due(operation: Operation) -> Due:
+    """Return an operation that has just been written, to be announced."""
+    return Due(
+        operation.id,
+        operation.venue_id,
+        operation.integration_type,
+        lane_of(operation.priority),
+        operation.queued_at.timestamp(),
+    )
+
+
 def lane_of(priority: Priority) -> str:
     """Return the lane of a priority."""
     return priority.value.lower()
@@ -206,7 +217,7 @@ async def enqueue_many(session: AsyncSession, wanted: Sequence[Wanted]) -> list[
             for each in wanted[start : start + ENQUEUED_AT_ONCE]
         ]
         rows = await session.execute(_ENQUEUE_MANY, {"wanted": exact_json.dumps(some)})
-        written += [_due(row) for row in rows]
+        written += [due_row(row) for row in rows]
     return written
 
 
@@ -240,17 +251,18 @@ async def due(session: AsyncSession, limit: int = 1000, *, lanes: Collection[str
     They are those that wait and are due, and those whose worker let its lease run out.
     """
     rows = await session.execute(_due_statement(frozenset(lanes)), {"limit": limit})
-    return [_due(row) for row in rows]
+    return [due_row(row) for row in rows]
 
 
 async def next_of(session: AsyncSession, integrations: Collection[tuple[UUID, str]]) -> list[Due]:
     """Return the most urgent operation that is due of each of some integrations, venue and provider."""
     if not integrations:
         return []
-    return [_due(row) for row in await session.execute(_next_statement(), _arrays(integrations))]
+    return [due_row(row) for row in await session.execute(_next_statement(), _arrays(integrations))]
 
 
-def _due(row: Any) -> Due:
+def due_row(row: Any) -> Due:
+    """Return an operation to be announced from a row of DUE."""
     return Due(row.id, row.venue_id, row.integration_type, lane_of(row.priority), float(row.queued))
 
 
@@ -734,6 +746,10 @@ WHERE EXISTS (
 """)
 
 
+# What a statement that makes operations due returns, for `due_row`.
+DUE = (_OP.id, _OP.venue_id, _OP.integration_type, _OP.priority, _queued())
+
+
 @cache
 def _next_statement() -> Select[Any]:
     wanted = (
@@ -742,7 +758,7 @@ def _next_statement() -> Select[Any]:
         .render_derived()
     )
     first = (
-        select(_OP.id, _OP.venue_id, _OP.integration_type, _OP.priority, _queued())
+        select(*DUE)
         .where(
             _OP.venue_id == wanted.c.venue_id, _OP.integration_type == wanted.c.provider, _waiting(), _free()
         )

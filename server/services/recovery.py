@@ -7,7 +7,7 @@ and only where the provider answers again: they go to the low lane as `recoverin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -23,7 +23,6 @@ from server.metering import metered
 from server.services import audit, operations
 from server.services.audit import Actor
 from server.services.integrations import get_integration
-from server.services.operations import lane_of
 from server.services.runs import RUNNABLE
 from server.worker import relay
 
@@ -83,9 +82,9 @@ async def retry_failed(
             update(_TABLE)
             .where(_TABLE.c.id.in_(wanted.with_for_update(skip_locked=True)))
             .values(**_FRESH, status=OperationStatus.PENDING)
-            .returning(_TABLE.c.id, _TABLE.c.priority)
+            .returning(*operations.DUE)
         )
-        found = [(row.id, row.priority) for row in rows]
+        found = [operations.due_row(row) for row in rows]
         audit.record(
             session,
             actor,
@@ -95,7 +94,7 @@ async def retry_failed(
             target=str(operation_id) if operation_id else None,
             details={"operations": len(found)},
         )
-    await _announce(context, found)
+    await relay.announce(context.redis, found)
     return len(found)
 
 
@@ -174,8 +173,8 @@ async def _revive(context: Context, venue_id: UUID, provider: str, actor: Actor 
             .where(_TABLE.c.id.in_(wanted))
             .values(**_FRESH, status=OperationStatus.RECOVERING, priority=Priority.LOW)
         )
-        rows = await session.execute(statement.returning(_TABLE.c.id, _TABLE.c.priority))
-        found = [(row.id, row.priority) for row in rows]
+        rows = await session.execute(statement.returning(*operations.DUE))
+        found = [operations.due_row(row) for row in rows]
         if actor is not None:
             audit.record(
                 session,
@@ -185,7 +184,7 @@ async def _revive(context: Context, venue_id: UUID, provider: str, actor: Actor 
                 provider=provider,
                 details={"operations": len(found)},
             )
-    await _announce(context, found)
+    await relay.announce(context.redis, found)
     log.info("dead_letter.revived", venue_id=str(venue_id), provider=provider, operations=len(found))
     return len(found)
 
@@ -257,9 +256,3 @@ async def clear_queue(
             details={"operations": cleared, "status": status.value if status else None},
         )
     return cleared
-
-
-async def _announce(context: Context, found: Sequence[tuple[UUID, Priority]]) -> None:
-    for operation_id, priority in found:
-        if not await relay.announce(context.redis, operation_id, lane_of(priority)):
-            return  # Redis is away, and the next sweep announces all of them

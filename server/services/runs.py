@@ -12,10 +12,25 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import Interval, Table, Update, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    ARRAY,
+    Interval,
+    String,
+    Table,
+    Update,
+    Uuid,
+    any_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.client import ProviderClient
@@ -44,7 +59,7 @@ from server.errors import (
 )
 from server.host import SqlHost
 from server.metering import Usage
-from server.services import breaker, lookups, mappings, outbox, webhooks
+from server.services import breaker, lookups, mappings, outbox, quotas, webhooks
 from server.services.breaker import Heard
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
@@ -133,6 +148,7 @@ class Run:
     news: bool = False  # something changed since the progress was last saved
     began: float = field(default_factory=monotonic)
     circuit: breaker.Rule = field(default_factory=breaker.Rule)
+    clients: list[ProviderClient] = field(default_factory=list)  # all that it called with
     usage: Usage = field(default_factory=Usage)  # calls made, until they are written down
 
     def __post_init__(self) -> None:
@@ -348,13 +364,15 @@ class _Syncs:
         limiter = context.limits.lane(critical=claim.priority is Priority.CRITICAL)
 
         def client_of(credentials: CredentialSource) -> ProviderClient:
-            return context.client(
+            client = context.client(
                 connector,
                 credentials,
                 limiter=limiter,
                 clock=context.clock,
                 budget=f"venue {claim.venue_id}",
             )
+            run.clients.append(client)
+            return client
 
         if claim.operation_type is OperationType.SYNC and lookups.is_due(integration, context.clock.now()):
             known = context.credentials(claim.venue_id, claim.provider)
@@ -463,18 +481,30 @@ async def _retryable(context: WorkerContext, claim: Claim, step: Step) -> list[s
         return list(found)
 
 
-async def record(
-    session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None = None
-) -> None:
-    """Write down how an attempt ended: its logs once it is final, and how the integration stands.
+class Ended(NamedTuple):
+    """How an attempt ended; `error` is None when it came to its own end, or was asked to stop."""
 
-    Belongs in the transaction that ends the operation, after it: that is where the lease is checked.
+    run: Run
+    status: OperationStatus
+    error: HubError | None
+
+
+async def record(session: AsyncSession, ended: Sequence[Ended]) -> None:
+    """Write down how attempts ended: their logs once they are final, and how the integrations stand.
+
+    Belongs in the transaction that ends the operations, after it: that is where the leases are checked. It
+    takes a handful of statements, however many there are.
     """
-    await _record_integration(session, run, status, error)
-    if status is not OperationStatus.PENDING:
-        await _record_logs(session, run, status, error)
+    await _record_integrations(session, ended)
+    final = [each for each in ended if each.status is not OperationStatus.PENDING]
+    if final:
+        await _record_logs(session, final)
+    for run, status, error in final:
         _announce(session, run, status, error)
-    count_end(session, run.claim, status, run.began)
+    for run, status, _ in ended:
+        quota = quotas.newest(client.quota for client in run.clients)
+        await quotas.write(session, run.claim.venue_id, run.claim.provider, quota)
+        count_end(session, run.claim, status, run.began)
 
 
 def _announce(session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None) -> None:
@@ -485,7 +515,7 @@ def _announce(session: AsyncSession, run: Run, status: OperationStatus, error: H
         session,
         venue_id=claim.venue_id,
         provider=claim.provider,
-        sync_id=claim.run_id or claim.operation_id,
+        sync_id=_sync_id(claim),
         sync_type=claim.payload.get("syncType", "full"),
         attempts=claim.attempts,
         steps=[step.to_json() for step in run.steps.values()],
@@ -493,23 +523,39 @@ def _announce(session: AsyncSession, run: Run, status: OperationStatus, error: H
     )
 
 
-async def _record_integration(
-    session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None
-) -> None:
-    claim, heard = run.claim, heard_of(run, error)
-    synced = status is OperationStatus.COMPLETED and claim.operation_type is OperationType.SYNC
-    statement = _integration_statement(
-        failed=error is not None,
-        refused=isinstance(error, AuthenticationError),
-        completed=status is OperationStatus.COMPLETED,
-        synced=synced,
-        heard=heard,
+async def _record_integrations(session: AsyncSession, ended: Sequence[Ended]) -> None:
+    # Locked in order, so that two who lock several never wait for each other. One may have been disconnected.
+    claims = [each.run.claim for each in ended]
+    rows = await session.execute(
+        _INTEGRATIONS_OF,
+        {"venues": [each.venue_id for each in claims], "providers": [each.provider for each in claims]},
     )
-    names = {"venue": claim.venue_id, "provider": claim.provider, **breaker.parameters(heard, run.circuit)}
-    told = {} if error is None else {"message": error.message}
-    found = (await session.execute(statement, {**names, **told})).one_or_none()
-    if found is not None and claim.operation_type is OperationType.SYNC:
-        await schedule_next(session, found.id, found.config)
+    found = {(row.venue_id, row.integration_type): row for row in rows}
+    alike: dict[Update, list[dict[str, Any]]] = {}
+    following: list[dict[str, Any]] = []
+    for run, status, error in ended:
+        claim, heard = run.claim, heard_of(run, error)
+        row = found.get((claim.venue_id, claim.provider))
+        if row is None:
+            continue
+        is_sync = claim.operation_type is OperationType.SYNC
+        statement = _integration_statement(
+            failed=error is not None,
+            refused=isinstance(error, AuthenticationError),
+            completed=status is OperationStatus.COMPLETED,
+            synced=status is OperationStatus.COMPLETED and is_sync,
+            heard=heard,
+        )
+        told = {} if error is None else {"message": error.message}
+        alike.setdefault(statement, []).append(
+            {"integration": row.id, **told, **breaker.parameters(heard, run.circuit)}
+        )
+        if is_sync:
+            following.append({"integration": row.id, "interval": sync_interval(row.config)})
+    for statement, values in alike.items():
+        await session.execute(statement, values)
+    if following:
+        await session.execute(_SCHEDULE_NEXT, following)
 
 
 def heard_of(run: Run, error: HubError | None) -> Heard:
@@ -541,16 +587,7 @@ def _integration_statement(
         values |= {"failure_count": 0, "last_error": None, "status": IntegrationStatus.CONNECTED}
     if synced:
         values["last_sync_at"] = func.now()
-    return (
-        update(_INTEGRATIONS)
-        .where(
-            _INTEGRATION.venue_id == bindparam("venue"),
-            _INTEGRATION.integration_type == bindparam("provider"),
-            _INTEGRATION.status.in_(RUNNABLE),  # it may have been disconnected meanwhile
-        )
-        .values(values)
-        .returning(_INTEGRATION.id, _INTEGRATION.config)
-    )
+    return update(_INTEGRATIONS).where(_INTEGRATION.id == bindparam("integration")).values(values)
 
 
 async def schedule_next(session: AsyncSession, integration_id: UUID, config: Mapping[str, Any]) -> None:
@@ -568,21 +605,30 @@ def sync_interval(config: Mapping[str, Any]) -> timedelta | None:
     )
 
 
-async def _record_logs(
-    session: AsyncSession, run: Run, status: OperationStatus, error: HubError | None
-) -> None:
-    claim = run.claim
-    sync_id: UUID = claim.run_id or claim.operation_id
+async def _record_logs(session: AsyncSession, ended: Sequence[Ended]) -> None:
     # The log of a run that was revived is the log of its last end.
-    await session.execute(_FORGET_LOGS, {"sync": sync_id})
+    await session.execute(_FORGET_LOGS, {"syncs": [_sync_id(each.run.claim) for each in ended]})
     # One that ended before there was a step has a log all the same.
-    steps = list(run.steps.values()) or [StepReport(claim.entity_type, claim.entity_type, "push")]
-    await session.execute(_LOG, [_log_values(run, sync_id, step, status, error) for step in steps])
+    await session.execute(
+        _LOG,
+        [
+            _log_values(each, step)
+            for each in ended
+            for step in list(each.run.steps.values()) or [_no_step(each.run.claim)]
+        ],
+    )
 
 
-def _log_values(
-    run: Run, sync_id: UUID, step: StepReport, status: OperationStatus, error: HubError | None
-) -> dict[str, Any]:
+def _sync_id(claim: Claim) -> UUID:
+    return claim.run_id or claim.operation_id
+
+
+def _no_step(claim: Claim) -> StepReport:
+    return StepReport(claim.entity_type, claim.entity_type, "push")
+
+
+def _log_values(ended: Ended, step: StepReport) -> dict[str, Any]:
+    run, status, error = ended
     claim, counts = run.claim, step.counts
     fruitless = isinstance(error, NothingSyncedError) and counts["failed"] > 0
     errors = [asdict(failure) for failure in step.failures]
@@ -592,7 +638,7 @@ def _log_values(
     return {
         "venue_id": claim.venue_id,
         "integration_type": claim.provider,
-        "sync_id": sync_id,
+        "sync_id": _sync_id(claim),
         "operation": claim.payload.get("trigger", "manual_sync"),
         "entity_type": step.entity,
         "entity_count": counts["read"],
@@ -624,5 +670,21 @@ _SCHEDULE_NEXT = (
     .where(_INTEGRATION.id == bindparam("integration"))
     .values(next_sync_at=func.now() + bindparam("interval", type_=Interval()))
 )
-_FORGET_LOGS = delete(_LOGS).where(_LOGS.c.sync_id == bindparam("sync"))
+_WHOSE = (
+    func.unnest(bindparam("venues", type_=ARRAY(Uuid)), bindparam("providers", type_=ARRAY(String)))
+    .table_valued("venue_id", "provider")
+    .render_derived()
+)
+_INTEGRATIONS_OF = (
+    select(_INTEGRATION.id, _INTEGRATION.venue_id, _INTEGRATION.integration_type, _INTEGRATION.config)
+    .where(
+        tuple_(_INTEGRATION.venue_id, _INTEGRATION.integration_type).in_(
+            select(_WHOSE.c.venue_id, _WHOSE.c.provider)
+        ),
+        _INTEGRATION.status.in_(RUNNABLE),
+    )
+    .order_by(_INTEGRATION.id)
+    .with_for_update()
+)
+_FORGET_LOGS = delete(_LOGS).where(_LOGS.c.sync_id == any_(bindparam("syncs", type_=ARRAY(Uuid))))
 _LOG = insert(_LOGS).values(completed_at=func.now())

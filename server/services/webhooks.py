@@ -36,7 +36,7 @@ from server.db.models import (
 from server.errors import Detail, InvalidRequestError, NotFoundError
 from server.services import audit, operations
 from server.services.audit import Actor
-from server.services.operations import lane_of
+from server.services.operations import Due
 from server.services.paging import Page
 from server.telemetry import traces
 from server.telemetry.metrics import DELIVERIES, WEBHOOKS, once_committed
@@ -70,9 +70,9 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What was new of some arrivals: ids of operations to announce, and how many events there were."""
+    """What was new of some arrivals: operations to announce, and how many events there were."""
 
-    operations: Sequence[UUID] = ()
+    operations: Sequence[Due] = ()
     new: int = 0
     known: int = 0
     conflicts: int = 0
@@ -114,14 +114,14 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
     if used:
         await session.execute(insert(WebhookDelivery), [deliveries[each] for each in used])
     work = [row for row in fresh if row["status"] == WebhookStatus.PENDING]
-    queued_ids: list[UUID] = []
+    queued: list[Due] = []
     if work:
-        queued = await session.execute(
+        inserted = await session.execute(
             _INSERT_OPERATIONS, [_operation_row(row, traced[row["id"]]) for row in work]
         )
-        queued_ids = [row.id for row in queued]
+        queued = [operations.due_row(row) for row in inserted]
     once_committed(session, lambda: _count(fresh, known, conflicts))
-    return Stored(queued_ids, len(fresh), len(known), len(conflicts))
+    return Stored(queued, len(fresh), len(known), len(conflicts))
 
 
 def _count(
@@ -281,7 +281,7 @@ _INSERT_EVENTS = (
     .returning(Webhook.id)
 )
 _INSERT_OPERATIONS = (
-    upsert(Operation).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(Operation.id)
+    upsert(Operation).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(*operations.DUE)
 )
 
 
@@ -345,7 +345,7 @@ async def retry(context: Context, actor: Actor, event_id: UUID) -> None:
             provider=event.integration_type,
             target=str(event.id),
         )
-    await announce(context.redis, operation.id, lane_of(operation.priority))
+    await announce(context.redis, [operations.as_due(operation)])
 
 
 async def replay(
@@ -386,8 +386,7 @@ async def replay(
             provider=provider,
             details={"events": len(queued), "status": status.value},
         )
-    for operation in queued:
-        await announce(context.redis, operation.id, lane_of(operation.priority))
+    await announce(context.redis, [operations.as_due(operation) for operation in queued])
     return len(queued)
 
 

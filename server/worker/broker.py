@@ -1,14 +1,13 @@
 """Four lanes over Redis as a taskiq broker: the more urgent lane first, without starving the others.
 
-A message is an operation's id and nothing else, so whoever can write to Redis can at most wake a worker.
-Messages may be lost, late or repeated: the worker claims the operation in PostgreSQL before it works, and
-sweeps announce again what was lost. So there is nothing to acknowledge.
+A message is the ids of some operations and nothing else, so whoever can write to Redis can at most wake a
+worker. Messages may be lost, late or repeated: the worker claims the operations in PostgreSQL before it
+works, and sweeps announce again what was lost. So there is nothing to acknowledge.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 from uuid import UUID
@@ -19,74 +18,110 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from taskiq import AsyncBroker, BrokerMessage
 
-from server.services.operations import LANES
-from server.worker.relay import SWEEP_SECONDS, announce, lane_key
+from server.services.operations import Due
+from server.worker import relay
+from server.worker.relay import SWEEP_SECONDS, bell_key
+from server.worker.slots import Slots
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 WORK = "work"  # the one task there is
-FLOOR = 20
+_PARTLY_FULL_SECONDS = 0.05  # for which some lanes aren't listened to: a slot may have become free
 
 
 class LaneBroker(AsyncBroker):
-    """Hands out one id at a time, and only when the worker has a free slot.
+    """Hands out as many ids at a time as the worker has free slots for, and none when it has none.
 
-    Every `floor`th pick looks at the lanes in reverse, so the least urgent one always gets some of the slots.
-    `sweep` is called when all lanes are empty. While Redis is away, `due` is asked for ids instead.
+    `sweep` is called when all lanes are empty. While Redis is away, `due` is asked instead.
     """
 
     def __init__(
         self,
         redis: Redis,
+        slots: Slots,
         *,
         sweep: Callable[[], Awaitable[object]],
-        due: Callable[[], Awaitable[Sequence[UUID]]],
-        lanes: Sequence[str] = LANES,
-        floor: int = FLOOR,
+        due: Callable[[], Awaitable[Sequence[Due]]],
         wait: float = SWEEP_SECONDS,
     ) -> None:
         super().__init__()
         self._redis = redis
+        self._slots = slots
         self._sweep = sweep
         self._due = due
         self._wait = wait
-        self._floor = floor
         self._away = False
-        keys = [lane_key(lane) for lane in LANES if lane in lanes]
-        self._keys, self._reversed = keys, keys[::-1]
+        self._bell: asyncio.Task[str | None] | None = None
 
     async def kick(self, message: BrokerMessage) -> None:
-        """Put the message's operation into the lane its `lane` label names."""
-        operation_id = UUID(orjson.loads(message.message)["args"][0])
-        await announce(self._redis, operation_id, message.labels["lane"])
+        """Put the message's operation into the lane that its labels name, with its provider and venue."""
+        labels, operation_id = message.labels, UUID(orjson.loads(message.message)["args"][0])
+        due = Due(operation_id, UUID(labels["venue"]), labels["provider"], labels["lane"], 0.0)
+        await relay.announce(self._redis, [due])
 
     async def listen(self) -> AsyncGenerator[bytes, None]:
         """Yield messages for as long as somebody asks; neither store's absence ends it."""
-        for pick in itertools.count(1):
-            for operation_id in await self._next(self._reversed if pick % self._floor == 0 else self._keys):
-                yield _message(operation_id)
-
-    async def _next(self, keys: Sequence[str]) -> Sequence[UUID]:
         try:
-            found = await self._redis.bzpopmin(keys, timeout=self._wait)
+            while True:
+                self._slots.freed.clear()
+                if found := await self._next():
+                    for each in found:
+                        self._slots.take(each)
+                    yield _message([each.id for each in found])
+                else:
+                    await self._look_out()
+        finally:
+            if self._bell is not None:
+                self._bell.cancel()
+                await asyncio.gather(self._bell, return_exceptions=True)
+
+    async def _next(self) -> Sequence[Due]:
+        ask = self._slots.ask()
+        if ask is None:
+            return ()
+        try:
+            found = await relay.take(self._redis, ask)
         except (RedisError, OSError) as error:
             if not self._away:
                 log.warning("lanes.unreachable", error=type(error).__name__)
             self._away = True
             await asyncio.sleep(self._wait)
-            return await _or_none(self._due()) or ()
+            return self._slots.fitting(await _or_none(self._due()) or ())
         self._away = False
-        if found is None:
-            await _or_none(self._sweep())
-            return ()
-        member = found[1]
+        return found
+
+    async def _look_out(self) -> None:
+        """Wait until there is something in a lane that has room, or a slot becomes free, or for a moment."""
+        if self._bell is None and (lanes := self._slots.with_room()):
+            self._bell = asyncio.create_task(self._hear(lanes))
+        freed = asyncio.create_task(self._slots.freed.wait())
+        await asyncio.wait(
+            {freed, self._bell} if self._bell else {freed}, return_when=asyncio.FIRST_COMPLETED
+        )
+        freed.cancel()
+        if self._bell is None or not self._bell.done():
+            return
+        lane = await self._bell
+        self._bell = None
+        if lane is not None and lane not in self._slots.with_room():
+            await _or_none(self._redis.lpush(bell_key(lane), 1))  # for somebody else
+
+    async def _hear(self, lanes: Sequence[str]) -> str | None:
+        """Return the lane whose bell rang; None when none did for a while, which is the time to sweep."""
+        all_open = len(lanes) == len(self._slots.lanes)
+        wait = self._wait if all_open else min(self._wait, _PARTLY_FULL_SECONDS)
         try:
-            return (UUID(member.decode() if isinstance(member, bytes) else str(member)),)
-        except ValueError:
-            log.warning("lanes.not_an_id", lane=str(found[0]))
-            return ()
+            rung = await self._redis.blpop([bell_key(lane) for lane in lanes], timeout=wait)
+        except (RedisError, OSError):
+            return None  # the next look into the lanes says so
+        if rung is None:
+            if all_open:
+                await _or_none(self._sweep())
+            return None
+        key = rung[0].decode() if isinstance(rung[0], bytes) else str(rung[0])
+        return key.removeprefix(bell_key(""))
 
 
 async def _or_none(call: Awaitable[T]) -> T | None:
@@ -98,8 +133,6 @@ async def _or_none(call: Awaitable[T]) -> T | None:
         return None
 
 
-def _message(operation_id: UUID) -> bytes:
-    identifier = str(operation_id)
-    return orjson.dumps(
-        {"task_id": identifier, "task_name": WORK, "labels": {}, "args": [identifier], "kwargs": {}}
-    )
+def _message(operation_ids: Sequence[UUID]) -> bytes:
+    ids = [str(each) for each in operation_ids]
+    return orjson.dumps({"task_id": ids[0], "task_name": WORK, "labels": {}, "args": [ids], "kwargs": {}})

@@ -15,13 +15,14 @@ import structlog
 from taskiq.receiver import Receiver
 
 from server.services import operations
-from server.services.operations import LANES
+from server.services.operations import LANES, Due
 from server.settings import Settings
 from server.telemetry import configure_logging
 from server.worker import relay
 from server.worker.broker import WORK, LaneBroker
 from server.worker.context import open_worker_context
 from server.worker.schedule import run_jobs
+from server.worker.slots import Slots
 from server.worker.tasks import Worker, work
 from server.worker.telling import keep_telling
 
@@ -39,11 +40,7 @@ async def run_worker(
     concurrency: int | None = None,
     grace: float = GRACE_SECONDS,
 ) -> None:
-    """Work operations of these lanes (None: all) until SIGTERM or SIGINT. Neither store's absence ends it.
-
-    A worker for `("critical",)` alone beside the others starts urgent work in milliseconds, however long the
-    rest of the work takes.
-    """
+    """Work operations of these lanes (None: all) until SIGTERM or SIGINT. Neither store's absence ends it."""
     configure_logging(settings.log_level)
     concurrency = concurrency or settings.worker_concurrency
     async with open_worker_context(
@@ -59,8 +56,15 @@ async def run_worker(
 
 async def serve(worker: Worker, *, concurrency: int, grace: float) -> None:
     """Take operations until `worker.stop` is called, then end what is running within `grace` seconds."""
-    broker = lane_broker(worker, concurrency)
-    receiver = Receiver(broker, max_async_tasks=concurrency)
+    settings = worker.context.settings
+    worker.slots = Slots.of(
+        concurrency,
+        lanes=worker.lanes,
+        provider_share=settings.worker_provider_share,
+        venue_share=settings.worker_venue_share,
+    )
+    broker = lane_broker(worker)
+    receiver = Receiver(broker, max_async_tasks=worker.slots.messages)
     listening = asyncio.create_task(receiver.listen(worker.stopping))
     stopping = asyncio.create_task(worker.stopping.wait())
     log.info("worker.started", owner=worker.owner, lanes=list(worker.lanes), concurrency=concurrency)
@@ -77,21 +81,21 @@ async def serve(worker: Worker, *, concurrency: int, grace: float) -> None:
     log.info("worker.stopped", owner=worker.owner)
 
 
-def lane_broker(worker: Worker, concurrency: int) -> LaneBroker:
+def lane_broker(worker: Worker) -> LaneBroker:
     """Return the broker of one worker, with its one task."""
     context = worker.context
 
     async def sweep() -> None:
         await relay.sweep(context.sessions, context.redis, lanes=worker.lanes)
 
-    async def due() -> list[UUID]:
+    async def due() -> list[Due]:
         async with context.sessions() as session:
-            return [found.id for found in await operations.due(session, concurrency, lanes=worker.lanes)]
+            return await operations.due(session, worker.slots.most[0], lanes=worker.lanes)
 
-    async def task(operation_id: UUID) -> None:
-        await work(worker, operation_id)
+    async def task(operation_ids: list[UUID]) -> None:
+        await work(worker, *operation_ids)
 
-    broker = LaneBroker(context.redis, sweep=sweep, due=due, lanes=worker.lanes)
+    broker = LaneBroker(context.redis, worker.slots, sweep=sweep, due=due)
     broker.is_worker_process = True
     broker.register_task(task, task_name=WORK)
     return broker

@@ -1,54 +1,183 @@
-"""Tell workers that there is work. Redis holds ids in four lanes; what is to be done is in PostgreSQL.
+"""Tell workers that there is work, and hand it out fairly. PostgreSQL has what is to be done; Redis has ids.
 
-A lane is a sorted set, oldest first, so an operation is in it once however often it is announced, and sweeps
-don't flood. Losing all of Redis loses nothing: the next sweep announces again whatever is due.
+A lane has a shelf for each provider, a shelf a place for each venue, and a place the ids of its operations,
+oldest first. Venues take turns: one that queues ten thousand operations has no more turns than one that
+queues a single one. An operation is in its lane once however often it is announced, so sweeps don't flood.
+Losing all of Redis loses nothing: the next sweep announces again whatever is due.
+
+    hub:lane:LANE                   set: providers with work
+    hub:lane:LANE:PROVIDER          sorted set: venues by their turn
+    hub:lane:LANE:PROVIDER:VENUE    sorted set: ids by the time they were queued
+    hub:turn:LANE                   the turn that was served last
+    hub:bell:LANE                   list: one entry when somebody who has nothing to do should look
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
+import orjson
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from server.services import operations
-from server.services.operations import LANES
+from server.services.operations import LANES, Due
 
 log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 1.0  # the longest an operation waits to be announced again when Redis has forgotten it
 _ANNOUNCE_SECONDS = 2.0  # a caller with a request to answer doesn't wait longer for Redis
+_AT_ONCE = 500  # ids in one call of a script, which nobody else can interrupt
+
+_ANNOUNCE = """
+local new, rung = 0, {}
+for i = 1, #ARGV, 5 do
+    local lane, provider, venue = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    local shelf = 'hub:lane:' .. lane .. ':' .. provider
+    if redis.call('ZADD', shelf .. ':' .. venue, 'NX', ARGV[i + 4], ARGV[i + 3]) == 1 then
+        new = new + 1
+        local turn = tonumber(redis.call('GET', 'hub:turn:' .. lane) or '0') + 1
+        if redis.call('ZADD', shelf, 'NX', turn, venue) == 1 then
+            redis.call('SADD', 'hub:lane:' .. lane, provider)
+        end
+        rung[lane] = true
+    end
+end
+for lane, _ in pairs(rung) do
+    if redis.call('LLEN', 'hub:bell:' .. lane) == 0 then redis.call('LPUSH', 'hub:bell:' .. lane, 1) end
+end
+return new
+"""
+
+# `free[i]` is how many more of lane i and of those less urgent may begin. The limits `all` hold for every
+# lane, `rest` for all but the urgent one. What can't begin now is left where it is.
+_TAKE = """
+local ask = cjson.decode(ARGV[1])
+local taken, heads = {}, {}
+
+local function below(limit, counts, name)
+    return (counts[name] or 0) < limit
+end
+
+local function may(urgent, kind, name)
+    local limits, running = ask.limits[kind], ask.running[kind]
+    return below(limits.all, running.all, name) and (urgent or below(limits.rest, running.rest, name))
+end
+
+local function open(urgent, provider, venue)
+    return not ask.busy[venue .. ':' .. provider] and may(urgent, 'venue', venue)
+end
+
+local function head(shelf, urgent, provider)
+    local from = 0
+    while true do
+        local some = redis.call('ZRANGE', shelf, from, from + 15, 'WITHSCORES')
+        if #some == 0 then return false end
+        for i = 1, #some, 2 do
+            if open(urgent, provider, some[i]) then
+                return {venue = some[i], turn = tonumber(some[i + 1])}
+            end
+        end
+        from = from + 16
+    end
+end
+
+local function count(kind, name, urgent)
+    local running = ask.running[kind]
+    running.all[name] = (running.all[name] or 0) + 1
+    if not urgent then running.rest[name] = (running.rest[name] or 0) + 1 end
+end
+
+local function take_one(lane)
+    local key, urgent = 'hub:lane:' .. lane, lane == ask.urgent
+    local best, best_provider
+    for _, provider in ipairs(redis.call('SMEMBERS', key)) do
+        if may(urgent, 'provider', provider) then
+            local shelf = key .. ':' .. provider
+            local first = heads[shelf]
+            if first == nil or (first and not open(urgent, provider, first.venue)) then
+                first = head(shelf, urgent, provider)
+                heads[shelf] = first
+            end
+            if first and (not best or first.turn < best.turn) then best, best_provider = first, provider end
+        end
+    end
+    if not best then return false end
+    local shelf = key .. ':' .. best_provider
+    local place = shelf .. ':' .. best.venue
+    local id = redis.call('ZPOPMIN', place)[1]
+    local turn = math.max(best.turn, tonumber(redis.call('GET', 'hub:turn:' .. lane) or '0'))
+    redis.call('SET', 'hub:turn:' .. lane, turn)
+    if redis.call('EXISTS', place) == 1 then
+        redis.call('ZADD', shelf, turn + 1, best.venue)
+    else
+        redis.call('ZREM', shelf, best.venue)
+        if redis.call('EXISTS', shelf) == 0 then redis.call('SREM', key, best_provider) end
+    end
+    heads[shelf] = nil
+    if id then
+        ask.busy[best.venue .. ':' .. best_provider] = true
+        count('venue', best.venue, urgent)
+        count('provider', best_provider, urgent)
+        for _, value in ipairs({lane, best_provider, best.venue, id}) do taken[#taken + 1] = value end
+    end
+    return true
+end
+
+local function has_room(place)
+    for i = 1, place do
+        if ask.free[i] <= 0 then return false end
+    end
+    return true
+end
+
+local function pick(backwards)
+    local first, last, step = 1, #ask.lanes, 1
+    if backwards then first, last, step = #ask.lanes, 1, -1 end
+    for place = first, last, step do
+        if has_room(place) and take_one(ask.lanes[place]) then
+            for i = 1, place do ask.free[i] = ask.free[i] - 1 end
+            return true
+        end
+    end
+    return false
+end
+
+while #taken < 4 * ask.most and pick((ask.picks + #taken / 4 + 1) % ask.floor == 0) do end
+for _, lane in ipairs(ask.lanes) do
+    local bell = 'hub:bell:' .. lane
+    if redis.call('EXISTS', 'hub:lane:' .. lane) == 0 then
+        redis.call('DEL', bell, 'hub:turn:' .. lane)
+    elseif #taken > 0 and redis.call('LLEN', bell) == 0 then
+        redis.call('LPUSH', bell, 1)
+    end
+end
+return taken
+"""
 
 
-def lane_key(lane: str) -> str:
-    """Return the Redis key of a lane."""
-    return f"hub:lane:{lane}"
+def bell_key(lane: str) -> str:
+    """Return the Redis list that has an entry when somebody should look into a lane."""
+    return f"hub:bell:{lane}"
 
 
-async def announce(redis: Redis, operation_id: UUID, lane: str, queued_at: float | None = None) -> bool:
-    """Put an operation that has just been committed into its lane; never raises.
+async def announce(redis: Redis, found: Sequence[Due]) -> bool:
+    """Put operations that have just been committed into their lanes; never raises.
 
-    `queued_at` is in Unix seconds, now by default. False: Redis can't be reached, and a sweep will do it.
+    False: Redis can't be reached, and a sweep will do it.
     """
-    score = time.time() if queued_at is None else queued_at
     try:
         async with asyncio.timeout(_ANNOUNCE_SECONDS):
-            await redis.zadd(lane_key(lane), {str(operation_id): score}, nx=True)
+            await _announce(redis, found)
     except (RedisError, OSError) as error:  # TimeoutError is an OSError
-        log.warning("relay.announce_failed", operation_id=str(operation_id), error=type(error).__name__)
+        log.warning("relay.announce_failed", operations=len(found), error=type(error).__name__)
         return False
     return True
-
-
-async def announce_all(redis: Redis, operation_ids: Sequence[UUID], lane: str) -> None:
-    """Put operations that have just been committed into one lane; raises when Redis can't be reached."""
-    async with asyncio.timeout(_ANNOUNCE_SECONDS):
-        await redis.zadd(lane_key(lane), {str(each): time.time() for each in operation_ids}, nx=True)
 
 
 async def sweep(
@@ -61,9 +190,43 @@ async def sweep(
     """Announce what is due and in no lane; returns how many there were. Raises when a store is away."""
     async with sessions() as session:
         found = await operations.due(session, limit, lanes=lanes)
-    if not found:
-        return 0
-    async with redis.pipeline(transaction=False) as pipeline:
-        for operation in found:
-            pipeline.zadd(lane_key(operation.lane), {str(operation.id): operation.queued_at}, nx=True)
-        return sum(await pipeline.execute())
+    return await _announce(redis, found)
+
+
+async def _announce(redis: Redis, found: Sequence[Due]) -> int:
+    script = redis.register_script(_ANNOUNCE)
+    new = 0
+    for start in range(0, len(found), _AT_ONCE):
+        some = [
+            value
+            for each in found[start : start + _AT_ONCE]
+            for value in (each.lane, each.provider, str(each.venue_id), str(each.id), each.queued_at)
+        ]
+        new += int(await script(args=some))
+    return new
+
+
+async def take(redis: Redis, ask: Mapping[str, Any]) -> list[Due]:
+    """Take operations out of their lanes, as many as a worker's `Slots.ask` says; raises RedisError, OSError.
+
+    What isn't an id is dropped: somebody else wrote it.
+    """
+    values = await redis.register_script(_TAKE)(args=[orjson.dumps(ask).decode()])
+    texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    found = []
+    for lane, provider, venue, operation in zip(*(texts[start::4] for start in range(4)), strict=True):
+        try:
+            found.append(Due(UUID(operation), UUID(venue), provider, lane, 0.0))
+        except ValueError:
+            log.warning("lanes.not_an_id", lane=lane)
+    return found
+
+
+async def listed(redis: Redis, lane: str) -> list[UUID]:
+    """Return the operations in a lane, in no order; for a person or a test to look at."""
+    found: list[UUID] = []
+    async for key in redis.scan_iter(match=f"hub:lane:{lane}:*:*"):
+        found += [
+            UUID(each if isinstance(each, str) else each.decode()) for each in await redis.zrange(key, 0, -1)
+        ]
+    return found

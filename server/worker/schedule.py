@@ -29,6 +29,9 @@ from server.db.models import (
     Priority,
 )
 from server.services import (
+    checks,
+    conditions,
+    costs,
     endpoints,
     export,
     health,
@@ -37,11 +40,12 @@ from server.services import (
     operations,
     recovery,
     retention,
+    rollups,
     subscribers,
     tokens,
     upkeep,
 )
-from server.services.operations import WAITING, lane_of
+from server.services.operations import WAITING
 from server.services.runs import schedule_next, sync_interval
 from server.telemetry.metrics import JOB_SECONDS
 from server.worker import relay
@@ -123,8 +127,7 @@ async def start_scheduled_syncs(context: WorkerContext) -> int:
             for integration in found.all()
             if (operation := await _start_sync(session, integration)) is not None
         ]
-    for operation in started:
-        await relay.announce(context.redis, operation.id, lane_of(operation.priority))
+    await relay.announce(context.redis, [operations.as_due(operation) for operation in started])
     return len(started)
 
 
@@ -229,10 +232,36 @@ async def tend_subscriptions(context: WorkerContext) -> int:
     return await endpoints.tend(context)
 
 
+async def check_providers(context: WorkerContext) -> int:
+    """Ask providers that weren't heard from for a while; returns how many."""
+    return await checks.ask_due(context)
+
+
+async def judge_health(context: WorkerContext) -> int:
+    """Judge how all integrations are doing, a part of them at a time; returns how many."""
+    judged = 0
+    while True:
+        async with context.sessions.begin() as session:
+            some = await conditions.judge_some(session)
+        judged += some
+        if some < conditions.AT_ONCE:
+            return judged
+
+
 async def measure_health(context: WorkerContext) -> int:
-    """Write down how each integration is doing; returns how many were measured."""
+    """Add up what syncs came to, and write down what each integration did; returns how many there are."""
+    more = True
+    while more:
+        async with context.sessions.begin() as session:
+            more = await rollups.roll_up(session)
     async with context.sessions.begin() as session:
         return await health.write(session)
+
+
+async def close_months(context: WorkerContext) -> int:
+    """Fix the costs of months that are over; returns how many there were."""
+    async with context.sessions.begin() as session:
+        return await costs.close_months(session, context.catalog)
 
 
 async def work_maintenance(context: WorkerContext) -> bool:
@@ -245,9 +274,12 @@ JOBS: tuple[Job, ...] = (
     Job("start_scheduled_syncs", 1.0, start_scheduled_syncs),
     Job("refresh_tokens", 30.0, refresh_tokens),
     Job("forget_expired", 60.0, forget_expired),
+    Job("check_providers", 60.0, check_providers),
+    Job("judge_health", 60.0, judge_health),
     Job("measure_health", 300.0, measure_health),
     Job("forget_old", 3600.0, forget_old),
     Job("tend_subscriptions", 5.0, tend_subscriptions),
     Job("revive_dead_letters", 3600.0, revive_dead_letters),
+    Job("close_months", 900.0, close_months, backlog=True),
     Job("work_maintenance", 1.0, work_maintenance, backlog=True),
 )

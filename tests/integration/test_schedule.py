@@ -27,7 +27,7 @@ from server.services import operations
 from server.settings import read_settings
 from server.worker import schedule
 from server.worker.context import WorkerContext, open_worker_context
-from server.worker.relay import lane_key
+from server.worker.relay import listed
 from server.worker.schedule import Job, run_jobs
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,7 +94,7 @@ async def test_a_due_integration_is_synced_and_told_when_next(context: WorkerCon
         "options": {"complete": True},
     }
     assert operation.run_id is not None
-    assert await context.redis.zrange(lane_key("normal"), 0, -1) == [str(operation.id)]
+    assert await listed(context.redis, "normal") == [operation.id]
     left = await _seconds_to_next(context, venue_id)
     assert left is not None
     assert 600 <= left < 660
@@ -198,7 +198,7 @@ async def test_what_is_due_is_announced_and_what_is_over_ended(context: WorkerCo
         ]
         await session.execute(update(Operation).where(Operation.id == expired.id).values(expires_at=LONG_AGO))
     assert await schedule.announce_due(context) == 1
-    assert await context.redis.zrange(lane_key("normal"), 0, -1) == [str(due.id)]
+    assert await listed(context.redis, "normal") == [due.id]
     statuses = {operation.id: operation.status.value for operation in await _operations(context)}
     assert statuses == {due.id: "pending", expired.id: "dead_letter"}
 

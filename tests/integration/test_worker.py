@@ -33,7 +33,7 @@ from server.services.steps import StepKey
 from server.settings import read_settings
 from server.worker.context import WorkerContext, open_worker_context
 from server.worker.main import serve
-from server.worker.relay import announce, lane_key
+from server.worker.relay import announce, listed
 from server.worker.tasks import Worker, work
 from tests.integration.paging_worker import PAGES, TABLE, paging_worker
 
@@ -77,6 +77,10 @@ async def _enqueue(context: WorkerContext, **given: Any) -> UUID:
 async def _row(context: WorkerContext, operation_id: UUID) -> Operation:
     async with context.sessions() as session:
         return await session.get_one(Operation, operation_id)
+
+
+async def _announce(context: WorkerContext, operation_id: UUID) -> None:
+    assert await announce(context.redis, [operations.as_due(await _row(context, operation_id))])
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -297,7 +301,7 @@ async def test_shutting_down_gives_an_operation_back_at_the_next_page(context: W
 async def test_shutting_down_does_not_wait_for_ever(context: WorkerContext) -> None:
     worker = Worker(context, "w", run=_forever)
     operation_id = await _enqueue(context)
-    await announce(context.redis, operation_id, "normal")
+    await _announce(context, operation_id)
     serving = asyncio.create_task(serve(worker, concurrency=2, grace=0.05))
     await _until(_is(context, operation_id, "processing"))
     worker.stop()
@@ -440,7 +444,7 @@ async def test_emptying_redis_while_work_goes_on_loses_nothing(context: WorkerCo
         await session.execute(text(TABLE))
     ids = [await _enqueue(context) for _ in range(12)]
     for operation_id in ids:
-        await announce(context.redis, operation_id, "normal")
+        await _announce(context, operation_id)
     async with _serving(paging_worker(Worker(context, "w"))):
 
         async def half_are_done() -> bool:
@@ -463,7 +467,7 @@ async def test_urgent_work_overtakes_a_backlog(context: WorkerContext) -> None:
 
     for priority in (*[Priority.LOW] * 6, *[Priority.HIGH] * 2, Priority.CRITICAL):
         operation_id = await _enqueue(context, priority=priority)
-        await announce(context.redis, operation_id, operations.lane_of(priority))
+        await _announce(context, operation_id)
     async with _serving(Worker(context, "w", run=run), concurrency=1):
         await _until(lambda: _all_completed(context))
     assert order == ["CRITICAL", "HIGH", "HIGH", *["LOW"] * 6]
@@ -488,7 +492,7 @@ async def test_what_a_killed_worker_was_doing_another_finishes(
     async with context.sessions.begin() as session:
         await session.execute(text(TABLE))
     operation_id = await _enqueue(context)
-    await announce(context.redis, operation_id, "normal")
+    await _announce(context, operation_id)
     killed = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -519,7 +523,7 @@ async def test_what_a_killed_worker_was_doing_another_finishes(
     row = await _row(context, operation_id)
     assert await pages() == PAGES
     assert (row.attempts, row.error_count, row.fencing_token) == (1, 1, 2)
-    assert await context.redis.exists(lane_key("normal")) == 0
+    assert await listed(context.redis, "normal") == []
 
 
 @pytest.mark.parametrize("process", ["worker", "scheduler"])
