@@ -1,9 +1,11 @@
 """What a log line holds, and what it never does."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 import pytest
 import structlog
@@ -14,11 +16,11 @@ from server.telemetry import configure_logging, redact
 
 
 @contextmanager
-def configured(wanted: str = "info") -> Iterator[None]:
+def configured(wanted: str = "info", stream: TextIO | None = None) -> Iterator[None]:
     """Log as the service does; in the test itself, for pytest sets up its own handlers around a test."""
     loggers = [logging.getLogger(name) for name in (None, "server", "engine", "uvicorn")]
     handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
-    configure_logging(wanted)
+    configure_logging(wanted, stream)
     yield
     loggers[0].handlers[:] = handlers
     for logger, level in zip(loggers, levels, strict=True):
@@ -146,3 +148,23 @@ def test_what_libraries_say_to_developers_is_not_logged(
     assert "canary" not in shown
     assert "the pool is full" in shown
     assert "ours is" in shown
+
+
+def test_a_log_that_nobody_reads_any_more_stops_nothing() -> None:
+    stream = io.StringIO()
+    with configured(stream=stream):
+        stream.close()
+        structlog.get_logger("server.test").info("worked")
+
+
+def test_what_the_hub_says_and_what_libraries_say_comes_in_order_on_one_stream() -> None:
+    stream = io.StringIO()
+    with configured(stream=stream):
+        structlog.get_logger("server.test").info("first")
+        logging.getLogger("another.library").warning("second")
+        structlog.get_logger("server.test").info("third")
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == [
+        "first",
+        "second",
+        "third",
+    ]
