@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.api import (
     admin,
     audit,
+    costs,
     failures,
     health,
     integrations,
@@ -37,7 +38,7 @@ from server.api.guards import PUBLIC, allow_named_roles, authentication
 from server.api.limits import RateLimits, RequestCounts, send_standing
 from server.api.observation import Observation, bind_provider
 from server.api.openapi import Description
-from server.api.reference import ReferencePlugin
+from server.api.reference import PAGE_HEADERS, ReferencePlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
 from server.db.reads import Reads
@@ -60,6 +61,7 @@ HANDLERS = (
     *health.HANDLERS,
     *admin.HANDLERS,
     *audit.HANDLERS,
+    *costs.HANDLERS,
     *privacy.HANDLERS,
     *vault.HANDLERS,
     *webhooks.HANDLERS,
@@ -186,5 +188,7 @@ def _openapi() -> Description:
             }
         ),
         render_plugins=[ReferencePlugin(), JsonRenderPlugin(), YamlRenderPlugin()],
-        openapi_router=Router("/schema", route_handlers=[], opt=_PAGES, include_in_schema=False),
+        openapi_router=Router(
+            "/schema", route_handlers=[], opt=_PAGES, include_in_schema=False, response_headers=PAGE_HEADERS
+        ),
     )

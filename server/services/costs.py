@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from server.errors import Detail, InvalidRequestError
 from server.services.paging import Page
 
 CLOSED_AT_ONCE = 1000  # months of integrations in one transaction
+EARLIEST, LATEST = date(2000, 1, 1), date(2999, 12, 31)
 ANY = ""  # the provider of the prices for those that have none of their own
 
 
@@ -106,13 +108,12 @@ def price_parameters(catalog: Catalog) -> dict[str, str]:
 
 def _steps(provider: str, costs: Costs) -> Iterator[dict[str, Any]]:
     for measure, steps in (("calls", costs.calls), ("megabytes", costs.megabytes)):
-        ends = (*(step.above for step in steps[1:]), None)
-        for step, end in zip(steps, ends, strict=True):
+        for step, following in zip_longest(steps, steps[1:]):
             yield {
                 "provider": provider,
                 "measure": measure,
                 "above": step.above,
-                "up_to": end,
+                "up_to": following.above if following else None,
                 "price": str(step.price),
             }
 
@@ -230,7 +231,8 @@ _CLOSE = text(
 WITH {_PRICES},
 ended AS (
     SELECT id FROM integration_costs AS costs
-    WHERE closed_at IS NULL AND period_end < CAST((:now - interval '1 hour') AT TIME ZONE 'UTC' AS date)
+    WHERE closed_at IS NULL
+        AND period_end < CAST((CAST(:now AS timestamptz) - interval '1 hour') AT TIME ZONE 'UTC' AS date)
     ORDER BY id LIMIT {CLOSED_AT_ONCE} FOR UPDATE SKIP LOCKED
 ),
 priced AS (
@@ -241,7 +243,8 @@ priced AS (
 )
 UPDATE integration_costs AS costs
 SET base_cost = base, overage_cost = overage, total_cost = base + overage, currency = priced.currency,
-    included_in_plan = overage = 0, closed_at = :now, updated_at = :now
+    included_in_plan = overage = 0, closed_at = CAST(:now AS timestamptz),
+    updated_at = CAST(:now AS timestamptz)
 FROM priced
 WHERE costs.id = priced.id AND costs.closed_at IS NULL
 RETURNING costs.id
@@ -311,6 +314,11 @@ def _cents(number: Decimal) -> Decimal:
 
 def _months(start: date | None, end: date | None, today: date) -> tuple[date, date]:
     """Return the first days of the first and the last month that are asked for."""
+    for name, day in (("startDate", start), ("endDate", end)):
+        if day is not None and not EARLIEST <= day <= LATEST:
+            raise InvalidRequestError(
+                "there are no costs of such a day", [Detail(name, f"it must be from {EARLIEST} to {LATEST}")]
+            )
     if start is not None and end is not None and end < start:
         raise InvalidRequestError(
             "the end is before the start", [Detail("endDate", f"it must be {start} or later")]
