@@ -264,6 +264,7 @@ def _homes(root: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
     """Every key of a schema, with the objects that take it: what to say of a key in the wrong place."""
     homes: dict[str, dict[str, None]] = {}
     seen: set[tuple[int, str]] = set()
+    definitions = root.get("definitions") or load_schema("connector")["definitions"]
 
     def walk(schema: object, named: str, kind: str = "") -> None:
         if isinstance(schema, list):
@@ -277,7 +278,7 @@ def _homes(root: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
             here += f" of type `{kind}`"
         reference = schema.get("$ref")
         if isinstance(reference, str):
-            walk(root["definitions"][reference.rpartition("/")[2]], here)
+            walk(definitions[reference.rpartition("/")[2]], here)
             return
         for key, inner in schema.get("properties", {}).items():
             if schema.get("additionalProperties") is False:
