@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, cast
@@ -119,18 +120,18 @@ class Connection(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
     _state: Any = None
-    since = 0.0  # when it was last heard of, by the loop's clock
+    since = 0.0  # when it was last heard of; the loop's own clock counts in milliseconds
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # uvicorn's own override of BaseProtocol's method is as narrow.
         super().connection_made(transport)
-        self.since = self.loop.time()
+        self.since = time.monotonic()
         self._watch()
         if len(self.connections) > self.config.most_clients:
             _make_room(cast("Sequence[Connection]", list(self.connections)))
 
     def data_received(self, data: bytes) -> None:
-        self.since = self.loop.time()
+        self.since = time.monotonic()
         super().data_received(data)
         self._watch()
 
@@ -157,7 +158,7 @@ class Connection(H11Protocol):
             self._reader = None
 
     def shutdown(self) -> None:
-        if self._cycle is None and self.loop.time() - self.since < FRESH_SECONDS:
+        if self._cycle is None and time.monotonic() - self.since < FRESH_SECONDS:
             self.loop.call_later(FRESH_SECONDS, self._end)
         else:
             super().shutdown()
