@@ -43,6 +43,7 @@ from server.streams import EXCHANGE, KEY, RabbitExchange, RedisStream, open_stre
 from server.worker import telling
 from server.worker.context import WorkerContext, open_worker_context
 from server.worker.telling import Sender
+from tests.docs.blocks import blocks
 
 ACTOR = Actor("u_1", role="admin")
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -589,6 +590,20 @@ def test_the_standards_own_library_takes_our_signatures_and_no_others() -> None:
     ):
         with pytest.raises(WebhookVerificationError):
             Verifier(SEED).verify(body, changed)
+
+
+def test_what_the_documentation_shows_takes_our_signatures_and_no_others() -> None:
+    [block] = [each for each in blocks("python") if each.file.name == "subscribe-to-events.md"]
+    page: dict[str, Any] = {}
+    exec(block.text, page)
+    is_from_the_hub = page["is_from_the_hub"]
+    now = int(datetime.now(UTC).timestamp())
+    event = Event("evt_1", "ping", None, b'{"type":"ping"}')
+    headers = deliveries.headers(event, [Secret(subscribers.new_secret()), Secret(SEED)], now)
+    assert is_from_the_hub(SEED, headers, event.body)
+    assert not is_from_the_hub(SEED, headers, b'{"type":"pong"}')
+    assert not is_from_the_hub(subscribers.new_secret(), headers, event.body)
+    assert not is_from_the_hub(SEED, deliveries.headers(event, [Secret(SEED)], now - 301), event.body)
 
 
 def test_secrets_are_long_enough_and_never_the_same() -> None:
