@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from tests.sandbox.courier import Courier
 from tests.sandbox.shelf import Json
 
 Scope = MutableMapping[str, Any]
@@ -251,6 +252,7 @@ class StandIn(ABC):
 
     def __init__(self, clock: SandboxClock | None = None) -> None:
         self.clock = clock or SandboxClock()
+        self.courier = Courier()
         self.routes = Routes(self.route_table())
         self.controls: dict[str, Handler] = {**self._shared_controls(), **self.control_table()}
         self._restart: Callable[[], None] = lambda: None
@@ -263,6 +265,7 @@ class StandIn(ABC):
         self.latency = 0.0
         self.set_limits: Json = {}
         self._buckets: dict[tuple[str, ...], Bucket] = {}
+        self.courier.forget()
         self.empty_state()
 
     def start_with(self, seed: Callable[[], None]) -> None:
@@ -510,6 +513,8 @@ class StandIn(ABC):
             "POST /_sandbox/latency": self._set_latency,
             "POST /_sandbox/limits": self._set_limits,
             "POST /_sandbox/clock": self._advance_clock,
+            "GET /_sandbox/letters": self._show_letters,
+            "POST /_sandbox/courier": self._change_courier,
             "POST /_sandbox/tokens/revoke": lambda call: Answer(200, {"revoked": self.revoke(call.json())}),
             "POST /_sandbox/reset": self._reset,
         }
@@ -545,6 +550,18 @@ class StandIn(ABC):
     def _clear_faults(self, _: Call) -> Answer:
         self.faults.plan([], 0)
         return Answer(200, {"rules": 0})
+
+    def _show_letters(self, _: Call) -> Answer:
+        sent = [
+            {"name": each.letter.name, "url": each.letter.url, "tries": each.tries, "over": each.over}
+            for each in self.courier.sent
+        ]
+        return Answer(200, {"letters": sent})
+
+    def _change_courier(self, call: Call) -> Answer:
+        given = call.json()
+        self.courier.behave(**given)
+        return Answer(200, given)
 
     def _set_latency(self, call: Call) -> Answer:
         self.latency = float(call.json()["seconds"])

@@ -9,7 +9,7 @@ Control calls beyond the shared ones:
     POST /_sandbox/lists       {"account", "name", "double_optin"}: one more audience
     POST /_sandbox/members     {"account", "list", "email", "status", "merge_fields", "source", "erase"}:
                                what a person (`user`) or somebody in the office (`admin`) changes
-    GET  /_sandbox/deliveries  what webhooks would have been sent: url, headers, body; DELETE forgets them
+    GET  /_sandbox/deliveries  what webhooks sent: url, first headers, body; DELETE forgets them
     POST /_sandbox/choices     changes a choice from the list below
 
 The fault `status:403` is the edge's, without a JSON body; so is the 429 of a rate set by
@@ -200,6 +200,7 @@ class Mailchimp(StandIn):
 
     def empty_state(self) -> None:
         self.world = World(self.clock, self.effect, self._dispatch)
+        self.world.send = self.courier.send
         self.credentials = oauth.Credentials()
         self.credentials.applications[DEFAULT_CLIENT] = oauth.Application(DEFAULT_CLIENT, DEFAULT_SECRET)
         self._in_flight: Counter[str] = Counter()

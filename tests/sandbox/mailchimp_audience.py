@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tests.sandbox.core import Answer, Call, RefusedError
+from tests.sandbox.courier import Letter
 from tests.sandbox.mailchimp_world import (
     INVALID,
     NO_CONTENT,
@@ -707,7 +708,11 @@ def _worded(address: str, body: Json) -> Json:
     return _entry(address, error, "ERROR_GENERIC", first["field"], first["message"])
 
 
-# Webhooks. The stand-in calls nobody: it writes down what it would have sent.
+# Webhooks.
+
+
+RETRY_WAITS = (60.0, 120.0, 240.0, 480.0, 960.0, 1_920.0)  # growing, over 75 minutes in all
+DELIVERY_SECONDS = 10.0
 
 
 def list_webhooks(_: World, call: Call) -> Answer:
@@ -734,6 +739,7 @@ def create_webhook(world: World, call: Call) -> Answer:
     }
     audience.webhooks[made["id"]] = made
     world.effect("webhook.created")
+    world.send(Letter("probe", made["url"], b"", "text/plain", lambda _: {}, (), DELIVERY_SECONDS, "GET"))
     if not signed:
         return Answer(200, made)
     world.secrets[made["id"]] = world.new_id(32)
@@ -838,12 +844,17 @@ def tell(world: World, audience: Audience, kind: str, member: Json, source: str,
 
 
 def write_delivery(world: World, hook: Json, pairs: Sequence[tuple[str, str]]) -> None:
-    """Keep a form-encoded delivery, signed when the webhook has a secret."""
+    """Send a form-encoded delivery, signed when the webhook has a secret, and keep what was sent."""
     body = urlencode(pairs)
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    if secret := world.secrets.get(hook["id"]):
-        headers["X-Mailchimp-Signature"] = signature(secret, int(world.clock.now()), body)
+    secret = world.secrets.get(hook["id"])
+
+    def sign(_: int = 0) -> Mapping[str, str]:
+        return {"X-Mailchimp-Signature": signature(secret, int(world.clock.now()), body)} if secret else {}
+
+    kind = "application/x-www-form-urlencoded"
+    headers = {"Content-Type": kind, **sign()}
     world.deliveries.append({"url": hook["url"], "webhook": hook["id"], "headers": headers, "body": body})
+    world.send(Letter(pairs[0][1], hook["url"], body.encode(), kind, sign, RETRY_WAITS, DELIVERY_SECONDS))
 
 
 def signature(secret: str, seconds: int, body: str) -> str:

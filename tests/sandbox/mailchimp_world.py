@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from tests.sandbox.core import Answer, Call, RefusedError, SandboxClock
+from tests.sandbox.courier import Letter
 from tests.sandbox.money import CURRENCIES
 from tests.sandbox.shelf import Json, Ordered, Rank, Shelf
 
@@ -166,6 +167,7 @@ class World:
         self.random = random.Random(20_261_124)
         self.links: dict[str, tuple[str, str, float]] = {}  # token -> account, batch, end
         self.deliveries: list[Json] = []
+        self.send: Callable[[Letter], None] = lambda _: None
         self.secrets: dict[str, str] = {}  # of webhooks, which show them once
         self._numbers = 0
 

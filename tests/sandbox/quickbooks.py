@@ -26,9 +26,14 @@ What the documentation leaves open is decided here. Those marked * are switched 
 * DocNumbers may repeat *
 """
 
+import base64
 import hashlib
-from collections.abc import Callable, Sequence
+import hmac
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from uuid import uuid4
 
 import orjson
 
@@ -36,6 +41,7 @@ from tests.sandbox import quickbooks_calls as calls
 from tests.sandbox import quickbooks_query as query
 from tests.sandbox import quickbooks_rows as rows
 from tests.sandbox.core import Answer, Call, Handler, RefusedError, Route, SandboxClock, StandIn
+from tests.sandbox.courier import Letter
 from tests.sandbox.quickbooks_fields import WRITABLE
 from tests.sandbox.quickbooks_oauth import ACCOUNTING, SCOPES, Access, Credentials, Grant, IntuitOAuth
 from tests.sandbox.quickbooks_world import (
@@ -88,6 +94,61 @@ CALLS: Sequence[tuple[str, Callable[[World, Call], Answer], bool]] = (
 )
 
 
+RETRY_WAITS = (10.0, 20.0, 30.0, 300.0, 1_200.0, 7_200.0, 14_400.0, 21_600.0, 21_600.0)
+DELIVERY_SECONDS = 3.0
+_VERBS = {"Create": "created", "Update": "updated", "Delete": "deleted", "Void": "voided"}
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """Where the application's events go, its verifier token, and which of the two forms they have."""
+
+    url: str
+    token: str
+    cloud_events: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What was done to a row."""
+
+    realm: str
+    entity: str
+    id: str
+    done: str
+    when: str
+
+
+def _notifications(changes: Sequence[Change]) -> Json:
+    entities: dict[str, list[Json]] = {}
+    for each in changes:
+        entities.setdefault(each.realm, []).append(
+            {"name": each.entity, "id": each.id, "operation": each.done, "lastUpdated": each.when}
+        )
+    return {
+        "eventNotifications": [
+            {"realmId": realm, "dataChangeEvent": {"entities": found}} for realm, found in entities.items()
+        ]
+    }
+
+
+def _cloud_events(changes: Sequence[Change]) -> list[Json]:
+    return [
+        {
+            "specversion": "1.0",
+            "id": str(uuid4()),
+            "source": "intuit.sandbox",
+            "type": f"qbo.{each.entity.lower()}.{_VERBS[each.done]}.v1",
+            "datacontenttype": "application/json",
+            "time": each.when,
+            "intuitentityid": each.id,
+            "intuitaccountid": each.realm,
+            "data": {},
+        }
+        for each in changes
+    ]
+
+
 class QuickBooks(StandIn):
     """The API and the OAuth server: every host Intuit has for them."""
 
@@ -128,12 +189,16 @@ class QuickBooks(StandIn):
         return {
             "POST /_sandbox/accounts": self._new_account,
             "POST /_sandbox/sales": self._new_sales,
+            "POST /_sandbox/subscriptions": self._subscribe,
             "POST /_sandbox/limits": self._change_limits,
             "POST /_sandbox/behaviour": lambda call: Answer(200, self.world.behaviour.change(call.json())),
         }
 
     def empty_state(self) -> None:
         self.world = World(self.clock, self.effect)
+        self.world.tell = self._tell
+        self.subscription: Subscription | None = None
+        self.gathered: list[Change] | None = None  # while changes are gathered into one delivery
         self.credentials = Credentials({DEFAULT_CLIENT: DEFAULT_SECRET})
         self.oauth = IntuitOAuth(self.clock, self.credentials, self.world.behaviour)
         self.windows = Windows()
@@ -146,7 +211,11 @@ class QuickBooks(StandIn):
 
     def memory(self) -> Sequence[tuple[object, Sequence[str]]]:
         issued = ("applications", "codes", "refresh", "access")
-        return [(self.world, ("companies", "outcomes")), (self.credentials, issued)]
+        return [
+            (self.world, ("companies", "outcomes")),
+            (self, ("subscription",)),
+            (self.credentials, issued),
+        ]
 
     def _grant(self, realm: str, scopes: Sequence[str]) -> Grant:
         return Grant(DEFAULT_CLIENT, realm, tuple(scopes), self.clock.now() + 5 * 365 * DAY)
@@ -166,6 +235,53 @@ class QuickBooks(StandIn):
             found += [{**row, "account": company.realm} for row in table.rows.values()]
             found += [{**row, "account": company.realm} for row in table.gone.values()]
         return found
+
+    # Webhooks: what the developer portal sets, for all companies of the application.
+
+    def _subscribe(self, call: Call) -> Answer:
+        given = call.json()
+        events = bool(given.get("cloud_events", False))
+        self.subscription = Subscription(str(given["url"]), str(given["token"]), events)
+        return Answer(200, {"cloud_events": events})
+
+    def _tell(self, company: Company, entity: str, name: str, done: str, when: str) -> None:
+        change = Change(company.realm, entity, name, done, when)
+        if self.gathered is not None:
+            self.gathered.append(change)
+        else:
+            self.deliver([change])
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Send what changes within the block as one delivery, of however many companies."""
+        self.gathered = []
+        try:
+            yield
+        finally:
+            changes, self.gathered = self.gathered, None
+            self.deliver(changes)
+
+    def deliver(self, changes: Sequence[Change]) -> None:
+        """Send changes as one delivery, in the form that is set."""
+        subscription = self.subscription
+        if subscription is None or not changes:
+            return
+        body = _cloud_events(changes) if subscription.cloud_events else _notifications(changes)
+        content = orjson.dumps(body)
+        digest = hmac.new(subscription.token.encode(), content, hashlib.sha256).digest()
+        headers = {"intuit-signature": base64.b64encode(digest).decode()}
+        name = ", ".join(f"{each.entity}.{each.done} {each.realm}/{each.id}" for each in changes)
+        self.courier.send(
+            Letter(
+                name,
+                subscription.url,
+                content,
+                "application/json; charset=utf-8",
+                lambda _: headers,
+                RETRY_WAITS,
+                DELIVERY_SECONDS,
+            )
+        )
 
     # Errors, tokens, limits and repeated calls.
 

@@ -123,6 +123,7 @@ def create(world: World, company: Company, entity: str, given: Json, when: str |
     row = _store(world, company, entity, values, when)
     _settle(world, company, entity, None, row)
     world.effect(f"{entity.lower()}.created")
+    world.tell(company, entity, row["Id"], "Create", world.stamp())
     return row
 
 
@@ -138,6 +139,7 @@ def update(world: World, company: Company, entity: str, given: Json) -> Json:
     row = _replace(world, company, entity, old, values)
     _settle(world, company, entity, old, row)
     world.effect(f"{entity.lower()}.updated")
+    world.tell(company, entity, row["Id"], "Update", world.stamp())
     return row
 
 
@@ -153,6 +155,7 @@ def delete(world: World, company: Company, entity: str, given: Json) -> Json:
     company.table(entity).remove(old["Id"], world.stamp())
     _settle(world, company, entity, old, None)
     world.effect(f"{entity.lower()}.deleted")
+    world.tell(company, entity, old["Id"], "Delete", world.stamp())
     return {"Id": old["Id"], "status": "Deleted", "domain": "QBO"}
 
 
@@ -176,6 +179,7 @@ def void(world: World, company: Company, entity: str, given: Json) -> Json:
     row = _replace(world, company, entity, old, values)
     _settle(world, company, entity, old, row)
     world.effect(f"{entity.lower()}.voided")
+    world.tell(company, entity, row["Id"], "Void", world.stamp())
     return row
 
 

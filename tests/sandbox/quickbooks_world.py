@@ -176,6 +176,8 @@ class World:
     behaviour: Behaviour = field(default_factory=Behaviour)
     companies: dict[str, Company] = field(default_factory=dict)
     outcomes: dict[tuple[str, str], tuple[bytes, Answer | None]] = field(default_factory=dict)
+    # Company, entity, id, what was done, and when.
+    tell: Callable[[Company, str, str, str, str], None] = lambda *_: None
 
     def stamp(self) -> str:
         """Return the time of a write."""

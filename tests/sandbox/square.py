@@ -1,6 +1,11 @@
 """A stand-in for Square: the API, OAuth, and the control calls. The parts are in `square_*.py`."""
 
-from collections.abc import Callable, Sequence
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
 
 import orjson
 
@@ -8,6 +13,7 @@ from tests.sandbox import square_catalog as catalog
 from tests.sandbox import square_customers as customers
 from tests.sandbox import square_sales as sales
 from tests.sandbox.core import Answer, Call, Handler, Route, SandboxClock, StandIn, rfc3339
+from tests.sandbox.courier import Letter
 from tests.sandbox.shelf import Json
 from tests.sandbox.square_oauth import (
     ACCESS_SECONDS,
@@ -24,6 +30,9 @@ DEFAULT_CLIENT = "sq0idp-demo"
 DEFAULT_SECRET = "sq0csp-demo"
 PERSONAL_TOKEN = "EAAAdemo-personal"
 CATALOG_WRITE_SECONDS = 0.01  # long enough for a second write to meet the first
+# The older page's schedule: 1, 2, 4, 8, 16 and 32 minutes, then each hour for three days.
+RETRY_WAITS = (60.0, 120.0, 240.0, 480.0, 960.0, 1_920.0, *(3_600.0,) * 70)
+DELIVERY_SECONDS = 10.0
 
 # call, handler, scope, writes
 CALLS: Sequence[tuple[str, Callable[[World, Call], Answer], str, bool]] = (
@@ -59,6 +68,16 @@ CALLS: Sequence[tuple[str, Callable[[World, Call], Answer], str, bool]] = (
     ("POST /v2/inventory/counts/batch-retrieve", sales.get_counts, "INVENTORY_READ", False),
     ("POST /v2/inventory/changes/batch-create", sales.change_inventory, "INVENTORY_WRITE", True),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """Where the application's events go, and the key that signs them."""
+
+    url: str
+    key: str
+
+
 _SHELVES = ("customer", "order", "payment", "refund", "count")
 
 
@@ -91,10 +110,13 @@ class Square(StandIn):
         return {
             "POST /_sandbox/accounts": self._new_account,
             "POST /_sandbox/orders": self._new_orders,
+            "POST /_sandbox/subscriptions": self._subscribe,
         }
 
     def empty_state(self) -> None:
         self.world = World(self.clock, self.effect)
+        self.world.tell = self._tell
+        self.subscriptions: list[Subscription] = []
         self.world.new_seller(DEFAULT_MERCHANT)
         self.credentials = Credentials()
         self.credentials.applications[DEFAULT_CLIENT] = Application(DEFAULT_CLIENT, DEFAULT_SECRET)
@@ -103,7 +125,11 @@ class Square(StandIn):
 
     def memory(self) -> Sequence[tuple[object, Sequence[str]]]:
         world = ("sellers", "random", "_pages", "_last_stamp", "_outcomes")
-        return [(self.world, world), (self.credentials, ("applications", "codes", "refresh", "access"))]
+        return [
+            (self.world, world),
+            (self, ("subscriptions",)),
+            (self.credentials, ("applications", "codes", "refresh", "access")),
+        ]
 
     def _add_personal_token(self, token: str, merchant: str) -> None:
         self.credentials.access[token] = Access(
@@ -129,6 +155,50 @@ class Square(StandIn):
                 raise ValueError(f"no type {kind!r}; there are {known}")
             found += [{**value, "account": seller.id} for value in values]
         return found
+
+    # Webhooks: what the developer's own page sets, for all sellers of the application.
+
+    def _subscribe(self, call: Call) -> Answer:
+        given = call.json()
+        self.subscriptions.append(Subscription(str(given["url"]), str(given["key"])))
+        return Answer(200, {"subscriptions": len(self.subscriptions)})
+
+    def _tell(self, seller: Seller, kind: str, data: Json) -> None:
+        event = {
+            "merchant_id": seller.id,
+            "type": kind,
+            "event_id": str(UUID(int=self.world.random.getrandbits(128), version=4)),
+            "created_at": rfc3339(self.clock.now()),
+            "data": data,
+        }
+        for subscription in self.subscriptions:
+            self.deliver(subscription, event)
+
+    def deliver(self, subscription: Subscription, event: Json) -> None:
+        """Send an event; every try has the same signature, for no time is signed."""
+        content = orjson.dumps(event)
+        signed = subscription.url.encode() + content
+        digest = hmac.new(subscription.key.encode(), signed, hashlib.sha256).digest()
+
+        def sign(number: int) -> Mapping[str, str]:
+            headers = {
+                "x-square-hmacsha256-signature": base64.b64encode(digest).decode(),
+                "square-environment": "Sandbox",
+            }
+            again = {"square-retry-number": str(number), "square-retry-reason": "http_error"}
+            return {**headers, **again} if number else headers
+
+        self.courier.send(
+            Letter(
+                f"{event['type']} {event['event_id']}",
+                subscription.url,
+                content,
+                "application/json",
+                sign,
+                RETRY_WAITS,
+                DELIVERY_SECONDS,
+            )
+        )
 
     # Errors, tokens, and one catalog write at a time.
 

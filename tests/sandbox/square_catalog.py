@@ -392,8 +392,18 @@ def _upsert(
         _check_references(seller, value, ids, f"{where}[{place}]")
     stamp, version = world.stamp(), world.version(seller)
     stored = [_store(world, seller, value, ids, stamp, version) for value in given]
-    seller.catalog_updated_at = stamp
+    _tell_version(world, seller, stamp)
     return stored, mapped
+
+
+def _tell_version(world: World, seller: Seller, stamp: str) -> None:
+    """Move the catalog on; its event names no object."""
+    seller.catalog_updated_at = stamp
+    world.tell(
+        seller,
+        "catalog.version.updated",
+        {"type": "catalog", "id": "", "object": {"catalog_version": {"updated_at": stamp}}},
+    )
 
 
 def _check_object(
@@ -630,7 +640,7 @@ def _delete(world: World, seller: Seller, names: Sequence[str]) -> list[str]:
             continue
         deleted += _mark_deleted(world, seller, value, stamp, version)
         _leave_parent(seller, value, stamp, version)
-    seller.catalog_updated_at = stamp
+    _tell_version(world, seller, stamp)
     return deleted
 
 

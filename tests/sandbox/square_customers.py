@@ -107,6 +107,7 @@ def new(world: World, seller: Seller, given: Json, stamp: str) -> Json:
         value["birthday"] = f"0000-{value['birthday']}"
     seller.customers.put(value["id"], value)
     world.effect("customer.created")
+    _tell(world, seller, "customer.created", value)
     return value
 
 
@@ -144,6 +145,7 @@ def _alter(world: World, seller: Seller, name: str, given: Json, stamp: str) -> 
     changed["version"], changed["updated_at"] = value["version"] + 1, stamp
     seller.customers.put(name, changed)
     world.effect("customer.updated")
+    _tell(world, seller, "customer.updated", changed)
     return changed
 
 
@@ -157,6 +159,11 @@ def _remove(world: World, seller: Seller, name: str) -> None:
     _find(seller, name)
     seller.customers.remove(name)
     world.effect("customer.deleted")
+    world.tell(seller, "customer.deleted", {"type": "customer", "id": name, "deleted": True})
+
+
+def _tell(world: World, seller: Seller, kind: str, value: Json) -> None:
+    world.tell(seller, kind, {"type": "customer", "id": value["id"], "object": {"customer": value}})
 
 
 def list_all(world: World, call: Call) -> Answer:

@@ -137,6 +137,7 @@ def create_order(world: World, call: Call) -> Answer:
         _total(world, seller, value)
         seller.orders.put(value["id"], value)
         world.effect("order.created")
+        _tell_order(world, seller, "order_created", value)
         return Answer(200, {"order": value})
 
     return world.once(call, seller, body, 192, run)
@@ -228,6 +229,7 @@ def update_order(world: World, call: Call) -> Answer:
         _total(world, seller, changed)
         seller.orders.put(changed["id"], changed)
         world.effect("order.updated")
+        _tell_order(world, seller, "order_updated", changed)
         return Answer(200, {"order": changed})
 
     return world.once(call, seller, body, 192, run)
@@ -351,6 +353,7 @@ def create_payment(world: World, call: Call) -> Answer:
         value.update({name: body[name] for name in kept if name and body.get(name) is not None})
         seller.payments.put(value["id"], value)
         world.effect("payment.created")
+        tell_payment(world, seller, "payment.created", value)
         return Answer(200, {"payment": value})
 
     return world.once(call, seller, body, 45, run)
@@ -502,7 +505,26 @@ def _set_count(
     }
     seller.counts.put("/".join(place), value)
     world.effect("inventory.updated")
+    data = {"type": "inventory_counts", "id": place[0], "object": {"inventory_counts": [value]}}
+    world.tell(seller, "inventory.count.updated", data)
     return value
+
+
+def _tell_order(world: World, seller: Seller, name: str, value: Json) -> None:
+    """Tell of an order: its event has ids and the version only."""
+    ids = {
+        "order_id": value["id"],
+        "version": value["version"],
+        "location_id": value.get("location_id"),
+        "state": value["state"],
+    }
+    data = {"type": name, "id": value["id"], "object": {name: ids}}
+    world.tell(seller, name.replace("_", "."), data)
+
+
+def tell_payment(world: World, seller: Seller, kind: str, value: Json) -> None:
+    """Tell of a payment, which its event holds as it is."""
+    world.tell(seller, kind, {"type": "payment", "id": value["id"], "object": {"payment": value}})
 
 
 # Seeding.
@@ -558,6 +580,7 @@ def seed_orders(world: World, seller: Seller, count: int, customers: Sequence[Js
         if place % 10 == 9:
             _seed_refund(world, seller, payment, stamp)
         seller.payments.put(payment["id"], payment)
+        tell_payment(world, seller, "payment.created", payment)  # an order made at the till is not told of
         made.append(order["id"])
     return made
 

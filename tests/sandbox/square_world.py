@@ -66,6 +66,7 @@ class World:
     def __init__(self, clock: SandboxClock, effect: Callable[[str], None]) -> None:
         self.clock = clock
         self.effect = effect
+        self.tell: Callable[[Seller, str, Json], None] = lambda *_: None  # seller, type, data
         self.sellers: dict[str, Seller] = {}
         self.random = random.Random(20_261_124)
         self.replayed = 0

@@ -4,6 +4,8 @@ Every account has one ledger for test and one for live keys, as they share nothi
 """
 
 import base64
+import hashlib
+import hmac
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ import orjson
 
 from tests.sandbox import forms
 from tests.sandbox.core import Answer, Call, Handler, RefusedError, Route, SandboxClock, StandIn
+from tests.sandbox.courier import Letter
 from tests.sandbox.forms import Check, ParameterError, flag, integer, list_of, metadata, one_of, text
 from tests.sandbox.money import CURRENCIES
 from tests.sandbox.shelf import Json, Shelf
@@ -269,6 +272,21 @@ REFUND_CREATE: Mapping[str, Check] = {
 }
 
 
+ENDPOINT_CREATE: Mapping[str, Check] = {
+    "api_version": text(),
+    "connect": flag,
+    "description": text(5000),
+    "enabled_events": list_of(text()),
+    "expand": EXPAND,
+    "metadata": metadata,
+    "url": text(2048),
+}
+DELIVERY_SECONDS = 20.0  # not stated by the provider
+# Growing waits over three days for live events, three tries over some hours for others.
+RETRY_WAITS = tuple(min(300.0 * 2**n, 43_200.0) for n in range(12))
+TEST_RETRY_WAITS = (300.0, 3_600.0, 14_400.0)
+
+
 @dataclass(slots=True)
 class Ledger:
     """All objects of one account in one mode."""
@@ -294,6 +312,20 @@ class Account:
     id: str
     country: str = "US"
     currency: str = "usd"
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """Where events of a ledger are sent. `shown` is the object, without its secret."""
+
+    account: str
+    live: bool
+    secret: str
+    shown: Json
+
+    def wants(self, kind: str) -> bool:
+        events = self.shown["enabled_events"]
+        return self.shown["status"] == "enabled" and ("*" in events or kind in events)
 
 
 class Stripe(StandIn):
@@ -323,6 +355,10 @@ class Stripe(StandIn):
             Route("POST /v1/customers/{id}", self._update_customer, writes=True),
             Route("DELETE /v1/customers/{id}", self._delete_customer, writes=True),
             Route("POST /v1/refunds", self._create_refund, writes=True),
+            Route("GET /v1/webhook_endpoints", self._list_endpoints),
+            Route("POST /v1/webhook_endpoints", self._create_endpoint, writes=True),
+            Route("GET /v1/webhook_endpoints/{id}", self._retrieve_endpoint),
+            Route("DELETE /v1/webhook_endpoints/{id}", self._delete_endpoint, writes=True),
         ]
 
     def control_table(self) -> dict[str, Handler]:
@@ -338,10 +374,11 @@ class Stripe(StandIn):
         self.revoked: set[str] = set()
         self.ledgers: dict[tuple[str, bool], Ledger] = {}
         self._outcomes: dict[tuple[str, bool, str], Stored] = {}
+        self.endpoints: dict[str, Endpoint] = {}
         self.ledger(DEFAULT_ACCOUNT, live=False)
 
     def memory(self) -> Sequence[tuple[object, Sequence[str]]]:
-        return [(self, ("_random", "accounts", "keys", "revoked", "ledgers", "_outcomes"))]
+        return [(self, ("_random", "accounts", "keys", "revoked", "ledgers", "_outcomes", "endpoints"))]
 
     def ledger(self, account: str, *, live: bool) -> Ledger:
         """Return the ledger of an account, made when it is first asked for."""
@@ -629,20 +666,107 @@ class Stripe(StandIn):
         if previous is not None:
             data["previous_attributes"] = orjson.Fragment(orjson.dumps(previous))
         name = self.new_id("event")
-        ledger.shelves["event"].put(
-            name,
-            {
-                "id": name,
-                "object": "event",
-                "api_version": API_VERSION,
-                "created": self._seconds() if created is None else created,
-                "data": data,
-                "livemode": ledger.live,
-                "pending_webhooks": 0,
-                "request": {"id": None, "idempotency_key": None},
-                "type": kind,
-            },
+        wanting = [
+            each
+            for each in self.endpoints.values()
+            if (each.account, each.live) == (ledger.account, ledger.live) and each.wants(kind)
+        ]
+        event: Json = {
+            "id": name,
+            "object": "event",
+            "api_version": API_VERSION,
+            "created": self._seconds() if created is None else created,
+            "data": data,
+            "livemode": ledger.live,
+            "pending_webhooks": len(wanting),
+            "request": {"id": None, "idempotency_key": None},
+            "type": kind,
+        }
+        ledger.shelves["event"].put(name, event)
+        for endpoint in wanting:
+            self.deliver(endpoint, event)
+
+    def deliver(self, endpoint: Endpoint, event: Json) -> None:
+        """Send an event to an endpoint; each try has its own time and signature."""
+        content = orjson.dumps(event, option=orjson.OPT_INDENT_2)
+
+        def sign(_: int) -> Mapping[str, str]:
+            seconds = self._seconds()
+            signed = f"{seconds}.".encode() + content
+            digest = hmac.new(endpoint.secret.encode(), signed, hashlib.sha256).hexdigest()
+            return {"Stripe-Signature": f"t={seconds},v1={digest}"}
+
+        self.courier.send(
+            Letter(
+                f"{event['type']} {event['id']}",
+                endpoint.shown["url"],
+                content,
+                "application/json; charset=utf-8",
+                sign,
+                RETRY_WAITS if endpoint.live else TEST_RETRY_WAITS,
+                DELIVERY_SECONDS,
+            )
         )
+
+    # Webhook endpoints.
+
+    def _create_endpoint(self, call: Call) -> Answer:
+        ledger = _ledger_of(call)
+        given = _checked(call, ENDPOINT_CREATE, required=("enabled_events", "url"))
+        if ledger.live and not given["url"].startswith("https://"):
+            raise RefusedError(
+                _error(400, "Invalid URL: URL must be HTTPS.", code="url_invalid", param="url")
+            )
+        name, secret = (
+            f"we_{self._random.getrandbits(84):021x}",
+            f"whsec_{self._random.getrandbits(160):040x}",
+        )
+        shown: Json = {
+            "id": name,
+            "object": "webhook_endpoint",
+            "api_version": given.get("api_version"),
+            "application": None,
+            "created": self._seconds(),
+            "description": given.get("description"),
+            "enabled_events": given["enabled_events"],
+            "livemode": ledger.live,
+            "metadata": given.get("metadata") or {},
+            "status": "enabled",
+            "url": given["url"],
+        }
+        self.endpoints[name] = Endpoint(ledger.account, ledger.live, secret, shown)
+        self.effect("webhook_endpoint.created")
+        return Answer(200, {**shown, "secret": secret})
+
+    def _endpoint_of(self, call: Call) -> Endpoint:
+        ledger, name = _ledger_of(call), call.parts["id"]
+        found = self.endpoints.get(name)
+        if found is None or (found.account, found.live) != (ledger.account, ledger.live):
+            raise RefusedError(_missing("webhook_endpoint", name, "webhook_endpoint"))
+        return found
+
+    def _retrieve_endpoint(self, call: Call) -> Answer:
+        return Answer(200, self._endpoint_of(call).shown)
+
+    def _list_endpoints(self, call: Call) -> Answer:
+        ledger = _ledger_of(call)
+        _checked(call, LIST)
+        found = [
+            each.shown
+            for each in self.endpoints.values()
+            if (each.account, each.live) == (ledger.account, ledger.live)
+        ]
+        return Answer(
+            200, {"object": "list", "data": found[::-1], "has_more": False, "url": "/v1/webhook_endpoints"}
+        )
+
+    def _delete_endpoint(self, call: Call) -> Answer:
+        name = self._endpoint_of(call).shown["id"]
+        del self.endpoints[name]
+        self.effect("webhook_endpoint.deleted")
+        return Answer(200, {"id": name, "object": "webhook_endpoint", "deleted": True})
+
+    # Time and changes.
 
     def _seconds(self) -> int:
         return int(self.clock.now())
