@@ -9,8 +9,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, reduce
 from itertools import islice
+from operator import or_
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -18,6 +19,7 @@ from litestar import Request
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import HeaderParameter, ParameterKwarg, QueryParameter
+from litestar.types import Message, Scope
 from msgspec import Meta, ValidationError
 
 from engine.diagnostics import did_you_mean, listed
@@ -26,7 +28,9 @@ from server.api.schemas import body_kind, read_secret
 from server.errors import Detail, InvalidRequestError, VenueRequiredError
 
 REFUSED = "the request can't be accepted"
-MOST_TOLD = 50  # things that are wrong with a query, and with a body: finding the nearest names takes its time
+MOST_TOLD = 50  # faults of a query, and of a body: finding the nearest names takes its time
+MOST_PARTS = 1000  # of one list or object within a body
+_LONGEST_SHOWN = 50
 _LAX = (int, float, bool)  # what a query can only write as text
 _CONSTRAINTS = ("ge", "le", "gt", "lt", "min_length", "max_length", "pattern")
 _WORDS: Mapping[str, str] = {
@@ -89,6 +93,18 @@ async def check_request(request: Request[Any, Any, Any]) -> None:
     refuse(wrong)
 
 
+async def send_methods(message: Message, scope: Scope) -> None:
+    """Name all methods of a path in an answer to OPTIONS: the framework names its first handler's."""
+    if (
+        message["type"] == "http.response.start"
+        and scope.get("method") == "OPTIONS"
+        and message["status"] == 204
+    ):
+        known = scope["litestar_app"].route_handler_method_map.get(scope.get("path_template") or "", {})
+        kept = [header for header in message["headers"] if header[0].lower() != b"allow"]
+        message["headers"] = [*kept, (b"allow", ", ".join(sorted(map(str, known))).encode())]
+
+
 def refuse(wrong: list[Detail]) -> None:
     """Raise InvalidRequestError for what is wrong, if anything is."""
     if not wrong:
@@ -117,9 +133,8 @@ def expectations(handler: HTTPRouteHandler) -> Expected:
 
 
 def _parameter_kind(annotation: Any, definition: ParameterKwarg) -> tuple[Any, bool]:
-    [kind] = [each for each in (get_args(annotation) or (annotation,)) if each is not type(None)][:1]
-    if get_origin(annotation) is Literal:
-        kind = annotation
+    kinds = get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
+    kind: Any = reduce(or_, (each for each in kinds if each is not type(None)))
     limits = {name: getattr(definition, name) for name in _CONSTRAINTS}
     given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
     return (Annotated[kind, Meta(**given)] if given else kind), kind not in _LAX
@@ -183,6 +198,9 @@ def wrong_in(kind: Any, value: Any, path: str = "") -> Iterator[Detail]:
 
 
 def _wrong_parts(kind: Any, value: Any, path: str) -> Iterator[Detail]:
+    if isinstance(value, dict | list) and len(value) > MOST_PARTS:
+        yield Detail(path or "body", f"this has {len(value)} parts, and at most {MOST_PARTS} are taken")
+        return
     for plain in _alternatives(kind):
         if isinstance(value, dict) and isinstance(plain, type) and issubclass(plain, msgspec.Struct):
             fields = {each.encode_name: each for each in msgspec.structs.fields(plain)}
@@ -245,8 +263,9 @@ def _sentence(error: ValidationError, kind: Any, value: Any) -> str:
         return _INVALID[text]
     if text.startswith("Invalid enum value"):
         allowed = [*_allowed(kind)]
+        shown = f"`{value}`" if isinstance(value, str) and len(value) <= _LONGEST_SHOWN else "this"
         hints = did_you_mean(str(value), allowed)
-        return "; ".join((f"this isn't one of {listed(f'`{each}`' for each in allowed)}", *hints))
+        return "; ".join((f"{shown} isn't one of {listed(f'`{each}`' for each in allowed)}", *hints))
     text = re.sub(r"`([a-z |]+)`", lambda found: _kinds(found[1]), text)
     return text[:1].lower() + text[1:]
 

@@ -7,10 +7,11 @@ what. What several operations have alike is written once, as a component.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from inspect import cleandoc
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -35,11 +36,14 @@ _RESPONSES: Mapping[str, str] = {
     "401": "Unauthorized",
     "403": "Forbidden",
     "404": "NotFound",
+    "408": "RequestTimeout",
     "409": "Conflict",
     "413": "ContentTooLarge",
+    "414": "UriTooLong",
     "415": "UnsupportedMediaType",
     "422": "UnprocessableContent",
     "429": "TooManyRequests",
+    "431": "HeadersTooLarge",
     "500": "InternalError",
     "502": "BadGateway",
     "503": "ServiceUnavailable",
@@ -68,28 +72,41 @@ _HEADERS: Mapping[str, Json] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A webhook that the hub sends: what is in its body, and an example of it."""
+
+    summary: str
+    description: str
+    body: type[msgspec.Struct]
+    example: Json
+    tag: str
+
+
 @dataclass
 class Description(OpenAPIConfig):
     """The framework's own configuration, for a document that is completed."""
 
     handlers: Sequence[HTTPRouteHandler] = ()
+    sent: Mapping[str, "Sent"] = field(default_factory=dict)
 
     def to_openapi_schema(self) -> OpenAPI:
         plain = super().to_openapi_schema()
         values = {each.name: getattr(plain, each.name) for each in fields(plain)}
-        return _Document(**values, handlers=self.handlers)
+        return _Document(**values, handlers=self.handlers, sent=self.sent)
 
 
 @dataclass
 class _Document(OpenAPI):
     handlers: Sequence[HTTPRouteHandler] = field(default=(), kw_only=True)
+    sent: Mapping[str, "Sent"] = field(default_factory=dict, kw_only=True)
 
     @property
     def _exclude_fields(self) -> set[str]:
-        return {"handlers"}
+        return {"handlers", "sent"}
 
     def to_schema(self) -> Json:
-        return complete(super().to_schema(), self.handlers)
+        return complete(super().to_schema(), self.handlers, self.sent)
 
 
 def operations(document: Json, part: str = "paths") -> Iterator[tuple[str, str, Json]]:
@@ -110,11 +127,13 @@ def resolve(document: Json, part: Json) -> Json:
     return part
 
 
-def complete(document: Json, handlers: Sequence[HTTPRouteHandler]) -> Json:
+def complete(
+    document: Json, handlers: Sequence[HTTPRouteHandler], sent: Mapping[str, Sent] = MappingProxyType({})
+) -> Json:
     """Complete the framework's document in place, and return it."""
     by_id = {each.operation_id: each for each in handlers if isinstance(each.operation_id, str)}
     components = document["components"]
-    components["schemas"], answers = _schemas(by_id.values())
+    components["schemas"], answers = _schemas(by_id.values(), [each.body for each in sent.values()])
     components["headers"] = dict(_HEADERS)
     components["examples"] = {}
     for path, method, operation in operations(document):
@@ -127,9 +146,15 @@ def complete(document: Json, handlers: Sequence[HTTPRouteHandler]) -> Json:
         operation.setdefault("security", [])
         operation.pop("deprecated", None)
         operation["x-roles"] = [role for role in ROLES if role in handler.opt.get("roles", ())]
-        operation["x-venue"] = _venue_place(document, path, operation)
+        operation["x-venue"], operation["x-venue-required"] = _venue_place(document, path, operation)
+        for status, (code, sentence) in _ANYWHERE.items():
+            if status != "404" or "{" in path:
+                operation["responses"].setdefault(status, _failure(code, sentence))
+        operation["responses"] = dict(sorted(operation["responses"].items()))
         for status, answer in operation["responses"].items():
             _complete_response(components, path, method, operation, status, answer)
+    if sent:
+        document["webhooks"] = {name: {"post": _sent(name, each)} for name, each in sent.items()}
     _describe(components["schemas"], document)
     for name in answers:
         _always_there(components["schemas"][name])
@@ -138,18 +163,50 @@ def complete(document: Json, handlers: Sequence[HTTPRouteHandler]) -> Json:
     return document
 
 
+# What any route may answer, before it is even known which it is.
+_ANYWHERE: Mapping[str, tuple[str, str]] = {
+    "404": ("NOT_FOUND", "Not Found"),
+    "408": ("VALIDATION_ERROR", "the body took too long to arrive"),
+    "414": ("VALIDATION_ERROR", "the address has more than 8192 bytes"),
+    "431": ("VALIDATION_ERROR", "send at most 100 headers, of at most 32768 bytes together"),
+}
+
+
+def _failure(code: str, sentence: str) -> Json:
+    shown = {
+        "success": False,
+        "error": sentence,
+        "code": code,
+        "details": [],
+        "timestamp": "2026-01-15T11:00:00Z",
+        "requestId": "5f0c3b8e2f6a4d0e9b7a1c2d3e4f5a6b",
+    }
+    return {
+        "description": f"{code}: {sentence}",
+        "content": {
+            "application/json": {
+                "schema": {"$ref": _REF.format(name="ErrorAnswer")},
+                "examples": {"it": {"summary": sentence, "value": shown}},
+            }
+        },
+    }
+
+
 # --- schemas
 
 
-def _schemas(handlers: Any) -> tuple[Json, list[str]]:
+def _schemas(
+    handlers: Collection[HTTPRouteHandler], sent: Sequence[type[msgspec.Struct]]
+) -> tuple[Json, list[str]]:
     """Return the schemas of all bodies by name, and which of them are only answered, whole."""
     asked = [_body_type(each) for each in handlers if _body_type(each) is not None]
-    told = [
+    told: list[Any] = [
         spec.data_container
         for each in handlers
         for spec in (each.responses or {}).values()
         if isinstance(spec.data_container, type) and issubclass(spec.data_container, msgspec.Struct)
     ]
+    told += sent
     generate = partial(msgspec.json.schema_components, schema_hook=_secret, ref_template=_REF)
     _, schemas = generate([*asked, *told])
     _, requests = generate(asked)
@@ -309,17 +366,18 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
 
 
-def _venue_place(document: Json, path: str, operation: Json) -> str | None:
-    """Say where a caller names the venue: `path`, `query` or `body`; None where it doesn't."""
+def _venue_place(document: Json, path: str, operation: Json) -> tuple[str | None, bool]:
+    """Say where a caller names the venue (`path`, `query`, `body` or nowhere), and whether it has to."""
     if "{venue_id}" in path:
-        return "path"
-    if any(each["name"] == "venueId" for each in operation["parameters"]):
-        return "query"
-    content = operation.get("requestBody", {}).get("content", {})
-    for each in content.values():
-        if "venueId" in resolve(document, each["schema"])["properties"]:
-            return "body"
-    return None
+        return "path", True
+    for each in operation["parameters"]:
+        if each["name"] == "venueId":
+            return "query", bool(each.get("required"))
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        body = resolve(document, content["schema"])
+        if "venueId" in body["properties"]:
+            return "body", "venueId" in body["required"]
+    return None, False
 
 
 # --- answers
@@ -349,14 +407,65 @@ def _complete_response(
         examples: Json = {}
         for each in (content.get("examples") or {}).values():
             value = each["value"]
-            failed = isinstance(value, dict) and value.get("success") is False
-            if failed:
-                components["examples"].setdefault(value["code"], each)
-                examples[value["code"]] = {"$ref": f"#/components/examples/{value['code']}"}
+            code = value.get("code") if isinstance(value, dict) and value.get("success") is False else None
+            if code and components["examples"].setdefault(code, each) == each:
+                examples[code] = {"$ref": f"#/components/examples/{code}"}
             else:
                 examples[_slug(each["summary"])] = each
         if examples:
             content["examples"] = examples
+
+
+def _sent(name: str, event: Sent) -> Json:
+    """Describe a webhook as Standard Webhooks has it."""
+    return {
+        "operationId": "on" + "".join(word.capitalize() for word in re.split(r"[^a-z]+", name)),
+        "summary": event.summary,
+        "description": event.description,
+        "tags": [event.tag],
+        "security": [],
+        "parameters": [
+            {
+                "name": header,
+                "in": "header",
+                "required": True,
+                "description": about,
+                "schema": {"type": "string"},
+                "example": example,
+            }
+            for header, about, example in _SIGNED
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": _REF.format(name=_name(event.body))},
+                    "examples": {_slug(name): {"summary": event.summary, "value": event.example}},
+                }
+            },
+        },
+        "responses": {
+            "2XX": {"description": "It is taken: it isn't sent again."},
+            "410": {"description": "The address is gone: nothing is sent there any more."},
+            "default": {"description": "It isn't taken: it is tried again for about three days."},
+        },
+    }
+
+
+_SIGNED = (
+    (
+        "webhook-id",
+        "The event's id, the same whenever it is sent again.",
+        "evt_2f1c7a9e0b6d4c5f8a3e1d2c3b4a5968",
+    ),
+    ("webhook-timestamp", "When it was sent, in seconds since 1970.", "1768474800"),
+    (
+        "webhook-signature",
+        "`v1,` and the base64 HMAC-SHA256 of id, timestamp and body, joined by dots; several are divided by "
+        "spaces, and one that is right is enough.",
+        "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
+    ),
+)
 
 
 def _is_counted(path: str) -> bool:

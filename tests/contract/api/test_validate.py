@@ -76,7 +76,7 @@ async def test_a_provider_that_can_not_be_asked_is_no_answer(hub: Hub) -> None:
         ({"apiKey": GOOD, "connection": {"colour": "red"}}, ["connection.colour"]),
         ({"apiKey": 5}, ["apiKey"]),
         ({"apiKey": "x" * 4097}, ["apiKey"]),
-        ({"credentials": {"apiKey": "x" * 4097}}, ["credentials[...]"]),
+        ({"credentials": {"apiKey": "x" * 4097}}, ["credentials.apiKey"]),
         ({"apiKey": GOOD, "environment": "staging"}, ["environment"]),
     ],
 )
