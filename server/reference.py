@@ -7,6 +7,7 @@ import click
 from engine.reference import GENERATED, PROJECT, command_line_page, reference_pages
 from server.environment import UNNEEDED
 from server.settings import VARIABLES
+from server.telemetry.metrics import METRICS, Counter, Histogram, State
 
 
 def every_page(commands: click.Group) -> dict[str, str]:
@@ -18,8 +19,34 @@ def every_page(commands: click.Group) -> dict[str, str]:
         **reference_pages(),
         "command-line.md": command_line_page("hub", commands),
         "settings.md": settings_page(),
+        "metrics.md": metrics_page(),
         "api.md": markdown(openapi_document()),
     }
+
+
+def metrics_page() -> str:
+    """Return the page of every metric at `/metrics`."""
+    kinds = {State: "state", Counter: "counter", Histogram: "histogram"}
+    lines = [
+        GENERATED,
+        "# Metrics",
+        "",
+        "What `GET /metrics` answers, in Prometheus' text format. Each API process answers for all of them.",
+        "[How to watch the hub](../how-to/watch-it-run.md) says how to ask, and what to look at.",
+        "",
+        "- A **state** is how things stand, read from PostgreSQL and kept for a few seconds.",
+        "- A **counter** grows with what happens. Processes bring theirs to Redis every two seconds; where",
+        "  that is emptied they begin at zero again.",
+        "- A **histogram** counts times in seconds by size, as `NAME_bucket`, `NAME_sum` and `NAME_count`.",
+        "",
+        "| Metric | Kind | Labels | What it says |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.name}` | {kinds[type(metric)]} | {labels} | {metric.about} |")
+    lines.append("")
+    return "\n".join(lines)
 
 
 def settings_page() -> str:

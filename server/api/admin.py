@@ -36,6 +36,7 @@ HealthFilter = Annotated[
     QueryParameter(name="healthStatus", description="Only those that were doing like this when measured."),
 ]
 
+Fresh = Annotated[bool, QueryParameter(description="Count now, whatever was counted a moment ago.")]
 
 @get(
     f"{ADMIN}/all-venues",
@@ -103,7 +104,7 @@ async def list_all(
     f"{ADMIN}/health-summary",
     operation_id="getHealthSummary",
     summary="How everything is doing",
-    description="Counted at most every five minutes; `measured_at` says when.",
+    description="Counted at most every five minutes, or when it is to be `fresh`; `calculated_at` says when.",
     tags=TAGS,
     opt=ADMINS,
     security=TOKEN,
@@ -125,7 +126,9 @@ async def list_all(
                             "unknown": 2,
                         },
                         "queues": [{"status": "pending", "count": 45}],
-                        "measured_at": "2026-01-15T11:00:00Z",
+                        "calculated_at": "2026-01-15T11:00:00Z",
+                        "circuits_open": 1,
+                        "periods": {"24h": _NUMBERS, "7d": _NUMBERS, "30d": _NUMBERS},
                     },
                 },
             ),
@@ -133,13 +136,67 @@ async def list_all(
         **error_answers(),
     },
 )
-async def health_summary(context: Shared) -> schemas.HealthSummaryAnswer:
-    summary = await overview.health_summary(context)
+async def health_summary(context: Shared, fresh: Fresh = False) -> schemas.HealthSummaryAnswer:
+    summary = await overview.health_summary(context, fresh=fresh)
     return schemas.HealthSummaryAnswer(
         schemas.HealthSummary(
             msgspec.convert(summary.integrations, schemas.IntegrationCounts, from_attributes=True),
             [schemas.QueueCount(each.status, each.count) for each in summary.queues],
-            datetime.fromisoformat(summary.measured_at),
+            datetime.fromisoformat(summary.calculated_at),
+            summary.circuits_open,
+            {
+                period: msgspec.convert(numbers, schemas.PeriodNumbers, from_attributes=True)
+                for period, numbers in _periods(summary)
+            },
+        )
+    )
+
+
+@get(
+    f"{ADMIN}/integration-metrics",
+    operation_id="listIntegrationMetrics",
+    summary="What each integration's syncs came to",
+    description="Those of which most syncs fail come first. A period is of whole hours or days (UTC) and "
+    "ends now; what ended within the last five minutes may be missing. Of one integration alone "
+    "`health/{provider}/metrics` tells it exactly.",
+    tags=TAGS,
+    opt=ADMINS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.IntegrationPeriodsAnswer,
+            "The integrations that had any.",
+            Example(
+                summary="one integration",
+                value={
+                    "success": True,
+                    "data": [
+                        {
+                            "venue_id": "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f",
+                            "integration_type": "juniper",
+                            **_NUMBERS,
+                        }
+                    ],
+                    "meta": {"total": 1, "limit": 50, "offset": 0, "next_cursor": None},
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "INVALID_PROVIDER"),
+    },
+)
+async def list_metrics(
+    context: Shared,
+    period: Annotated[Period, QueryParameter(description="How far back to look.")] = "24h",
+    venue_id: VenueFilter = None,
+    provider: ProviderFilter = None,
+    limit: Limit = 50,
+    offset: Offset = 0,
+) -> schemas.IntegrationPeriodsAnswer:
+    if provider is not None:
+        context.catalog.connector(provider)
+    async with context.sessions() as session:
+        found, total = await rollups.by_integration(
+            session, period, venue_id=venue_id, provider=provider, limit=limit, offset=offset
         )
     )
 

@@ -677,7 +677,12 @@ class IntegrationCounts(Struct, frozen=True):
 class HealthSummary(Struct, frozen=True):
     integrations: IntegrationCounts
     queues: list[QueueCount]
-    measured_at: datetime
+    calculated_at: datetime
+    circuits_open: Annotated[int, Meta(description="Integrations whose operations wait for their provider.")]
+    periods: Annotated[
+        dict[Literal["24h", "7d", "30d"], PeriodNumbers],
+        Meta(description="What the syncs of all of them came to, in whole hours and days (UTC)."),
+    ]
 
 
 class HealthSummaryAnswer(Struct, frozen=True):

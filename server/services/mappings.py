@@ -63,6 +63,7 @@ from server.services import audit, operations, outbox, venues
 from server.services.audit import Actor
 from server.services.integrations import get_integration, read_venue
 from server.services.paging import Page
+from server.telemetry.metrics import HEALS
 
 SimplePairs = Mapping[str, str | Sequence[str]]
 # What runs is taken up again with the new mapping once its worker has noticed that it lost it.
@@ -314,6 +315,8 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
         return Change(Current(now.mappings, now.template, broken=broken), "healed", details, plan)
 
     await _change(context, actor, asked, make)
+    for each in found[-1].broken:
+        HEALS.add(asked.provider, "proposed" if each.proposal else "broken")
     return found[-1]
 
 

@@ -24,7 +24,7 @@ from server.services.integrations import Page
 
 log = structlog.get_logger(__name__)
 
-SUMMARY_KEY = "hub:health-summary"
+SUMMARY_KEY = "hub:health-summary:2"  # the number grows when what is kept changes
 SUMMARY_SECONDS = 300
 PERIODS: Mapping[str, timedelta] = {
     "24h": timedelta(hours=24),
@@ -64,7 +64,9 @@ class StatusCount:
 class Summary:
     integrations: IntegrationCounts
     queues: Sequence[StatusCount]
-    measured_at: str  # RFC 3339: a summary is up to five minutes old
+    calculated_at: str  # RFC 3339: a summary is up to five minutes old
+    circuits_open: int  # integrations whose operations wait for their provider
+    periods: Mapping[str, Numbers]  # of all integrations together
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,13 @@ async def list_integrations(
     return Page(rows[:limit], total, (str(last.venue_id), last.integration_type) if last else None)
 
 
-async def health_summary(context: Context) -> Summary:
-    """Return how all integrations are doing, kept in Redis for five minutes; measured anew without Redis."""
+async def health_summary(context: Context, *, fresh: bool = False) -> Summary:
+    """Return how all integrations are doing, kept in Redis for five minutes.
+
+    It is calculated anew without Redis, and when it is to be `fresh`.
+    """
     try:
-        kept = await context.redis.get(SUMMARY_KEY)
+        kept = None if fresh else await context.redis.get(SUMMARY_KEY)
         if kept is not None:
             return msgspec.json.decode(kept, type=Summary)
     except (RedisError, OSError, msgspec.DecodeError) as error:  # what another version kept isn't ours

@@ -47,6 +47,7 @@ log = structlog.get_logger(__name__)
 States: TypeAlias = dict[str, dict[Labels, float]]  # by metric, and its labels' values
 
 KEPT_SECONDS = 5.0  # states: several who ask at once get the same
+KEPT_TIMES = 20  # as long as reading them took: nobody asks so often that it is work for PostgreSQL
 LONGEST_SECONDS = 5
 _WAITING = ("pending", "recovering")
 _AGING = (*_WAITING, "processing")
@@ -103,22 +104,24 @@ async def read_states(session: AsyncSession) -> States:
 
 @dataclass(slots=True)
 class Readings:
-    """Answers Prometheus, for one process. States are kept for a few seconds."""
+    """Answers Prometheus, for one process. States are kept for a few seconds; 0 for not at all."""
 
     sessions: async_sessionmaker[AsyncSession]
     redis: Redis
     flush: Flush
     kept: float = KEPT_SECONDS
     _states: States = field(default_factory=dict)
-    _read_at: float = float("-inf")
+    _read_again: float = float("-inf")
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def text(self) -> bytes:
         """Return every metric in Prometheus' text format: without states while PostgreSQL is away."""
         async with self._reading:
-            if time.monotonic() - self._read_at >= self.kept:
+            began = time.monotonic()
+            if began >= self._read_again:
                 self._states = await self._read()
-                self._read_at = time.monotonic()
+                ended = time.monotonic()
+                self._read_again = ended + (self.kept and max(self.kept, KEPT_TIMES * (ended - began)))
         await self.flush.try_flush()  # what this process counted is there at once
         counts = await read_counts(self.redis)
         return await asyncio.to_thread(render, self._states, counts)  # thousands of lines: others go on

@@ -202,7 +202,11 @@ async def test_metrics_of_a_period(hub: Hub, period: str | None, expected: dict[
     await log_run(hub, 960, ("completed", 40, 0))
     params = {"venueId": str(OURS), **({"period": period} if period else {})}
     answer = await hub.get(f"{API}/health/stripe/metrics", params=params)
-    assert answer.json()["data"] == {**expected, "avg_duration": 2000}
+    data = answer.json()["data"]
+    assert data.pop("condition")["circuit"]["state"] == "closed"
+    rate = round(100 * expected["successful"] / expected["total_syncs"], 2)
+    durations = dict.fromkeys(("avg_duration", "median_duration", "p95_duration"), 2000)
+    assert data == {**expected, **durations, "success_rate": rate, "api_calls": 0}
 
 
 async def test_metrics_without_syncs_and_of_a_strange_period(hub: Hub) -> None:
@@ -215,6 +219,19 @@ async def test_metrics_without_syncs_and_of_a_strange_period(hub: Hub) -> None:
         "avg_duration": None,
         "total_success_count": 0,
         "total_error_count": 0,
+        "success_rate": None,
+        "api_calls": 0,
+        "median_duration": None,
+        "p95_duration": None,
+        "condition": {
+            "health_status": "unknown",
+            "reason": None,
+            "explanation": None,
+            "circuit": {"state": "closed", "failures": 0, "opened_at": None, "until": None},
+            "quota": None,
+            "checked_at": None,
+            "response_ms": None,
+        },
     }
     strange = await hub.get(f"{API}/health/stripe/metrics", params={"venueId": str(OURS), "period": "1y"})
     assert (strange.status_code, strange.json()["details"][0]["field"]) == (400, "period")
@@ -296,11 +313,28 @@ async def test_the_summary_is_kept_for_five_minutes(hub: Hub) -> None:
     assert summary["queues"] == [{"status": "pending", "count": 1}]
     await hub.execute("DELETE FROM integration_configs")
     assert (await hub.get(f"{ADMIN}/health-summary", headers=ROOT)).json()["data"] == summary
+    now = await hub.get(f"{ADMIN}/health-summary", params={"fresh": "true"}, headers=ROOT)
+    assert now.json()["data"]["integrations"]["total"] == 0
+    assert now.json()["data"]["calculated_at"] > summary["calculated_at"]
     assert 295 <= await hub.context.redis.ttl(overview.SUMMARY_KEY) <= 300
     await hub.context.redis.set(overview.SUMMARY_KEY, json.dumps({"of": "another version"}))
     fresh = (await hub.get(f"{ADMIN}/health-summary", headers=ROOT)).json()["data"]
     assert fresh["integrations"]["total"] == 0
     await hub.context.redis.delete(overview.SUMMARY_KEY)
+
+
+async def test_the_summary_without_redis_is_calculated_each_time(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("redis.internal:6379 refused")
+
+    monkeypatch.setattr(hub.context.redis, "get", refuse)
+    monkeypatch.setattr(hub.context.redis, "set", refuse)
+    for total in (0, 1):
+        answer = await hub.get(f"{ADMIN}/health-summary", headers=ROOT)
+        assert (answer.status_code, answer.json()["data"]["integrations"]["total"]) == (200, total)
+        await integration(hub, OURS, "stripe", "connected", "healthy")
 
 
 # --- force sync (endpoint 33)
