@@ -16,6 +16,7 @@ from server.api import (
     admin,
     audit,
     costs,
+    dead_letters,
     failures,
     health,
     integrations,
@@ -30,7 +31,7 @@ from server.api import (
     webhooks,
 )
 from server.api.bounds import Bounds
-from server.api.checking import check_request
+from server.api.checking import check_request, send_methods
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, send_request_id
@@ -57,6 +58,7 @@ HANDLERS = (
     *tokens.HANDLERS,
     *syncs.HANDLERS,
     *failures.HANDLERS,
+    *dead_letters.HANDLERS,
     *mappings.HANDLERS,
     *health.HANDLERS,
     *admin.HANDLERS,
@@ -140,7 +142,7 @@ def _application(**options: Any) -> Litestar:
         route_handlers=list(HANDLERS),
         guards=[allow_named_roles],
         before_request=_begin,
-        before_send=[send_request_id, send_standing],
+        before_send=[send_request_id, send_standing, send_methods],
         exception_handlers={Exception: answer_error},
         dependencies=dict(DEPENDENCIES),
         type_decoders=[(schemas.is_secret, schemas.read_secret)],

@@ -1,7 +1,9 @@
 """What administrators of the platform see and do across venues."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -20,23 +22,32 @@ from server.api.schemas import CursorText, IdempotencyKeyText, Limit, Offset, pa
 from server.api.syncs import answer_for
 from server.db.models import HealthStatus, IntegrationStatus
 from server.errors import SyncInProgressError
-from server.services import overview, recovery, syncs
+from server.services import overview, recovery, rollups, syncs
+from server.services.paging import Page
 
 TAGS = ["Administration"]
 ADMIN = f"{PATH}/admin"
 
+Period = Literal["24h", "7d", "30d"]
+VenueFilter = Annotated[UUID | None, QueryParameter(name="venueId", description="Only this venue's.")]
 ProviderFilter = Annotated[
     str | None, QueryParameter(name="provider", max_length=50, description="Only this provider's.")
 ]
 StatusFilter = Annotated[
     IntegrationStatus | None, QueryParameter(name="status", description="Only those with this status.")
 ]
+Fresh = Annotated[bool, QueryParameter(description="Count now, whatever was counted a moment ago.")]
 HealthFilter = Annotated[
     HealthStatus | None,
     QueryParameter(name="healthStatus", description="Only those that were doing like this when measured."),
 ]
 
-Fresh = Annotated[bool, QueryParameter(description="Count now, whatever was counted a moment ago.")]
+
+_NUMBERS = {
+    **{"syncs": 48, "failed": 1, "success_rate": 97.92, "mean_ms": 3500, "median_ms": 3100, "p95_ms": 8200},
+    **{"success_count": 4700, "error_count": 12, "api_calls": 250},
+}
+
 
 @get(
     f"{ADMIN}/all-venues",
@@ -198,6 +209,14 @@ async def list_metrics(
         found, total = await rollups.by_integration(
             session, period, venue_id=venue_id, provider=provider, limit=limit, offset=offset
         )
+    return schemas.IntegrationPeriodsAnswer(
+        [
+            schemas.IntegrationPeriod(
+                **asdict(each.numbers), venue_id=each.venue_id, integration_type=each.provider
+            )
+            for each in found
+        ],
+        page_meta(Page(found, total, None), limit, offset),
     )
 
 
@@ -404,6 +423,11 @@ async def queue_metrics(context: Shared) -> schemas.QueueMetricsAnswer:
     )
 
 
+def _periods(summary: overview.Summary) -> Sequence[tuple[Period, rollups.Numbers]]:
+    names: tuple[Period, ...] = ("24h", "7d", "30d")
+    return [(name, summary.periods[name]) for name in names]
+
+
 def _items(count: int) -> str:
     return f"{count} queue item{'' if count == 1 else 's'}"
 
@@ -411,6 +435,7 @@ def _items(count: int) -> str:
 HANDLERS = (
     list_all,
     health_summary,
+    list_metrics,
     force_sync,
     clear_queue,
     process_dead_letter,

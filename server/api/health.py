@@ -1,5 +1,6 @@
 """How integrations and the service itself are doing."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,8 @@ from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, MANAGERS, PUBLIC, READERS, TOKEN, CallerRequest, identify
 from server.api.paths import PATH
-from server.api.schemas import ProviderName, VenueId
-from server.services import health, integrations, overview, recovery, views
+from server.api.schemas import CursorText, Limit, Offset, ProviderName, VenueId, page_meta, read_cursor
+from server.services import conditions, health, integrations, overview, recovery, views
 from server.telemetry.states import Readings
 
 TAGS = ["Health"]
@@ -94,6 +95,24 @@ async def integration_health(
                         "avg_duration": 3500,
                         "total_success_count": 4700,
                         "total_error_count": 12,
+                        "success_rate": 97.92,
+                        "api_calls": 250,
+                        "median_duration": 3100,
+                        "p95_duration": 8200,
+                        "condition": {
+                            "health_status": "healthy",
+                            "reason": "good",
+                            "explanation": "it works",
+                            "circuit": {
+                                "state": "closed",
+                                "failures": 0,
+                                "opened_at": None,
+                                "until": None,
+                            },
+                            "quota": {"remaining": 4711, "resets_at": "2026-01-15T11:15:00Z"},
+                            "checked_at": None,
+                            "response_ms": None,
+                        },
                     },
                 },
             ),
@@ -113,9 +132,64 @@ async def integration_metrics(
     request.user.require(venue_id)
     context.catalog.connector(provider)
     async with context.sessions() as session:
-        await integrations.get_integration(session, venue_id, provider)
+        integration = await integrations.get_integration(session, venue_id, provider)
         found = await overview.metrics(session, venue_id, provider, overview.PERIODS[period])
-    return schemas.MetricsAnswer(msgspec.convert(found, schemas.IntegrationMetrics, from_attributes=True))
+        known = await conditions.known_of(session, venue_id, provider)
+    condition = schemas.condition_answer(integration, known, datetime.now(UTC))
+    return schemas.MetricsAnswer(schemas.IntegrationMetrics(**asdict(found), condition=condition))
+
+
+@get(
+    f"{PATH}/health/{{provider:str}}/changes",
+    operation_id="listHealthChanges",
+    summary="How an integration's health changed",
+    description="The newest first. Worse is told at once, better when it was so for three minutes.",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            schemas.HealthChangesAnswer,
+            "The changes.",
+            Example(
+                summary="an outage begins",
+                value={
+                    "success": True,
+                    "data": [
+                        {
+                            "from_status": "healthy",
+                            "to_status": "unhealthy",
+                            "reason": "circuit_open",
+                            "explanation": "the provider didn't answer 5 times in a row",
+                            "created_at": "2026-01-15T11:04:00Z",
+                        }
+                    ],
+                    "meta": {"total": 1, "limit": 50, "offset": 0, "next_cursor": None},
+                },
+            ),
+        ),
+        **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", "INTEGRATION_NOT_FOUND"),
+    },
+)
+async def health_changes(
+    request: CallerRequest,
+    context: Shared,
+    provider: ProviderName,
+    venue_id: VenueId,
+    limit: Limit = 50,
+    offset: Offset = 0,
+    cursor: CursorText = None,
+) -> schemas.HealthChangesAnswer:
+    request.user.require(venue_id)
+    context.catalog.connector(provider)
+    after = read_cursor(cursor, [int])
+    async with context.sessions() as session:
+        await integrations.get_integration(session, venue_id, provider)
+        page = await conditions.changes(
+            session, venue_id, provider, limit=limit, offset=offset, after=after[0] if after else None
+        )
+    rows = [msgspec.convert(row, schemas.HealthChangeRow, from_attributes=True) for row in page.rows]
+    return schemas.HealthChangesAnswer(rows, page_meta(page, limit, offset))
 
 
 @post(
@@ -254,4 +328,12 @@ async def metrics(state: State) -> Response[Any]:
     return Response(await readings.text(), media_type="text/plain; version=0.0.4")
 
 
-HANDLERS = (integration_health, integration_metrics, test_connection, liveness, readiness, metrics)
+HANDLERS = (
+    integration_health,
+    integration_metrics,
+    health_changes,
+    test_connection,
+    liveness,
+    readiness,
+    metrics,
+)

@@ -18,16 +18,19 @@ from msgspec import Meta, Struct
 
 from engine.ports import Secret
 from server.api.paths import PATH
+from server.db import models
 from server.db.models import (
     Direction,
     HealthStatus,
+    IntegrationConfig,
     IntegrationStatus,
     Operation,
     OperationStatus,
     Priority,
 )
 from server.errors import Detail, InvalidRequestError
-from server.services import health, syncs
+from server.services import breaker, health, syncs
+from server.services.breaker import CircuitState
 from server.services.integrations import Page, Revocation
 from server.services.views import View
 
@@ -453,11 +456,18 @@ class SyncResultAnswer(Struct, frozen=True):
     success: Literal[True] = True
 
 
-class SyncAccepted(Struct, frozen=True, rename="camel"):
+class SyncAccepted(Struct, frozen=True, rename="camel", omit_defaults=True):
     """A sync that goes on; the `Location` header says where to look."""
 
     sync_id: UUID
     status: OperationStatus
+    waiting_because: Annotated[
+        str | None,
+        Meta(
+            description="Why it waits for another attempt, such as a provider that doesn't answer; left out "
+            "when it doesn't."
+        ),
+    ] = None
 
 
 class SyncAcceptedAnswer(Struct, frozen=True):
@@ -613,8 +623,62 @@ class HealthAnswer(Struct, frozen=True):
     success: Literal[True] = True
 
 
+class CircuitAnswer(Struct, frozen=True):
+    """Whether operations are worked, or wait for a provider that doesn't answer."""
+
+    state: Annotated[
+        CircuitState,
+        Meta(description="`open`: they wait. `half_open`: one of them is tried; if it succeeds all go on."),
+    ]
+    failures: Annotated[int, Meta(description="Attempts in a row that the provider didn't answer.")]
+    opened_at: Annotated[datetime | None, Meta(description="Since when they wait; null if they don't.")]
+    until: Annotated[datetime | None, Meta(description="When one is tried next; null if they don't wait.")]
+
+
+class QuotaAnswer(Struct, frozen=True):
+    """What the provider last said of how many calls it takes."""
+
+    remaining: Annotated[int, Meta(description="How many are left.")]
+    resets_at: Annotated[datetime | None, Meta(description="When there are more; null if it didn't say.")]
+
+
+class Condition(Struct, frozen=True):
+    """How an integration is doing as it was last judged, within a minute, and why."""
+
+    health_status: HealthStatus
+    reason: Annotated[
+        str | None, Meta(description="Why, in a word for programs; null before the first time.")
+    ]
+    explanation: Annotated[str | None, Meta(description="Why, in a sentence for people.")]
+    circuit: CircuitAnswer
+    quota: Annotated[
+        QuotaAnswer | None, Meta(description="Null where the provider doesn't say, or hasn't been asked.")
+    ]
+    checked_at: Annotated[
+        datetime | None,
+        Meta(description="When the provider was asked whether it is there; null when syncs showed that."),
+    ]
+    response_ms: Annotated[int | None, Meta(description="How long it took to answer that, in milliseconds.")]
+
+
+class HealthChangeRow(Struct, frozen=True):
+    """An integration began to do better or worse."""
+
+    from_status: Annotated[HealthStatus, Meta(description="How it was doing before.")]
+    to_status: Annotated[HealthStatus, Meta(description="How it did from then on.")]
+    reason: Annotated[str, Meta(description="Why, in a word for programs.")]
+    explanation: Annotated[str, Meta(description="Why, in a sentence for people.")]
+    created_at: Annotated[datetime, Meta(description="When it was noticed.")]
+
+
+class HealthChangesAnswer(Struct, frozen=True):
+    data: list[HealthChangeRow]
+    meta: PageMeta
+    success: Literal[True] = True
+
+
 class IntegrationMetrics(Struct, frozen=True):
-    """An integration's syncs in a period. `avg_duration` is in milliseconds, the totals are of records."""
+    """An integration's syncs in a period. Durations are in milliseconds, the totals are of records."""
 
     total_syncs: int
     successful: int
@@ -622,6 +686,15 @@ class IntegrationMetrics(Struct, frozen=True):
     avg_duration: int | None
     total_success_count: int
     total_error_count: int
+    success_rate: Annotated[float | None, Meta(description="In percent of syncs; null without any.")]
+    api_calls: int
+    median_duration: Annotated[
+        int | None, Meta(description="Half of the syncs took no longer, in milliseconds; null without any.")
+    ]
+    p95_duration: Annotated[
+        int | None, Meta(description="95 of 100 took no longer, in milliseconds; null without any.")
+    ]
+    condition: Condition
 
 
 class MetricsAnswer(Struct, frozen=True):
@@ -672,6 +745,33 @@ class IntegrationCounts(Struct, frozen=True):
     degraded: int
     unhealthy: int
     unknown: int
+
+
+class PeriodNumbers(Struct, frozen=True):
+    """What syncs of a period came to. Durations are in milliseconds; percentiles are read from classes."""
+
+    syncs: Annotated[int, Meta(description="Syncs that began in it and have ended.")]
+    failed: int
+    success_rate: Annotated[float | None, Meta(description="In percent of syncs; null without any.")]
+    mean_ms: Annotated[int | None, Meta(description="How long one took on average; null without any.")]
+    median_ms: Annotated[int | None, Meta(description="Half of them took no longer; null without any.")]
+    p95_ms: Annotated[int | None, Meta(description="95 of 100 took no longer; null without any.")]
+    success_count: Annotated[int, Meta(description="Records that went through.")]
+    error_count: int
+    api_calls: int
+
+
+class IntegrationPeriod(PeriodNumbers, frozen=True, kw_only=True):
+    """What one integration's syncs of a period came to."""
+
+    venue_id: UUID
+    integration_type: str
+
+
+class IntegrationPeriodsAnswer(Struct, frozen=True):
+    data: list[IntegrationPeriod]
+    meta: PageMeta
+    success: Literal[True] = True
 
 
 class HealthSummary(Struct, frozen=True):
@@ -849,6 +949,25 @@ def health_answer(row: View | None) -> Health:
         sync_count_24h=known.sync_count_24h,
         api_calls_24h=known.api_calls_24h,
         queue_depth=known.queue_depth,
+    )
+
+
+def condition_answer(
+    row: IntegrationConfig, known: models.IntegrationHealth | None, now: datetime
+) -> Condition:
+    """Return how an integration is doing, with what its last measures wrote down."""
+    circuit = breaker.circuit_of(row, now)
+    quota = None
+    if known is not None and known.api_quota_remaining is not None:
+        quota = QuotaAnswer(known.api_quota_remaining, known.api_quota_resets_at)
+    return Condition(
+        health_status=row.health_status,
+        reason=known.reason if known else None,
+        explanation=known.explanation if known else None,
+        circuit=CircuitAnswer(circuit.state, circuit.failures, circuit.opened_at, circuit.until),
+        quota=quota,
+        checked_at=known.checked_at if known else None,
+        response_ms=known.response_ms if known else None,
     )
 
 

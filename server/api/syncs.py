@@ -33,6 +33,7 @@ from server.api.schemas import (
 from server.context import Context
 from server.db.models import Operation
 from server.services import recovery, syncs
+from server.services.operations import WAITING
 
 T = TypeVar("T")
 TAGS = ["Syncs"]
@@ -193,7 +194,13 @@ def answer_for(operation: Operation, result: Callable[[Operation], T]) -> Respon
     if not syncs.ended(operation):
         state = schemas.sync_state(operation)
         return Response(
-            schemas.SyncAcceptedAnswer(schemas.SyncAccepted(state.sync_id, state.status)),
+            schemas.SyncAcceptedAnswer(
+                schemas.SyncAccepted(
+                    state.sync_id,
+                    state.status,
+                    operation.last_error if operation.status in WAITING else None,
+                )
+            ),
             status_code=202,
             headers={"Location": f"{PATH}/sync/{operation.integration_type}/sync/{state.sync_id}"},
         )

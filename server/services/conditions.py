@@ -338,7 +338,7 @@ async def changes(
     return Page(rows[:limit], total, (str(rows[limit - 1].id),) if len(rows) > limit else None)
 
 
-async def reason_of(session: AsyncSession, venue_id: UUID, provider: str) -> IntegrationHealth | None:
+async def known_of(session: AsyncSession, venue_id: UUID, provider: str) -> IntegrationHealth | None:
     """Return what the last measures wrote down of an integration."""
     return await session.scalar(
         select(IntegrationHealth).filter_by(venue_id=venue_id, integration_type=provider)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.context import Context
 from server.db import migrate
 from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus
+from server.services import conditions
 
 # Rows of one run are its mappings. The last success may be older than a day; counts are of 24 hours.
 _MEASURE = """
@@ -178,14 +179,22 @@ class Judged(Protocol):
     @property
     def status(self) -> IntegrationStatus: ...
 
+    @property
+    def health_status(self) -> HealthStatus: ...
+
 
 def judge(integration: Judged, measured: Health | None) -> HealthStatus:
-    """Return an integration's health: one that can't work is unhealthy whatever its past."""
+    """Return an integration's health: one that can't work is unhealthy whatever its past.
+
+    Of what syncs show by now and what was judged last the worse is told: better is told slowly.
+    """
     if integration.status in (IntegrationStatus.ERROR, IntegrationStatus.SUSPENDED):
         return HealthStatus.UNHEALTHY
-    if integration.status != IntegrationStatus.CONNECTED or measured is None:
+    if integration.status != IntegrationStatus.CONNECTED:
         return HealthStatus.UNKNOWN
-    return measured.status
+    if measured is None:
+        return integration.health_status
+    return conditions.worse(measured.status, integration.health_status)
 
 
 def _by_rate(rate: float | None, *, ends_soon: bool) -> HealthStatus:

@@ -20,7 +20,9 @@ from server.db.models import (
     OperationStatus,
     Priority,
 )
+from server.services import rollups
 from server.services.integrations import Page
+from server.services.rollups import Numbers
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +81,10 @@ class Metrics:
     avg_duration: int | None
     total_success_count: int
     total_error_count: int
+    success_rate: float | None  # in percent of syncs
+    api_calls: int
+    median_duration: int | None
+    p95_duration: int | None
 
 
 async def list_integrations(
@@ -142,10 +148,13 @@ async def _summarize(session: AsyncSession) -> Summary:
         select(Operation.status, func.count()).group_by(Operation.status).order_by(Operation.status)
     )
     now = await session.scalar(select(func.now()))
+    circuits = await session.scalar(select(func.count()).where(config.circuit_opened_at.is_not(None)))
     return Summary(
         IntegrationCounts(**{str(name): count for name, count in counts.items()}),
         [StatusCount(status, count) for status, count in queues],
         "" if now is None else now.isoformat(),
+        circuits or 0,
+        {period: await rollups.total(session, period) for period in PERIODS},
     )
 
 
@@ -164,14 +173,18 @@ _METRICS = text("""
 WITH runs AS (
     SELECT bool_or(status IN ('failed', 'dead_letter')) AS failed,
            extract(epoch FROM max(completed_at) - min(started_at)) * 1000 AS took,
-           sum(success_count) AS successes, sum(error_count) AS errors
+           sum(success_count) AS successes, sum(error_count) AS errors,
+           sum(coalesce(api_calls_made, 0)) AS calls
     FROM sync_logs
     WHERE venue_id = :venue_id AND integration_type = :provider
         AND started_at > now() - CAST(:period AS interval)
     GROUP BY coalesce(sync_id, id)
 )
 SELECT count(*) AS total, count(*) FILTER (WHERE failed) AS failed, round(avg(took)) AS took,
-       coalesce(sum(successes), 0) AS successes, coalesce(sum(errors), 0) AS errors
+       coalesce(sum(successes), 0) AS successes, coalesce(sum(errors), 0) AS errors,
+       coalesce(sum(calls), 0) AS calls,
+       round(CAST(percentile_cont(0.5) WITHIN GROUP (ORDER BY took) AS numeric)) AS median,
+       round(CAST(percentile_cont(0.95) WITHIN GROUP (ORDER BY took) AS numeric)) AS p95
 FROM runs
 """)
 
@@ -188,4 +201,8 @@ async def metrics(session: AsyncSession, venue_id: UUID, provider: str, period: 
         None if row.took is None else int(row.took),
         int(row.successes),
         int(row.errors),
+        round(100 * (row.total - row.failed) / row.total, 2) if row.total else None,
+        int(row.calls),
+        None if row.median is None else int(row.median),
+        None if row.p95 is None else int(row.p95),
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Table, Update, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Table, Update, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.errors import HubError, UnavailableError
@@ -33,15 +34,18 @@ log = structlog.get_logger(__name__)
 
 ENDED_BADLY = (OperationStatus.FAILED, OperationStatus.DEAD_LETTER)
 CLEARED = (*operations.WAITING, *ENDED_BADLY, OperationStatus.PAUSED)
+LONGEST_REST = 24  # hours between two revivals by the hub itself
 AT_ONCE = 500  # operations revived in one go; the rest follow with the next
 TESTED_AT_ONCE = 10  # integrations
 TEST_SECONDS = 10.0
 
 _TABLE = cast(Table, Operation.__table__)
 # As if it had just been queued: what it did so far stays in `progress`, so that it goes on from there.
-_FRESH: Mapping[str, Any] = {
+FRESH: Mapping[str, Any] = {
     "attempts": 0,
     "error_count": 0,
+    "lost_workers": 0,
+    "revivals": _TABLE.c.revivals + 1,
     "stop_requested": False,
     "next_retry_at": None,
     "completed_at": None,
@@ -81,7 +85,7 @@ async def retry_failed(
         rows = await session.execute(
             update(_TABLE)
             .where(_TABLE.c.id.in_(wanted.with_for_update(skip_locked=True)))
-            .values(**_FRESH, status=OperationStatus.PENDING)
+            .values(**FRESH, status=OperationStatus.PENDING)
             .returning(*operations.DUE)
         )
         found = [operations.due_row(row) for row in rows]
@@ -126,7 +130,7 @@ async def revive_dead_letters(context: Context, actor: Actor | None = None) -> R
         rows = await session.execute(
             select(Operation.venue_id, Operation.integration_type)
             .where(
-                Operation.status == OperationStatus.DEAD_LETTER,
+                *_revivable(by_itself=actor is None),
                 exists().where(
                     IntegrationConfig.venue_id == Operation.venue_id,
                     IntegrationConfig.integration_type == Operation.integration_type,
@@ -155,6 +159,21 @@ async def revive_dead_letters(context: Context, actor: Actor | None = None) -> R
     return Revived(requeued, sum(tested), len(tested) - sum(tested))
 
 
+def _revivable(*, by_itself: bool) -> tuple[ColumnElement[bool], ...]:
+    """Return which dead letters are queued again: for a person all but what killed its workers once more.
+
+    The hub by itself takes longer with each that came back, up to a day.
+    """
+    row = _TABLE.c
+    harmless = or_(row.error_code.is_(None), row.error_code != operations.WORKER_LOST, row.revivals == 0)
+    dead = row.status == OperationStatus.DEAD_LETTER
+    if not by_itself:
+        return (dead, harmless)
+    hours = func.least(func.pow(2, func.least(row.revivals, 10)) - 1, LONGEST_REST)
+    rested = func.coalesce(row.completed_at, row.queued_at) + hours * timedelta(hours=1) <= func.now()
+    return (dead, harmless, rested)
+
+
 async def _revive(context: Context, venue_id: UUID, provider: str, actor: Actor | None) -> int:
     async with context.sessions.begin() as session:
         wanted = (
@@ -162,7 +181,7 @@ async def _revive(context: Context, venue_id: UUID, provider: str, actor: Actor 
             .where(
                 _TABLE.c.venue_id == venue_id,
                 _TABLE.c.integration_type == provider,
-                _TABLE.c.status == OperationStatus.DEAD_LETTER,
+                *_revivable(by_itself=actor is None),
             )
             .order_by(_TABLE.c.queued_at)
             .limit(AT_ONCE)
@@ -171,7 +190,7 @@ async def _revive(context: Context, venue_id: UUID, provider: str, actor: Actor 
         statement: Update = (
             update(_TABLE)
             .where(_TABLE.c.id.in_(wanted))
-            .values(**_FRESH, status=OperationStatus.RECOVERING, priority=Priority.LOW)
+            .values(**FRESH, status=OperationStatus.RECOVERING, priority=Priority.LOW)
         )
         rows = await session.execute(statement.returning(*operations.DUE))
         found = [operations.due_row(row) for row in rows]

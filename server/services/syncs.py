@@ -30,7 +30,7 @@ from server.errors import (
     ServerError,
     SyncInProgressError,
 )
-from server.services import audit, operations
+from server.services import audit, breaker, operations
 from server.services.audit import Actor
 from server.services.integrations import Page, get_integration, syncing, tell_workers
 from server.services.runs import RUNNABLE, SYNC_TYPES
@@ -138,6 +138,7 @@ async def request_sync(
             run_id=uuid4(),
             correlation_id=actor.request_id,
         )
+        await breaker.let_one_through(session, venue_id, provider)  # somebody wants to know
         audit.record(
             session,
             actor,

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from server.db.models import IntegrationStatus
+from server.db.models import HealthStatus, IntegrationStatus
 from server.db.reads import Reads
 from server.services.health import MEASURE, Health, health_of
 from server.services.paging import Page
@@ -17,7 +17,7 @@ _LOOK = f"""
 WITH measured AS ({MEASURE})
 SELECT id, integration_configs.integration_type, environment::text,
        integration_configs.status::text AS status, connected_at, disconnected_at, last_sync_at,
-       next_sync_at, failure_count, last_error, last_error_at, config, template_id,
+       next_sync_at, health_status::text, failure_count, last_error, last_error_at, config, template_id,
        syncs, successes, took, last_success_at, last_failure_at, calls, depth, ends_at,
        measured.venue_id IS NOT NULL AS measured
 """
@@ -48,6 +48,7 @@ class View:
     disconnected_at: datetime | None
     last_sync_at: datetime | None
     next_sync_at: datetime | None
+    health_status: HealthStatus  # as it was last judged
     failure_count: int
     last_error: str | None
     last_error_at: datetime | None
@@ -84,6 +85,7 @@ def _view(row: Mapping[str, Any]) -> View:
         row["disconnected_at"],
         row["last_sync_at"],
         row["next_sync_at"],
+        HealthStatus(row["health_status"]),
         row["failure_count"],
         row["last_error"],
         row["last_error_at"],
