@@ -26,7 +26,7 @@ from server.api.schemas import (
     read_cursor,
 )
 from server.db.models import DeliveryStatus, EventSubscriber
-from server.errors import Detail, VenueRequiredError
+from server.errors import Detail, InvalidRequestError, VenueRequiredError
 from server.services import subscribers
 from server.services.subscribers import Delivered, Wanted, Wishes
 
@@ -276,6 +276,7 @@ def _route(**more: Any) -> dict[str, Any]:
     **_route(
         operation_id="listSubscribers",
         summary="Who is told of events",
+        description="A venue's, or without one the hub's own. Their secrets aren't shown.",
         responses={
             200: good(
                 SubscribersAnswer,
@@ -356,6 +357,7 @@ async def create_subscriber(
     **_route(
         operation_id="getSubscriber",
         summary="A subscriber",
+        description="With how many attempts have failed since the last one that didn't.",
         responses={
             200: good(SubscriberAnswer, "The subscriber.", _example("one", _SUBSCRIBER)),
             **error_answers(*_ERRORS, "NOT_FOUND"),
@@ -508,6 +510,7 @@ async def test_subscriber(
     **_route(
         operation_id="listEventDeliveries",
         summary="What became of a subscriber's events",
+        description="Newest first. What was delivered is forgotten after a while.",
         responses={
             200: good(
                 EventDeliveriesAnswer,
@@ -555,6 +558,7 @@ async def list_deliveries(
     **_route(
         operation_id="getEventDelivery",
         summary="What became of one event",
+        description="With what the last attempt came to, and when the next one is.",
         responses={
             200: good(EventDeliveryAnswer, "The delivery.", _example("tried again", _DELIVERY)),
             **error_answers(*_ERRORS, "NOT_FOUND"),
@@ -634,8 +638,8 @@ async def redeliver_events(
         actor,
         _owner(request, data.venue_id),
         subscriber_id,
-        since=data.since.astimezone(UTC),
-        until=None if data.until is None else data.until.astimezone(UTC),
+        since=_moment("since", data.since),
+        until=None if data.until is None else _moment("until", data.until),
     )
     return RedeliveredAnswer(Redelivered(count, count == subscribers.MOST_REDELIVERED))
 
@@ -650,6 +654,15 @@ def _owner(request: CallerRequest, venue_id: UUID | None) -> UUID | None:
     elif request.user.role != ADMIN:
         raise VenueRequiredError("say which venue it is for", [Detail("venueId", "`venueId` is missing")])
     return venue_id
+
+
+def _moment(name: str, given: datetime) -> datetime:
+    try:
+        return given.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequestError(
+            "this time can't be used", [Detail(name, "it is before or after all times")]
+        ) from None
 
 
 def _subscriber(row: EventSubscriber) -> Subscriber:

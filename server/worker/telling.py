@@ -100,9 +100,8 @@ class Sender:
         return len(attempts)
 
     async def _make(self, attempt: Attempt) -> None:
-        now = datetime.now(UTC)
-        answer = await deliveries.send(self.http, attempt, now=now.timestamp())
         try:
+            answer = await deliveries.send(self.http, attempt, now=datetime.now(UTC).timestamp())
             async with self.context.sessions.begin() as session:
                 became = await deliveries.settle(session, attempt, answer, datetime.now(UTC))
         except Exception as error:  # it is made once more when its lease is over, with the same id

@@ -195,6 +195,19 @@ async def test_an_unknown_event_is_refused(hub: Hub) -> None:
     assert answer.json()["details"][0]["field"] == "events[1]"
 
 
+@pytest.mark.parametrize("since", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01"])
+async def test_what_is_no_time_is_refused(hub: Hub, since: str) -> None:
+    identity = (await create(hub))["subscriber"]["id"]
+    answer = await ask(hub, identity, "redeliver", since=since)
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "since")
+
+
+async def test_text_that_no_database_keeps_is_refused(hub: Hub) -> None:
+    for field, value in (("description", "a\0b"), ("url", f"{URL}\0")):
+        answer = await hub.post(SUBSCRIBERS, {"venueId": str(OURS), "url": URL, field: value})
+        assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR"), answer.text
+
+
 async def test_there_are_only_so_many(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subscribers, "MOST", 2)
     await create(hub)
