@@ -79,6 +79,7 @@ async def open_context(
             "application_name": application_name,
             "pool_size": connections,
             "max_overflow": 0,
+            **({"statement_cache_size": 0} if settings.database_pooler else {}),
         }
         if settings.tracing:
             stack.push_async_callback(asyncio.to_thread, traces.flush)

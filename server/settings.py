@@ -78,6 +78,7 @@ class Settings:
     worker_venue_share: int
     queue_depth: int  # operations of one integration that may wait; 0 for any number
     lease_seconds: int
+    database_pooler: bool  # whether connections are lent by a pooler, for a transaction each
     api_connections: int  # to each database, of one API process
     trusted_proxies: str  # whose `X-Forwarded-For` is believed: addresses and networks, divided by commas
     most_clients: int  # connections one API process takes at a time
@@ -382,6 +383,13 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("DB_PASSWORD", _text, None, "Its password, beside `DB_HOST`."),
     Variable("DB_NAME", _text, "hub", "The database, beside `DB_HOST`."),
     Variable(
+        "HUB_DATABASE_POOLER",
+        _choice("true", "false"),
+        "false",
+        "Whether `DATABASE_URL` leads to a pooler that lends connections for a transaction, such as PgBouncer. "
+        "No statement is prepared ahead then. `hub migrate` needs PostgreSQL itself.",
+    ),
+    Variable(
         "HUB_API_CONNECTIONS",
         _number(2, 1000),
         "15",
@@ -637,6 +645,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         worker_venue_share=values["WORKER_VENUE_SHARE"],
         queue_depth=values["HUB_QUEUE_DEPTH"],
         lease_seconds=values["LEASE_SECONDS"],
+        database_pooler=values["HUB_DATABASE_POOLER"] == "true",
         api_connections=values["HUB_API_CONNECTIONS"],
         trusted_proxies=values["FORWARDED_ALLOW_IPS"],
         most_clients=values["HUB_MOST_CLIENTS"],
