@@ -14,7 +14,7 @@ month, that since the first call, over a day at least. So no early morning is ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -22,11 +22,10 @@ from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
-import orjson
-from sqlalchemy import func, select, text
+from sqlalchemy import TextClause, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from engine.manifest import Costs
+from engine.manifest import Costs, PriceStep
 from server.catalog import Catalog
 from server.db.models import IntegrationCost
 from server.errors import Detail, InvalidRequestError
@@ -34,7 +33,6 @@ from server.services.paging import Page
 
 CLOSED_AT_ONCE = 1000  # months of integrations in one transaction
 EARLIEST, LATEST = date(2000, 1, 1), date(2999, 12, 31)
-ANY = ""  # the provider of the prices for those that have none of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,68 +89,71 @@ class Month:
     closed: bool
 
 
-# --- prices, as a statement's parameters
+# --- prices, as SQL
 
 
-def price_parameters(catalog: Catalog) -> dict[str, str]:
-    """Return all prices as the statements below take them."""
-    names = (*catalog.connectors, *catalog.prices.providers, ANY)
-    priced = {name: costs for name in names if (costs := catalog.costs(name)) is not None}
-    plans = [
-        {"provider": name, "currency": each.currency, "monthly": str(each.monthly)}
-        for name, each in priced.items()
-    ]
-    steps = [step for name, each in priced.items() for step in _steps(name, each)]
-    return {"plans": orjson.dumps(plans).decode(), "steps": orjson.dumps(steps).decode()}
+@dataclass(frozen=True, slots=True)
+class _Tariff:
+    """What providers charge, written as expressions over a row called `costs`.
+
+    Written out they are calculated for every integration in the time it takes to read the rows.
+    """
+
+    own: Mapping[str, Costs]  # by provider
+    others: Costs | None
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> _Tariff:
+        names = dict.fromkeys((*catalog.connectors, *catalog.prices.providers))
+        known = {name: found for name in names if (found := catalog.costs(name)) is not None}
+        return cls(known, catalog.prices.default)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Return the values of what the expressions have with a colon."""
+        return {f"priced_{number}": name for number, name in enumerate(self.own)}
+
+    @property
+    def base(self) -> str:
+        """Return what is due each month."""
+        return self._each(lambda costs: f"round({costs.monthly:f}, 2)", "0.00")
+
+    @property
+    def currency(self) -> str:
+        return self._each(lambda costs: f"'{costs.currency}'", "CAST(NULL AS text)")
+
+    def overage(self, calls: str, megabytes: str) -> str:
+        """Return what numbers of calls and megabytes, which are expressions, cost by their steps."""
+
+        def write(costs: Costs) -> str:
+            terms = [*_terms(costs.calls, calls), *_terms(costs.megabytes, megabytes)]
+            return f"round({' + '.join(terms) or '0'}, 2)"
+
+        return self._each(write, "0.00")
+
+    def _each(self, write: Callable[[Costs], str], nothing: str) -> str:
+        others = write(self.others) if self.others else nothing
+        cases = [f"WHEN :{name} THEN {write(self.own[value])}" for name, value in self.parameters.items()]
+        return f"CASE costs.integration_type {' '.join(cases)} ELSE {others} END" if cases else others
 
 
-def _steps(provider: str, costs: Costs) -> Iterator[dict[str, Any]]:
-    for measure, steps in (("calls", costs.calls), ("megabytes", costs.megabytes)):
-        for step, following in zip_longest(steps, steps[1:]):
-            yield {
-                "provider": provider,
-                "measure": measure,
-                "above": step.above,
-                "up_to": following.above if following else None,
-                "price": str(step.price),
-            }
-
-
-_PRICES = """
-plans AS (
-    SELECT * FROM jsonb_to_recordset(CAST(:plans AS jsonb))
-        AS given(provider text, currency text, monthly numeric)
-),
-steps AS (
-    SELECT * FROM jsonb_to_recordset(CAST(:steps AS jsonb))
-        AS given(provider text, measure text, above numeric, up_to numeric, price numeric)
-)"""
-# The plan of an integration's provider, as `plan`: its own, or the one for any.
-_PLAN = f"""LEFT JOIN LATERAL (
-    SELECT * FROM plans WHERE plans.provider IN (costs.integration_type, '{ANY}')
-    ORDER BY plans.provider DESC LIMIT 1
-) AS plan ON true"""  # noqa: S608 - all of it is written here
-_BASE = "round(coalesce(plan.monthly, 0), 2)"
-
-
-def _overage(calls: str, megabytes: str) -> str:
-    """Write what numbers cost by the steps of `plan`: how many lie within each, at its price."""
-    return f"""(
-        SELECT round(coalesce(sum(
-            greatest(least(used.number, steps.up_to) - steps.above, 0) * steps.price
-        ), 0), 2)
-        FROM (VALUES ('calls', CAST({calls} AS numeric)), ('megabytes', CAST({megabytes} AS numeric)))
-            AS used(measure, number)
-        JOIN steps ON steps.measure = used.measure AND steps.provider = plan.provider
-    )"""  # noqa: S608 - the parts are the expressions below
+def _terms(steps: Sequence[PriceStep], number: str) -> Iterator[str]:
+    """Write, for each step, how many of a number lie within it, at its price."""
+    for step, following in zip_longest(steps, steps[1:]):
+        within = f"least({number}, {following.above})" if following else number
+        yield f"greatest({within} - {step.above}, 0) * {step.price:f}"
 
 
 _MEGABYTES = "((costs.bytes_sent + costs.bytes_received) / 1000000.0)"
 
-# One row for each integration and currency; `f_` is the forecast's.
-_REPORT = f"""
-WITH {_PRICES},
-clock AS (
+
+def _report_statement(tariff: _Tariff) -> TextClause:
+    """Return the page's rows, one for each integration and currency, and then the totals by currency.
+
+    Of `f_` is what the whole of the month that runs is expected to come to.
+    """
+    return text(f"""
+WITH clock AS (
     SELECT CAST(month AS date) AS month, CAST(month + interval '1 month' AS date) AS next_month,
         CAST(month - interval '1 month' AS date) AS last_month,
         CAST(extract(epoch FROM CAST(:now AS timestamptz) AT TIME ZONE 'UTC' - month) AS numeric) / 86400
@@ -194,52 +195,46 @@ expected AS (
 ),
 priced AS (
     SELECT costs.venue_id, costs.integration_type, costs.api_calls, costs.megabytes, costs.f_calls,
-        costs.f_megabytes, coalesce(costs.currency, plan.currency, '') AS currency,
+        costs.f_megabytes, coalesce(costs.currency, {tariff.currency}, '') AS currency,
         CASE WHEN costs.closed_at IS NOT NULL THEN coalesce(costs.total_cost, 0)
-            ELSE {_BASE} + {_overage("costs.api_calls", "costs.megabytes")} END AS cost,
+            ELSE {tariff.base} + {tariff.overage("costs.api_calls", "costs.megabytes")} END AS cost,
         CASE WHEN costs.f_calls IS NOT NULL
-            THEN {_BASE} + {_overage("costs.f_calls", "costs.f_megabytes")} END AS f_cost
+            THEN {tariff.base} + {tariff.overage("costs.f_calls", "costs.f_megabytes")} END AS f_cost
     FROM expected AS costs
-    {_PLAN}
 ),
-rows AS (
-    SELECT venue_id, integration_type, currency, sum(api_calls) AS api_calls, sum(megabytes) AS megabytes,
-        sum(cost) AS cost, sum(f_calls) AS f_calls, sum(f_megabytes) AS f_megabytes, sum(f_cost) AS f_cost
+summed AS MATERIALIZED (
+    SELECT venue_id, integration_type, currency, count(*) AS number, sum(api_calls) AS api_calls,
+        sum(megabytes) AS megabytes, sum(cost) AS cost, sum(f_calls) AS f_calls,
+        sum(f_megabytes) AS f_megabytes, sum(f_cost) AS f_cost
     FROM priced GROUP BY venue_id, integration_type, currency
 )
-"""  # noqa: S608 - all of it is written here
-_ROWS = text(
-    _REPORT
-    + """
-SELECT * FROM rows
-WHERE CAST(:after_venue AS uuid) IS NULL
-    OR (venue_id, integration_type, currency) > (:after_venue, :after_provider, :after_currency)
-ORDER BY venue_id, integration_type, currency
-LIMIT :limit OFFSET :offset
-"""
+(
+    SELECT * FROM summed
+    WHERE CAST(:after_venue AS uuid) IS NULL
+        OR (venue_id, integration_type, currency) > (:after_venue, :after_provider, :after_currency)
+    ORDER BY venue_id, integration_type, currency LIMIT :limit OFFSET :offset
 )
-_TOTALS = text(
-    _REPORT
-    + """
-SELECT currency, count(*) AS number, sum(api_calls) AS api_calls, sum(megabytes) AS megabytes,
-    sum(cost) AS cost, sum(f_calls) AS f_calls, sum(f_megabytes) AS f_megabytes, sum(f_cost) AS f_cost
-FROM rows GROUP BY currency ORDER BY currency
-"""
-)
-_CLOSE = text(
-    f"""
-WITH {_PRICES},
-ended AS (
-    SELECT id FROM integration_costs AS costs
+UNION ALL
+SELECT NULL, NULL, currency, count(*), sum(api_calls), sum(megabytes), sum(cost), sum(f_calls),
+    sum(f_megabytes), sum(f_cost)
+FROM summed GROUP BY currency
+ORDER BY venue_id NULLS LAST, integration_type, currency
+""")  # noqa: S608 - written here; of the prices only checked numbers and currencies are
+
+
+def _closing_statement(tariff: _Tariff) -> TextClause:
+    return text(f"""
+WITH ended AS (
+    SELECT id FROM integration_costs
     WHERE closed_at IS NULL
         AND period_end < CAST((CAST(:now AS timestamptz) - interval '1 hour') AT TIME ZONE 'UTC' AS date)
-    ORDER BY id LIMIT {CLOSED_AT_ONCE} FOR UPDATE SKIP LOCKED
+    ORDER BY period_end LIMIT {CLOSED_AT_ONCE} FOR UPDATE SKIP LOCKED
 ),
 priced AS (
-    SELECT costs.id, plan.currency, {_BASE} AS base, {_overage("costs.api_calls", _MEGABYTES)} AS overage
+    SELECT costs.id, {tariff.currency} AS currency, {tariff.base} AS base,
+        {tariff.overage("costs.api_calls", _MEGABYTES)} AS overage
     FROM integration_costs AS costs
     JOIN ended ON ended.id = costs.id
-    {_PLAN}
 )
 UPDATE integration_costs AS costs
 SET base_cost = base, overage_cost = overage, total_cost = base + overage, currency = priced.currency,
@@ -248,8 +243,7 @@ SET base_cost = base, overage_cost = overage, total_cost = base + overage, curre
 FROM priced
 WHERE costs.id = priced.id AND costs.closed_at IS NULL
 RETURNING costs.id
-"""  # noqa: S608 - all of it is written here
-)
+""")  # noqa: S608 - written here; of the prices only checked numbers and currencies are
 
 
 # --- what is asked
@@ -275,23 +269,26 @@ async def report(
     """
     now = now or datetime.now(UTC)
     first, last = _months(start, end, now.astimezone(UTC).date())
+    tariff = _Tariff.of(catalog)
     given = {
-        **price_parameters(catalog),
+        **tariff.parameters,
         "now": now,
         "first": first,
         "last": last,
         "venue": venue_id,
         "provider": provider,
+        "limit": limit + 1,
+        "offset": offset if after is None else 0,
+        **dict(zip(("after_venue", "after_provider", "after_currency"), after or (None,) * 3, strict=True)),
     }
-    totals = (await session.execute(_TOTALS, given)).mappings().all()
-    place = dict(zip(("after_venue", "after_provider", "after_currency"), after or (None,) * 3, strict=True))
-    skipped = {"limit": limit + 1, "offset": offset if after is None else 0}
-    found = (await session.execute(_ROWS, {**given, **place, **skipped})).mappings().all()
-    key = found[limit - 1] if len(found) > limit else None
-    rows = [CostRow(each["venue_id"], each["integration_type"], *_sums(each)) for each in found[:limit]]
+    found = (await session.execute(_report_statement(tariff), given)).mappings().all()
+    rows = [each for each in found if each["venue_id"] is not None]
+    totals = [each for each in found if each["venue_id"] is None]
+    shown = rows[:limit]
+    key = shown[-1] if len(rows) > limit else None
     return Report(
         Page(
-            rows,
+            [CostRow(each["venue_id"], each["integration_type"], *_sums(each)) for each in shown],
             sum(each["number"] for each in totals),
             (str(key["venue_id"]), key["integration_type"], key["currency"]) if key else None,
         ),
@@ -354,5 +351,6 @@ async def close_months(session: AsyncSession, catalog: Catalog, *, now: datetime
 
     Two that do it at once share the work.
     """
-    given = {**price_parameters(catalog), "now": now or datetime.now(UTC)}
-    return len((await session.scalars(_CLOSE, given)).all())
+    tariff = _Tariff.of(catalog)
+    given = {**tariff.parameters, "now": now or datetime.now(UTC)}
+    return len((await session.scalars(_closing_statement(tariff), given)).all())
