@@ -51,6 +51,20 @@ check: $(STAMP) ## lint, types, import contracts, manifests
 	$(BIN)/lint-imports
 	$(BIN)/hub lint
 
+API_LINT := .ci/api-lint
+.PHONY: lint-api
+lint-api: $(STAMP) ## lint the API's description with Spectral and Redocly; needs Node
+	@cd $(API_LINT) && { cmp -s package-lock.json node_modules/.installed || \
+		{ npm ci --silent && cp package-lock.json node_modules/.installed; }; }
+	@$(BIN)/hub openapi --out $(API_LINT)/openapi.json
+	@cd $(API_LINT) && npm exec --silent --no -- spectral lint --fail-severity=warn openapi.json
+	@cd $(API_LINT) && REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true \
+		npm exec --silent --no -- redocly lint openapi.json
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## send the API made-up requests, as many as FUZZ_EXAMPLES says for each operation and caller
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest -q tests/contract/api/test_fuzz.py $(ARGS)
+
 .PHONY: snapshots
 snapshots: $(STAMP) ## accept what the snapshot tests see now
 	@exec $(BIN)/python -m pytest -q tests/snapshot --snapshot-update $(ARGS)

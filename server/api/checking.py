@@ -19,6 +19,7 @@ from litestar import Request
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import HeaderParameter, ParameterKwarg, QueryParameter
+from litestar.routes import HTTPRoute
 from litestar.types import Message, Scope
 from msgspec import Meta, ValidationError
 
@@ -100,9 +101,15 @@ async def send_methods(message: Message, scope: Scope) -> None:
         and scope.get("method") == "OPTIONS"
         and message["status"] == 204
     ):
-        known = scope["litestar_app"].route_handler_method_map.get(scope.get("path_template") or "", {})
+        template = scope.get("path_template")
+        known = {
+            method
+            for route in scope["litestar_app"].routes
+            if isinstance(route, HTTPRoute) and route.path_format == template
+            for method in route.methods
+        }
         kept = [header for header in message["headers"] if header[0].lower() != b"allow"]
-        message["headers"] = [*kept, (b"allow", ", ".join(sorted(map(str, known))).encode())]
+        message["headers"] = [*kept, (b"allow", ", ".join(sorted(known)).encode())]
 
 
 def refuse(wrong: list[Detail]) -> None:
