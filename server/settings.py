@@ -386,8 +386,8 @@ VARIABLES: tuple[Variable, ...] = (
         "HUB_DATABASE_POOLER",
         _choice("true", "false"),
         "false",
-        "Whether `DATABASE_URL` leads to a pooler that lends connections for a transaction, such as PgBouncer. "
-        "No statement is prepared ahead then. `hub migrate` needs PostgreSQL itself.",
+        "Whether `DATABASE_URL` leads to a pooler that lends connections for a transaction each, such as "
+        "PgBouncer. No statement is prepared ahead then. `hub migrate` needs PostgreSQL itself.",
     ),
     Variable(
         "HUB_API_CONNECTIONS",
