@@ -17,6 +17,7 @@ from server.api import (
     audit,
     costs,
     dead_letters,
+    events,
     failures,
     health,
     integrations,
@@ -162,6 +163,7 @@ async def _begin(request: Request[Any, Any, Any]) -> None:
 def _openapi() -> Description:
     return Description(
         handlers=HANDLERS,
+        sent=events.SENT,
         title="Integration Hub",
         version=API_VERSION,
         description=ABOUT,

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 
+from server.api.openapi import Sent
 from server.db.models import HealthStatus
 from server.services.outbox import EVENTS, PING
 
@@ -57,7 +58,7 @@ class SyncCompletedData(_Data, frozen=True, kw_only=True):
     sync_id: Annotated[UUID, Meta(description="The sync's id, by which its progress and errors are found.")]
     sync_type: Annotated[str, Meta(description="`full`, or which kind of record.")]
     attempts: Annotated[int, Meta(description="How often it was begun.")]
-    counts: EventSyncCounts
+    counts: Annotated[EventSyncCounts, Meta(description="What it did.")]
 
 
 class SyncFailedData(SyncCompletedData, frozen=True, kw_only=True):
@@ -87,8 +88,8 @@ class HealthChangedData(_Data, frozen=True, kw_only=True, rename={"before": "fro
 class PingData(Struct, frozen=True):
     """Who was to be sent a ping."""
 
-    venue_id: UUID | None
-    subscriber_id: UUID
+    venue_id: Annotated[UUID | None, Meta(description="Whose the subscriber is; null: the hub's own.")]
+    subscriber_id: Annotated[UUID, Meta(description="The subscriber's id.")]
 
 
 _DATA: Mapping[str, type[Struct]] = {
@@ -107,7 +108,7 @@ def _payload(name: str) -> type[Struct]:
     fields: list[tuple[str, Any]] = [
         ("type", Annotated[Literal[name], Meta(description="Which event it is.")]),
         ("timestamp", Annotated[datetime, Meta(description="When it happened.", tz=True)]),
-        ("data", _DATA[name]),
+        ("data", Annotated[_DATA[name], Meta(description="What there is to say of it.")]),
     ]
     return msgspec.defstruct(
         f"{title}Event", fields, frozen=True, module=__name__, namespace={"__doc__": ABOUT[name]}
@@ -149,4 +150,17 @@ _EXAMPLE_DATA: Mapping[str, Mapping[str, Any]] = {
 EXAMPLES: Mapping[str, dict[str, Any]] = {
     name: {"type": name, "timestamp": "2026-01-15T11:00:00Z", "data": dict(data)}
     for name, data in _EXAMPLE_DATA.items()
+}
+
+_SUMMARIES: Mapping[str, str] = {
+    "integration.connected": "A provider was connected",
+    "integration.disconnected": "A connection was ended",
+    "sync.completed": "A sync came to its end",
+    "sync.failed": "A sync was given up",
+    "mapping.healed": "A mapping was healed",
+    "health.changed": "An integration's health changed",
+    PING: "A ping",
+}
+SENT: Mapping[str, Sent] = {
+    name: Sent(_SUMMARIES[name], ABOUT[name], PAYLOADS[name], EXAMPLES[name], "Events") for name in PAYLOADS
 }

@@ -127,9 +127,9 @@ class RotateSecretBody(Struct, frozen=True, forbid_unknown_fields=True, rename="
 class RedeliverBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """The time whose events are sent again, by when they happened."""
 
-    since: Moment
+    since: Annotated[Moment, Meta(description="Only events that happened then or later.")]
     venue_id: _Whose = None
-    until: Moment | None = None
+    until: Annotated[Moment | None, Meta(description="Only events that happened before then.")] = None
 
 
 class Subscriber(Struct, frozen=True):
@@ -149,7 +149,7 @@ class Subscriber(Struct, frozen=True):
         datetime | None, Meta(description="Until when its secret before the last rotation signs as well.")
     ]
     created_at: datetime
-    updated_at: datetime
+    updated_at: Annotated[datetime, Meta(description="When somebody changed it, or the hub disabled it.")]
 
 
 class SubscriberAnswer(Struct, frozen=True):
@@ -182,8 +182,11 @@ class EventDelivery(Struct, frozen=True):
     event_id: Annotated[str, Meta(description="The event's, which is the `webhook-id` of every attempt.")]
     event: str
     venue_id: UUID | None
-    status: DeliveryStatus
-    attempts: int
+    status: Annotated[
+        DeliveryStatus,
+        Meta(description="`pending`: it is sent until it is taken; `failed`: it was given up, or ended."),
+    ]
+    attempts: Annotated[int, Meta(description="How often it was sent, or tried to be.")]
     next_attempt_at: Annotated[datetime | None, Meta(description="Null when there won't be another.")]
     last_attempt_at: datetime | None
     delivered_at: datetime | None
