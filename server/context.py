@@ -74,6 +74,8 @@ async def open_context(
     catalog = load_catalog(
         settings.connectors_dir, settings.templates_dir, settings.platform, settings.prices
     )
+    for provider in catalog.prices.providers.keys() - catalog.connectors.keys():
+        log.warning("prices.without_connector", provider=provider)
     async with AsyncExitStack() as stack:
         pool: dict[str, Any] = {
             "application_name": application_name,
