@@ -12,6 +12,7 @@ pytest.register_assert_rewrite("tests.integration.hub")  # before it is imported
 
 from tests.integration.hub import PROVIDERS, Hub, running_hub, start_over  # noqa: E402 - see above
 
+SQUARE_KEY = "square-signature-key-of-the-test"
 EVENTS, CUSTOMERS, ORDERS = 12, 24, 12  # enough for several calls of each kind, few enough to be quick
 
 
@@ -28,7 +29,8 @@ def own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
 def running(own_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """It logs all it can, so that nothing is kept out of the logs by their level alone."""
     folder = tmp_path_factory.mktemp("hub")
-    with running_hub(own_stores.database_url, own_stores.redis_url, folder, LOG_LEVEL="debug") as hub:
+    settings = {"LOG_LEVEL": "debug", "SQUARE_WEBHOOK_SIGNATURE_KEY": SQUARE_KEY}
+    with running_hub(own_stores.database_url, own_stores.redis_url, folder, **settings) as hub:
         yield hub
 
 
