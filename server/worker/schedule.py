@@ -277,7 +277,7 @@ JOBS: tuple[Job, ...] = (
     Job("check_providers", 60.0, check_providers),
     Job("judge_health", 60.0, judge_health),
     Job("measure_health", 300.0, measure_health),
-    Job("forget_old", 3600.0, forget_old),
+    Job("forget_old", 3600.0, forget_old, backlog=True),
     Job("tend_subscriptions", 5.0, tend_subscriptions),
     Job("revive_dead_letters", 3600.0, revive_dead_letters),
     Job("close_months", 900.0, close_months, backlog=True),
