@@ -25,6 +25,7 @@ from engine.errors import (
     ProviderError,
     RateLimitedError,
     RecordRejectedError,
+    SilentProviderError,
     StaleCursorError,
     UnavailableError,
     UnexpectedResponseError,
@@ -38,6 +39,7 @@ from engine.transport import encode_body, encode_query, origin_of, with_query
 
 T = TypeVar("T")
 
+UNANSWERED_CALLS = 5  # in a row: by then it is the provider, whatever the records
 LONGEST_WINDOW = 31 * 86_400.0  # seconds that a count of calls may be for
 UNCOUNTED = 1000.0  # calls a second where only the answers say how many are left
 HEADERS: Mapping[str, str] = {
@@ -160,6 +162,7 @@ class Caller:
         self.bytes_read = 0
         self.quota: Quota | None = None  # as the last answer that told one had it
         self.answered_in: float | None = None  # seconds, the last answer
+        self._unanswered = 0  # calls in a row, each tried as often as it may be
         self._connector = connector
         self._credentials = credentials
         self._http = http
@@ -204,7 +207,7 @@ class Caller:
         `elsewhere` allows an address that isn't the account's server, because the manifest
         itself writes it; unless `signed`, the call carries the headers of the request alone. Raises
         AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError, StaleCursorError, or
-        ProviderError for any other failure.
+        ProviderError for any other failure; SilentProviderError for a call without an answer after others.
         """
         account = await self.account()
         refreshed = unclear = False  # unclear: an attempt may have been carried out though it looked failed
@@ -221,9 +224,9 @@ class Caller:
                 if not unclear:
                     raise
                 raise UnavailableError(error.message) from None
-            except (UnavailableError, UnexpectedResponseError):
+            except (UnavailableError, UnexpectedResponseError) as error:
                 if attempt >= attempts or not repeatable:
-                    raise
+                    raise self._given_up(error) from None
                 unclear = True
                 await self._pause(attempt)
                 attempt += 1
@@ -249,6 +252,13 @@ class Caller:
             last = attempt >= attempts or (unclear and not repeatable)
             await self._wait_out(verdict, account, label, attempt, last, unclear)
             attempt += 1
+
+    def _given_up(self, error: ProviderError) -> ProviderError:
+        """Return what a call raises that is given up: after several without an answer, what ends the run."""
+        self._unanswered += 1
+        if self._unanswered < UNANSWERED_CALLS:
+            return error
+        return SilentProviderError(f"{error.message}, as for {self._unanswered - 1} calls before")
 
     async def _wait_out(
         self, verdict: Verdict, account: Account, label: str, attempt: int, last: bool, unclear: bool
@@ -347,6 +357,7 @@ class Caller:
                     seconds = self._clock.monotonic() - started
                     self._on_call(CallReport(label, status, seconds, size, attempt))
         self.answered_in = self._clock.monotonic() - started
+        self._unanswered = 0
         await self._lower(account, response.headers)
         return Answer(status, response.headers, _decode(raw, status), size)
 

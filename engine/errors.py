@@ -121,6 +121,12 @@ class UnavailableError(ProviderError):
     retryable = True
 
 
+class SilentProviderError(ProviderError):
+    """Several calls in a row got no answer at all: no record is to blame for that, so the run ends."""
+
+    retryable = True
+
+
 class UnexpectedResponseError(ProviderError):
     """The answer isn't what the manifest says: not JSON, cut off, a cursor that doesn't move."""
 

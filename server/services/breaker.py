@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
-from engine.errors import HubError, ProviderError, RateLimitedError, UnavailableError
+from engine.errors import HubError, ProviderError, RateLimitedError, SilentProviderError, UnavailableError
 from engine.jobs import JobPendingError
 from server.db.models import IntegrationConfig
 
@@ -87,7 +87,7 @@ def heard(error: HubError | None, *, calls: int, silent: bool = False) -> Heard:
         return Heard.SILENCE
     if isinstance(error, JobPendingError | RateLimitedError):
         return Heard.NOTHING
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | SilentProviderError):
         return Heard.SILENCE
     if isinstance(error, ProviderError) or (error is None and calls):
         return Heard.ANSWER

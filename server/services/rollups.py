@@ -25,8 +25,8 @@ CLASSES: tuple[int, ...] = (
 )
 # A period in buckets: their width, and how many up to the one that has begun.
 PERIODS: Mapping[str, tuple[str, int]] = {"24h": ("hour", 24), "7d": ("day", 7), "30d": ("day", 30)}
-HOURS_KEPT = "3 days"
-DAYS_KEPT = "32 days"
+HOURS_KEPT = "3 days"  # and days so many:
+DAYS_KEPT = 32
 SLICE = "6 hours"  # of ends of syncs, in one transaction
 _LATE = "2 minutes"  # a transaction that ends a sync is committed no later than that
 _MARK = "syncs"
@@ -121,7 +121,9 @@ def _from_logs(width: str, condition: str) -> TextClause:
 
 
 _HOURS = _from_logs("hour", f"started_at >= {_FIRST_HOUR}")
-_OLD_DAYS = _from_logs("day", f"started_at < {_FIRST_HOUR} AND started_at > now() - interval '{DAYS_KEPT}'")
+_OLD_DAYS = _from_logs(
+    "day", f"started_at < {_FIRST_HOUR} AND started_at > now() - interval '{DAYS_KEPT} days'"
+)
 _DAYS = text(
     f"""
         WITH dirty AS ({_NEWS.format(width="day")} AND started_at >= {_FIRST_HOUR})
@@ -137,7 +139,7 @@ _DAYS = text(
     """  # noqa: S608
 )
 _BEGIN = text(f"""
-    INSERT INTO rollup_marks (name, up_to) VALUES ('{_MARK}', now() - interval '{DAYS_KEPT}')
+    INSERT INTO rollup_marks (name, up_to) VALUES ('{_MARK}', now() - CAST(:since AS interval))
     ON CONFLICT (name) DO NOTHING
 """)  # noqa: S608
 _TAKE = text(f"""
@@ -149,17 +151,18 @@ _TAKE = text(f"""
 _ADVANCE = text(f"UPDATE rollup_marks SET up_to = greatest(up_to, :next) WHERE name = '{_MARK}'")  # noqa: S608
 _FORGET = text(f"""
     DELETE FROM sync_rollups WHERE (width = 'hour' AND bucket < now() - interval '{HOURS_KEPT}')
-        OR (width = 'day' AND bucket < now() - interval '{DAYS_KEPT}')
+        OR (width = 'day' AND bucket < now() - interval '{DAYS_KEPT} days')
 """)  # noqa: S608
 
 
-async def roll_up(session: AsyncSession) -> bool:
+async def roll_up(session: AsyncSession, since: timedelta | None = None) -> bool:
     """Add up what was logged since the last time, or a part of it; returns whether there is more.
 
+    The first time begins so long ago, which is as long as anything is kept unless `since` says otherwise.
     Nothing is done while another process is at it. What a running transaction logs is seen the next time.
     """
     await session.execute(text(f"SET LOCAL statement_timeout = '{_LONGEST}'"))
-    await session.execute(_BEGIN)
+    await session.execute(_BEGIN, {"since": since or timedelta(days=DAYS_KEPT)})
     taken = (await session.execute(_TAKE)).one_or_none()
     if taken is None:
         return False

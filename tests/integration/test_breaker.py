@@ -19,6 +19,7 @@ from engine.errors import (
     LeaseLostError,
     ProviderError,
     RateLimitedError,
+    SilentProviderError,
     StoppedError,
     UnavailableError,
 )
@@ -245,6 +246,7 @@ async def test_a_person_may_have_one_tried_at_once(context: WorkerContext) -> No
         (None, 3, Heard.ANSWER),
         (None, 0, Heard.NOTHING),
         (DOWN, 1, Heard.SILENCE),
+        (SilentProviderError("down, as before"), 9, Heard.SILENCE),
         (JobPendingError("it works on it"), 1, Heard.NOTHING),
         (RateLimitedError("slow down"), 1, Heard.NOTHING),
         (ProviderError("no"), 1, Heard.ANSWER),

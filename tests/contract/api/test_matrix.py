@@ -76,7 +76,10 @@ WITHOUT: Mapping[tuple[str, str], tuple[int, int]] = {
     ("POST", f"{_MAPPINGS}/mappings/test"): (200, 200),
     ("GET", f"{API}/webhooks/stripe/events"): (200, 200),
     ("POST", f"{API}/admin/clear-queue"): (200, 403),
+    ("POST", f"{API}/admin/dead-letters/retry"): (200, 403),
     ("GET", f"{API}/admin/audit"): (200, 403),
+    ("GET", f"{API}/admin/integration-metrics"): (200, 403),
+    ("GET", f"{API}/admin/dead-letters"): (200, 403),
     ("GET", f"{API}/admin/costs"): (200, 403),
     **{(method, path): (status, 400) for method, path, *_, status in ROUTES if path.startswith(SUBSCRIBERS)},
 }

@@ -22,6 +22,7 @@ from engine.errors import (
     ProviderError,
     RateLimitedError,
     RecordRejectedError,
+    SilentProviderError,
     StaleCursorError,
     UnavailableError,
     UnexpectedResponseError,
@@ -792,6 +793,39 @@ async def test_failures_that_stay_end_the_call(failure: Reply, kind: type[HubErr
         await client_of(READING, provider).check()
     assert type(ended.value) is kind
     assert len(provider.requests) == 5
+
+
+async def test_calls_in_a_row_without_an_answer_end_the_run() -> None:
+    away: Reply = httpx.ConnectError("refused")
+    answers: list[Reply] = [*[away] * 5 * 4, reply({"id": "m1"}), *[away] * 5 * 5]
+    client = client_of(READING, FakeProvider(answers))
+    for _ in range(4):
+        with pytest.raises(UnavailableError):
+            await client.check()
+    await client.check()  # an answer, and it is counted anew
+    for _ in range(4):
+        with pytest.raises(UnavailableError):
+            await client.check()
+    with pytest.raises(SilentProviderError, match="as for 4 calls before") as ended:
+        await client.check()
+    assert ended.value.retryable
+
+
+async def test_answers_of_a_broken_server_may_be_for_the_records() -> None:
+    client = client_of(READING, FakeProvider(lambda request: httpx.Response(503)))
+    for _ in range(10):
+        with pytest.raises(UnavailableError):
+            await client.check()
+
+
+async def test_what_is_left_of_a_quota_is_known() -> None:
+    manifest = READING.replace("errors:", "limits: {read: {remaining: header X-Left}}\nerrors:", 1)
+    client = client_of(manifest, FakeProvider([reply({}, headers={"X-Left": "7"}), reply({})]))
+    assert client.quota is None
+    for _ in range(2):  # the second answer tells none
+        await client.check()
+        assert client.quota is not None
+        assert (client.quota.remaining, client.quota.resets_at) == (7, None)
 
 
 async def test_a_429_waits_as_long_as_it_says() -> None:
