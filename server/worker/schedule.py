@@ -271,7 +271,7 @@ async def work_maintenance(context: WorkerContext) -> bool:
 
 JOBS: tuple[Job, ...] = (
     Job("announce_due", relay.SWEEP_SECONDS, announce_due),
-    Job("start_scheduled_syncs", 1.0, start_scheduled_syncs),
+    Job("start_scheduled_syncs", 1.0, start_scheduled_syncs, backlog=True),
     Job("refresh_tokens", 30.0, refresh_tokens),
     Job("forget_expired", 60.0, forget_expired),
     Job("check_providers", 60.0, check_providers),
