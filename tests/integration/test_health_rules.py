@@ -58,15 +58,16 @@ async def _empty(context: WorkerContext) -> None:
 
 
 async def _connected(context: WorkerContext, **values: Any) -> UUID:
+    venue_id = uuid4()
     given: dict[str, Any] = {
-        "venue_id": uuid4(),
+        "venue_id": venue_id,
         "integration_type": "stripe",
         "status": IntegrationStatus.CONNECTED,
         **values,
     }
     async with context.sessions.begin() as session:
         session.add(IntegrationConfig(**given))
-    return given["venue_id"]
+    return venue_id
 
 
 async def _logged(
@@ -78,7 +79,7 @@ async def _logged(
     took: float = 3.0,
     mappings: int = 1,
     ended_at: datetime | None = None,
-    **counts: int,
+    **counts: Any,
 ) -> UUID:
     """Write the logs of one sync; it ended now unless `ended_at` says otherwise."""
     sync_id = uuid4()
@@ -147,7 +148,7 @@ async def _rolled(context: WorkerContext, venue_id: UUID, width: str) -> Mapping
 async def test_syncs_are_added_up_by_hour_and_day(context: WorkerContext) -> None:
     venue_id = await _connected(context)
     yesterday = _today() - timedelta(days=1)
-    counts = {"success_count": 5, "error_count": 1, "api_calls_made": 7}
+    counts: dict[str, Any] = {"success_count": 5, "error_count": 1, "api_calls_made": 7}
     await _logged(context, venue_id, yesterday + 10 * MINUTES, took=3, mappings=2, **counts)
     await _logged(context, venue_id, yesterday + 50 * MINUTES, took=1, status="failed", mappings=2, **counts)
     await _logged(context, venue_id, yesterday + 61 * MINUTES, took=40, **counts)

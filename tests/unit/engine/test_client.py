@@ -13,7 +13,16 @@ import httpx
 import pytest
 
 from engine.calls import Request
-from engine.client import Ceilings, ProviderClient, ReadBatch, ReadRecord, Write, WriteGroup, WriteResult
+from engine.client import (
+    Ceilings,
+    ProviderClient,
+    Quota,
+    ReadBatch,
+    ReadRecord,
+    Write,
+    WriteGroup,
+    WriteResult,
+)
 from engine.errors import (
     AuthenticationError,
     HubError,
@@ -821,11 +830,11 @@ async def test_answers_of_a_broken_server_may_be_for_the_records() -> None:
 async def test_what_is_left_of_a_quota_is_known() -> None:
     manifest = READING.replace("errors:", "limits: {read: {remaining: header X-Left}}\nerrors:", 1)
     client = client_of(manifest, FakeProvider([reply({}, headers={"X-Left": "7"}), reply({})]))
-    assert client.quota is None
+    known = [client.quota]
     for _ in range(2):  # the second answer tells none
         await client.check()
-        assert client.quota is not None
-        assert (client.quota.remaining, client.quota.resets_at) == (7, None)
+        known.append(client.quota)
+    assert known == [None, Quota(7, START), Quota(7, START)]
 
 
 async def test_a_429_waits_as_long_as_it_says() -> None:
