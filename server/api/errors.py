@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -80,7 +80,7 @@ def request_id(scope: Scope) -> str:
     state: dict[str, Any] = scope["state"]
     if "request_id" not in state:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        state["request_id"] = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
     return str(state["request_id"])
 
 

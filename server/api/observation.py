@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from server.api.errors import request_id, shown_path
 from server.api.guards import Caller
 from server.telemetry import traces
+from server.telemetry.logs import say
 from server.telemetry.metrics import REQUEST_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -54,19 +55,21 @@ class Observation:
 
         structlog.contextvars.bind_contextvars(request_id=request_id(scope))
         try:
-            with traces.span(str(scope["method"]), kind="server", parent=_parent(scope)) as span:
+            if not traces.tracing():
+                await self._app(scope, receive, watch)
+                return
+            with traces.span(scope["method"], kind="server", parent=_parent(scope)) as span:
                 try:
                     await self._app(scope, receive, watch)
                 finally:
-                    if span is not None:
-                        _describe(span, scope, status)
+                    _describe(span, scope, status)
         finally:
             seconds = time.perf_counter() - started
             route = str(scope.get("path_template") or NO_ROUTE)
             REQUEST_SECONDS.observe(seconds, route, str(scope["method"]), str(status))
             caller = scope.get("user")
             # The path and not the query: an OAuth callback's query holds a code.
-            (log.debug if route in PROBES else log.info)(
+            (log.debug if route in PROBES else say)(
                 "request.answered",
                 method=scope["method"],
                 path=shown_path(scope),
@@ -79,8 +82,6 @@ class Observation:
 
 def _parent(scope: HTTPScope) -> str | None:
     """Return the trace that a caller goes on with; of those without a token nobody's word is taken."""
-    if not traces.tracing():
-        return None
     headers = dict(scope["headers"])
     given = headers.get(b"traceparent") if b"authorization" in headers else None
     return given.decode("latin-1") if given else None

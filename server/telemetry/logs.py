@@ -5,12 +5,14 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, TextIO
 
 import orjson
 import structlog
+from structlog.contextvars import get_contextvars
 
 from engine.errors import HubError
 from engine.ports import Secret
@@ -22,6 +24,7 @@ _SECRET_NAMES = re.compile(
     r"|^(token|code|state)$"
 )
 _OUR_CODES = re.compile(r"[A-Z]+(_[A-Z]+)+")  # error codes are no secrets, whatever the field is called
+_SERVICE = "integration-hub"
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _OURS = ("server", "engine")
 _SERVING = ("uvicorn",)  # says when it starts and stops
@@ -41,6 +44,7 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
         redact,
     ]
     # What the hub says itself doesn't go through `logging`, which takes six times as long for a line.
+    global _at_info
     lines = _Lines(stream or sys.stdout)
     structlog.configure(
         processors=[*shared, _as_json],
@@ -60,6 +64,7 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     wanted = logging.getLevelNamesMapping()[level.upper()]
+    _at_info = lines if wanted <= logging.INFO else None
     # What libraries say below a warning may hold addresses with keys, headers, parameters and answers: at
     # `debug` one of them writes the very data keys of the vault. So only what is ours follows the level.
     root.setLevel(max(wanted, logging.WARNING))
@@ -67,6 +72,16 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
         logging.getLogger(name).setLevel(wanted)
     for name in _SERVING:
         logging.getLogger(name).setLevel(max(wanted, logging.INFO))
+
+
+def say(message: str, **fields: Any) -> None:
+    """Log an event at level `info` as a logger would, in a third of the time: for what is said very often."""
+    if _at_info is not None:
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        event = {"service": _SERVICE, **get_contextvars(), **fields}
+        _at_info.info(
+            _dumps(redact(None, "", {**event, "level": "info", "timestamp": now, "message": message}))
+        )
 
 
 class _Lines:
@@ -83,6 +98,9 @@ class _Lines:
             return
 
     debug = warning = error = critical = info
+
+
+_at_info: _Lines | None = None  # where `say` writes; None for nowhere
 
 
 def _as_json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
@@ -113,7 +131,7 @@ def _told(error: BaseException, seen: set[int]) -> Iterator[str]:
 
 
 def _name_service(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {"service": "integration-hub", **event}
+    return {"service": _SERVICE, **event}
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -12,11 +12,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 Labels: TypeAlias = tuple[str, ...]
 # By metric, its labels' values and, in a histogram, a bucket's bound; `sum` holds what was observed in all.
@@ -212,10 +212,12 @@ def once_committed(session: AsyncSession, count: Callable[[], None]) -> None:
 
 @event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
-    for count in session.info.pop(_WAITING, ()):
-        count()
+    if not session.in_nested_transaction():  # the end of a savepoint isn't the end
+        for count in session.info.pop(_WAITING, ()):
+            count()
 
 
 @event.listens_for(Session, "after_soft_rollback")
-def _rolled_back(session: Session, _: Any) -> None:
-    session.info.pop(_WAITING, None)
+def _rolled_back(session: Session, ended: SessionTransaction) -> None:
+    if not ended.nested:
+        session.info.pop(_WAITING, None)

@@ -115,6 +115,8 @@ async def test_what_is_rolled_back_is_not_counted(sessions: async_sessionmaker[A
     async with sessions.begin() as session:
         await session.execute(text("SELECT 1"))
         once_committed(session, lambda: metrics.API_CALLS.add("juniper"))
+        async with session.begin_nested():
+            await session.execute(text("SELECT 1"))
         assert metrics.drain() == {}
     assert metrics.drain() == {CALLS: 1}
     async with sessions() as session:

@@ -1,9 +1,10 @@
 """What is told of requests: lines in the log, metrics, and one trace from a request to a provider."""
 
+import asyncio
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -16,14 +17,19 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from server.services import health, operations
+from engine.ports import Secret
+from server.db.models import WebhookStatus
+from server.services import health, operations, webhooks
 from server.services.runs import Run, run_operation
 from server.settings import Settings
 from server.telemetry import configure_logging, metrics, traces
-from server.telemetry.counting import KEY
+from server.telemetry.counting import KEY, read_counts
 from server.worker.context import open_worker_context
+from server.worker.main import serve
+from server.worker.tasks import Worker
 from tests import canary
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, USER_ID, Hub, bearer
+from tests.contract.api.test_webhooks import SQUARE_KEY, connected, square, square_event
 
 ROOT = bearer("admin", None)
 SYNC = f"{API}/sync/stripe/sync"
@@ -44,6 +50,19 @@ def lines() -> Iterator[io.StringIO]:
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
     canary.look("the log of requests", stream.getvalue())
+
+
+@pytest.fixture
+async def counted(hub: Hub) -> Callable[[], Awaitable[metrics.Counts]]:
+    """What was counted since the test began, the processes' own way: by Redis."""
+    await hub.context.flush.flush()
+    await hub.context.redis.delete(KEY)
+
+    async def read() -> metrics.Counts:
+        await hub.context.flush.flush()
+        return await read_counts(hub.context.redis)
+
+    return read
 
 
 def answered(lines: io.StringIO) -> list[dict[str, Any]]:
@@ -97,21 +116,23 @@ async def test_the_line_has_the_status_that_was_answered(
 
 
 async def test_what_is_refused_as_too_many_has_its_status_and_is_counted(
-    hub: Hub, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    hub: Hub,
+    lines: io.StringIO,
+    counted: Callable[[], Awaitable[metrics.Counts]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits = {**hub.app.state.request_counts.limits, "general": 1}
     monkeypatch.setattr(hub.app.state.request_counts, "limits", limits)
-    metrics.drain()
     caller = bearer(userId=str(uuid4()))
     for _ in range(2):
         await hub.get(f"{API}/stripe", params={"venueId": str(OURS)}, headers=caller)
     assert [line["status"] for line in answered(lines)] == [404, 429]
-    counted = metrics.drain()
-    assert counted[("integration_rate_limited_total", ("general",), "")] == 1
+    found = await counted()
+    assert found[("integration_rate_limited_total", ("general",), "")] == 1
     route = f"{API}/{{provider}}"
     times = {
-        labels: sum(value for (name, of, part), value in counted.items() if of == labels and part != "sum")
-        for (name, labels, part) in counted
+        labels: sum(value for (name, of, part), value in found.items() if of == labels and part != "sum")
+        for (name, labels, part) in found
         if name == "integration_request_seconds"
     }
     assert times == {(route, "GET", "404"): 1, (route, "GET", "429"): 1}
@@ -153,9 +174,9 @@ async def test_nothing_of_a_request_is_said_of_the_next(hub: Hub, lines: io.Stri
 # --- metrics
 
 
-async def test_metrics_count_what_happened_in_all_processes(hub: Hub) -> None:
-    metrics.drain()
-    await hub.context.redis.delete(KEY)
+async def test_metrics_count_what_happened_in_all_processes(
+    hub: Hub, counted: Callable[[], Awaitable[metrics.Counts]]
+) -> None:
     hub.app.state.readings.kept = 0
     await hub.connect_by_key(config={"syncEnabled": True})
     async with hub.context.sessions.begin() as session:
@@ -193,7 +214,9 @@ async def test_metrics_count_what_happened_in_all_processes(hub: Hub) -> None:
         assert any(line.startswith(f"# HELP {metric.name} ") for line in told), metric.name
 
 
-async def test_metrics_without_postgresql(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_without_postgresql(
+    hub: Hub, counted: Callable[[], Awaitable[metrics.Counts]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refuse(*_: Any) -> None:
         raise ConnectionError("db.internal:5432 refused")
 
@@ -204,6 +227,68 @@ async def test_metrics_without_postgresql(hub: Hub, monkeypatch: pytest.MonkeyPa
     assert answer.status_code == 200
     assert "integration_states_readable 0.0" in answer.text.splitlines()
     assert 'integration_sync_total{provider="stripe",status="failed"} 1.0' in answer.text.splitlines()
+
+
+async def test_deliveries_and_their_events_are_counted(
+    hub: Hub, counted: Callable[[], Awaitable[metrics.Counts]]
+) -> None:
+    known = hub.context.settings._apps
+    assert isinstance(known, dict)
+    known["SQUARE_WEBHOOK_SIGNATURE_KEY"] = Secret(SQUARE_KEY)
+    await connected(hub, "square", "M1")
+    one, other = square_event(), square_event(data={"id": "C2"})
+    for event, key in ((one, SQUARE_KEY), (one, SQUARE_KEY), (other, SQUARE_KEY), (one, "another's key")):
+        await square(hub, event, key=key)
+    [event] = await hub.rows("SELECT id FROM integration_webhooks WHERE status = 'pending'")
+    async with hub.context.sessions.begin() as session:
+        await webhooks.settle(session, [event["id"]], WebhookStatus.PROCESSED)
+    found = await counted()
+    assert {labels: found[name, labels, part] for name, labels, part in found if "delivery" in name} == {
+        ("square", "accepted"): 1,
+        ("square", "duplicate"): 1,
+        ("square", "conflict"): 1,
+        ("square", "refused"): 1,
+    }
+    assert {labels: found[name, labels, part] for name, labels, part in found if "webhook_total" in name} == {
+        ("square", "received"): 1,
+        ("square", "processed"): 1,
+    }
+    intake = {part: value for (name, _, part), value in found.items() if "webhook_intake" in name}
+    assert intake.pop("sum") > 0
+    assert sum(intake.values()) == 3
+
+
+async def test_work_is_counted(
+    hub: Hub, settings: Settings, counted: Callable[[], Awaitable[metrics.Counts]]
+) -> None:
+    await hub.connect_by_key()
+    async with open_worker_context(settings, application_name="test worker", connections=10) as context:
+        made = Worker(context, "test")
+        running = asyncio.create_task(serve(made, concurrency=1, grace=5))
+        answer = await hub.post(SYNC, {"venueId": str(OURS), "wait": 20, "syncType": "customers"})
+        made.stop()
+        await running
+        assert answer.status_code == 200, answer.text
+    found = await counted()
+    names = ("integration_operation_wait_seconds", "integration_operation_seconds", "integration_sync_total")
+    times = {
+        (name, labels): sum(found[each] for each in found if each[:2] == (name, labels) and each[2] != "sum")
+        for name, labels, _ in found
+        if name in (*names, "integration_sync_duration_seconds")
+    }
+    assert times == {
+        ("integration_operation_wait_seconds", ("high",)): 1,
+        ("integration_operation_seconds", ("sync", "completed")): 1,
+        ("integration_sync_total", ("stripe", "completed")): 1,
+        ("integration_sync_duration_seconds", ("stripe",)): 1,
+    }
+    calls = found["integration_api_calls_total", ("stripe",), ""]
+    answers = [each for each in found if each[0] == "integration_api_call_seconds" and each[2] != "sum"]
+    assert sum(found[each] for each in answers) == calls
+    assert {each[1] for each in answers} == {("stripe", "2xx")}
+    waits = [each for each in found if each[0] == "integration_budget_wait_seconds" and each[2] != "sum"]
+    assert sum(found[each] for each in waits) > 0
+    assert {each[1] for each in waits} == {("stripe",)}
 
 
 # --- traces
@@ -305,11 +390,15 @@ async def test_a_trace_of_a_stranger_is_not_gone_on_with(hub: Hub, spans: InMemo
 
 
 async def test_a_webhook_is_traced_into_the_operation_it_makes(hub: Hub, spans: InMemorySpanExporter) -> None:
-    arrival = {"webhookId": str(uuid4())}
-    with traces.span("a delivery"):
-        parent = traces.traceparent()
-    assert traces.carried(arrival, parent) == {**arrival, "traceparent": parent}
-    assert traces.carried(arrival) == arrival
+    known = hub.context.settings._apps
+    assert isinstance(known, dict)
+    known["SQUARE_WEBHOOK_SIGNATURE_KEY"] = Secret(SQUARE_KEY)
+    await connected(hub, "square", "M1")
+    assert (await square(hub, square_event())).status_code == 200
+    [span] = spans.get_finished_spans()
+    [operation] = await hub.rows("SELECT payload FROM sync_queue")
+    trace, parent = f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"
+    assert operation["payload"]["traceparent"].startswith(f"00-{trace}-{parent}-")
 
 
 async def test_a_failure_is_told_by_its_type(spans: InMemorySpanExporter) -> None:

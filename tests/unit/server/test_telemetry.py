@@ -13,6 +13,7 @@ import structlog
 from engine.errors import RateLimitedError
 from engine.ports import Secret
 from server.telemetry import configure_logging, redact
+from server.telemetry.logs import say
 
 
 @contextmanager
@@ -168,3 +169,23 @@ def test_what_the_hub_says_and_what_libraries_say_comes_in_order_on_one_stream()
         "second",
         "third",
     ]
+
+
+def test_what_is_said_often_looks_as_if_a_logger_had_said_it() -> None:
+    stream = io.StringIO()
+    with configured(stream=stream), structlog.contextvars.bound_contextvars(request_id="r1"):
+        structlog.get_logger("server.test").info("request.answered", status=200, secret="hidden")
+        say("request.answered", status=200, secret="hidden")
+    by_logger, said = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert by_logger.pop("timestamp").endswith("Z")
+    assert said.pop("timestamp").endswith("Z")
+    assert said == by_logger
+    assert said["secret"] == "***"
+
+
+@pytest.mark.parametrize(("level", "lines"), [("debug", 1), ("info", 1), ("warning", 0), ("error", 0)])
+def test_what_is_said_often_keeps_to_the_level(level: str, lines: int) -> None:
+    stream = io.StringIO()
+    with configured(level, stream):
+        say("request.answered")
+    assert len(stream.getvalue().splitlines()) == lines

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -58,3 +61,36 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "OTEL_EXPORTER_OTLP_ENDPOINT needs OpenTelemetry: install integration-hub[tracing], or set "
         "OTEL_SDK_DISABLED=true",
     )
+
+
+def test_spans_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[tuple[str, str | None, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.append((self.path, self.headers["x-tenant"], body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        answering = Thread(target=collector.handle_request)
+        answering.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=venues")
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=staging")
+        traces.configure_tracing("integration-hub worker")
+        try:
+            with traces.span("work sync", kind="consumer", provider="juniper"):
+                pass
+            traces.flush()
+        finally:
+            traces.stop()
+        answering.join(timeout=10)
+    [(path, tenant, body)] = received
+    assert (path, tenant) == ("/v1/traces", "venues")
+    for said in (b"work sync", b"juniper", b"integration-hub", b"integration-hub worker", b"staging"):
+        assert said in body
