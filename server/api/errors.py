@@ -1,5 +1,6 @@
 """One handler makes every error answer: a sentence, a code, what is wrong where, when, in which request."""
 
+import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping

@@ -239,9 +239,9 @@ async def test_deliveries_and_their_events_are_counted(
     one, other = square_event(), square_event(data={"id": "C2"})
     for event, key in ((one, SQUARE_KEY), (one, SQUARE_KEY), (other, SQUARE_KEY), (one, "another's key")):
         await square(hub, event, key=key)
-    [event] = await hub.rows("SELECT id FROM integration_webhooks WHERE status = 'pending'")
+    [stored] = await hub.rows("SELECT id FROM integration_webhooks WHERE status = 'pending'")
     async with hub.context.sessions.begin() as session:
-        await webhooks.settle(session, [event["id"]], WebhookStatus.PROCESSED)
+        await webhooks.settle(session, [stored["id"]], WebhookStatus.PROCESSED)
     found = await counted()
     assert {labels: found[name, labels, part] for name, labels, part in found if "delivery" in name} == {
         ("square", "accepted"): 1,
