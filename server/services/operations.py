@@ -427,19 +427,13 @@ async def write_ends(session: AsyncSession, ends: Sequence[End]) -> set[UUID]:
     held = {row.id for row in rows if tokens[row.id] == row.fencing_token}
     alike: dict[tuple[OperationStatus, frozenset[str]], list[dict[str, Any]]] = {}
     for end in ends:
-        wait = end.values.get("wait")
-        rows.append(
-            {
-                **end.values,
-                "id": str(end.claim.operation_id),
-                "token": end.claim.fencing_token,
-                "status": end.status,
-                "final": end.status in _FINAL,
-                "wait": None if wait is None else wait.total_seconds(),
-                "keeps": [name for name in _KEPT if name not in end.values],
-            }
-        )
-    return set((await session.scalars(_END, {"ends": exact_json.dumps(rows), "newest": _NEWEST})).all())
+        if end.claim.operation_id in held:
+            new = {f"new_{name}": value for name, value in end.values.items()}
+            rows_alike = alike.setdefault((end.status, frozenset(end.values)), [])
+            rows_alike.append({"held_id": end.claim.operation_id, **new})
+    for kind, values in alike.items():
+        await session.execute(_end_statement(*kind), values)
+    return held
 
 
 async def complete(
