@@ -24,15 +24,23 @@ SYSTEM = {
     ".venv/bin/pip",
     "cat",
     "cd",
+    "chmod",
     "cp",
+    "createdb",
     "docker",
     "export",
     "head",
     "mkdir",
+    "mv",
     "openssl",
+    "pg_basebackup",
+    "pg_dump",
+    "pg_restore",
+    "pg_verifybackup",
     "psql",
     "python3",
     "sed",
+    "touch",
 }
 PROGRAMS = {"hub", "make", "curl", "jq", ".venv/bin/hub", ".venv/bin/python"}
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
