@@ -14,6 +14,8 @@ from engine.errors import UnavailableError
 from server.credentials import StoredCredentials
 from server.db.models import (
     AuditEntry,
+    HealthChange,
+    HealthStatus,
     IntegrationConfig,
     IntegrationStatus,
     OAuthState,
@@ -329,7 +331,19 @@ async def test_what_ended_long_ago_is_forgotten_and_what_failed_is_not(
                 )
             )
         session.add(AuditEntry(actor="u", action="integration.connected", created_at=old))
-    assert await schedule.forget_old(context) == 3 * 2 + 3
+        for at in (old, recent):
+            session.add(
+                HealthChange(
+                    venue_id=uuid4(),
+                    integration_type="juniper",
+                    from_status=HealthStatus.UNKNOWN,
+                    to_status=HealthStatus.HEALTHY,
+                    reason="good",
+                    explanation="it works",
+                    created_at=at,
+                )
+            )
+    assert await schedule.forget_old(context) == 3 * 2 + 3 + 1
     assert sorted(each.status for each in await _operations(context)) == [
         "completed",
         *["dead_letter"] * 4,
