@@ -105,8 +105,17 @@ LEDGER_AGE = State(
     "How long ago the oldest of them was queued; of those that wait or are worked.",
     ("lane", "status"),
 )
-OUTBOX = State("integration_outbox_waiting", "Outbound events that nobody was told yet.")
+OUTBOX = State(
+    "integration_outbox_waiting", "Events that aren't on their way to streams and subscribers yet."
+)
 OUTBOX_AGE = State("integration_outbox_oldest_seconds", "How long the oldest of them has been due.")
+EVENTS = State("integration_event_deliveries_waiting", "Events that subscribers are still to be told.")
+EVENTS_AGE = State(
+    "integration_event_deliveries_oldest_seconds", "How long ago the oldest of them was to be told first."
+)
+CIRCUITS = State(
+    "integration_circuits_open", "Integrations whose operations wait for a silent provider.", ("provider",)
+)
 READABLE = State(
     "integration_states_readable",
     "1, or 0 while PostgreSQL can't be asked: then the other states are missing.",
@@ -165,6 +174,12 @@ HEALS = Counter(
     "(`broken`).",
     ("provider", "outcome"),
 )
+EVENT_SECONDS = Histogram(
+    "integration_event_delivery_seconds",
+    "How long subscribers took to answer; `status` is what became of the delivery: `delivered`, `pending` "
+    "for another try, `failed` for good, or `ended` meanwhile.",
+    ("status",),
+)
 REFUSED = Counter(
     "integration_rate_limited_total", "Requests refused as too many, by what counts.", ("kind",)
 )
@@ -193,8 +208,8 @@ JOB_SECONDS = Histogram(
 METRICS: tuple[Metric, ...] = (
     *(CONNECTIONS, SYNC_SECONDS, SYNCS, WEBHOOKS, HEALTH, API_CALLS, QUEUE_DEPTH),  # the original's seven
     *(LEDGER, LEDGER_AGE, LANE_SECONDS, OPERATION_SECONDS),
-    *(CALL_SECONDS, BUDGET_SECONDS, TOKENS, HEALS),
-    *(DELIVERIES, INTAKE_SECONDS, OUTBOX, OUTBOX_AGE),
+    *(CALL_SECONDS, BUDGET_SECONDS, CIRCUITS, TOKENS, HEALS),
+    *(DELIVERIES, INTAKE_SECONDS, OUTBOX, OUTBOX_AGE, EVENTS, EVENTS_AGE, EVENT_SECONDS),
     *(REQUEST_SECONDS, REFUSED, UNCOUNTED, JOB_SECONDS, READABLE),
 )
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}

@@ -24,7 +24,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from server.telemetry.counting import Flush, read_counts
 from server.telemetry.metrics import (
     BEYOND,
+    CIRCUITS,
     CONNECTIONS,
+    EVENTS,
+    EVENTS_AGE,
     HEALTH,
     LEDGER,
     LEDGER_AGE,
@@ -72,6 +75,16 @@ _OUTBOX = text(
 )
 
 
+_EVENTS = text(
+    "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM event_deliveries"
+    " WHERE status = 'pending'"
+)
+_CIRCUITS = text(
+    "SELECT integration_type, count(*) FROM integration_configs WHERE circuit_opened_at IS NOT NULL"
+    " GROUP BY integration_type"
+)
+
+
 async def read_states(session: AsyncSession) -> States:
     """Return every metric of kind `State`."""
     await session.execute(_LIMIT)
@@ -89,6 +102,8 @@ async def read_states(session: AsyncSession) -> States:
         if status in _WAITING:
             depth[(priority,)] += count
     waiting, oldest = (await session.execute(_OUTBOX)).one()
+    untold, untold_age = (await session.execute(_EVENTS)).one()
+    circuits: dict[Labels, float] = {(row[0],): float(row[1]) for row in await session.execute(_CIRCUITS)}
     return {
         CONNECTIONS.name: connections,
         HEALTH.name: health,
@@ -99,6 +114,9 @@ async def read_states(session: AsyncSession) -> States:
         },
         OUTBOX.name: {(): float(waiting)},
         OUTBOX_AGE.name: {(): float(oldest)},
+        EVENTS.name: {(): float(untold)},
+        EVENTS_AGE.name: {(): float(untold_age)},
+        CIRCUITS.name: circuits,
     }
 
 

@@ -20,6 +20,7 @@ from server.services import deliveries, outbox
 from server.services.deliveries import Attempt, OpenedSecrets
 from server.services.outbox import Stream
 from server.streams import open_streams
+from server.telemetry.metrics import EVENT_SECONDS
 from server.worker.context import WorkerContext
 from server.worker.schedule import Job, run_jobs
 
@@ -107,6 +108,8 @@ class Sender:
         except Exception as error:  # it is made once more when its lease is over, with the same id
             log.warning("event.not_settled", event_id=attempt.event.id, error=type(error).__name__)
             return
+        outcome = "ended" if became is None else became.value
+        EVENT_SECONDS.observe(answer.duration_ms / 1000, outcome)
         log.info(
             "event.sent",
             event_id=attempt.event.id,

@@ -151,6 +151,12 @@ async def filled(sessions: async_sessionmaker[AsyncSession]) -> None:
         ):
             values = {"priority": priority, "status": status, "age": age, "count": count}
             await session.execute(text(_FILL), values)
+        subscriber = await session.scalar(
+            text(
+                "INSERT INTO event_subscribers (url, events, encrypted_secret) VALUES"
+                " ('https://subscriber.example', '{}', 'sealed') RETURNING id"
+            )
+        )
         for status, health in (("connected", "healthy"), ("connected", "degraded"), ("error", "unhealthy")):
             await session.execute(
                 text(
@@ -167,6 +173,19 @@ async def filled(sessions: async_sessionmaker[AsyncSession]) -> None:
                     f" ('sync.completed', '{{}}', now() - interval '{seconds} seconds', {published})"
                 )
             )
+        for status, age in (("pending", 20), ("pending", 50), ("delivered", 500)):
+            await session.execute(
+                text(
+                    "INSERT INTO event_deliveries (subscriber_id, outbox_id, status, give_up_at, created_at)"
+                    " SELECT :subscriber, id, CAST(:status AS delivery_status), now(),"
+                    " now() - make_interval(secs => :age) FROM outbox"
+                    " WHERE id NOT IN (SELECT outbox_id FROM event_deliveries) LIMIT 1"
+                ),
+                {"subscriber": subscriber, "status": status, "age": age},
+            )
+        await session.execute(
+            text("UPDATE integration_configs SET circuit_opened_at = now() WHERE status = 'error'")
+        )
     async with sessions() as session:
         connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         await connection.execute(text("VACUUM ANALYZE sync_queue"))
@@ -202,6 +221,9 @@ async def test_states(filled: None, sessions: async_sessionmaker[AsyncSession]) 
     }
     assert found["integration_outbox_waiting"] == {(): 2}
     assert found["integration_outbox_oldest_seconds"][()] // 10 == 9
+    assert found["integration_event_deliveries_waiting"] == {(): 2}
+    assert found["integration_event_deliveries_oldest_seconds"][()] // 10 == 5
+    assert found["integration_circuits_open"] == {("juniper",): 1}
 
 
 async def test_history_is_not_read(filled: None, sessions: async_sessionmaker[AsyncSession]) -> None:
