@@ -266,6 +266,7 @@ async def list_metrics(
             "IDEMPOTENCY_KEY_REUSED",
             "PAYLOAD_TOO_LARGE",
             "UNSUPPORTED_MEDIA_TYPE",
+            "QUEUE_FULL",
             "SYNC_FAILED",
         ),
     },

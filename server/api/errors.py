@@ -255,6 +255,7 @@ _SENTENCES: Mapping[str, str] = {
     "SYNC_FAILED": "the provider can't be reached",
     "OAUTH_EXCHANGE_FAILED": "Juniper didn't accept the authorization code",
     "TOKEN_REFRESH_FAILED": "Juniper refuses to renew the connection: connect again",
+    "QUEUE_FULL": "10000 operations of this integration wait already: try again when some of them are done",
     "STORE_UNAVAILABLE": "a store can't be reached; try again",
 }  # fmt: skip
 _EXAMPLE_DETAILS: Mapping[str, ErrorDetail] = {

@@ -496,8 +496,9 @@ def _show(document: Json) -> None:
                 walk(each, value)
         if isinstance(value, dict):
             for key, inner in value.items():
-                if key in schema.get("properties", {}):
-                    walk(schema["properties"][key], inner)
+                named = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
+                if isinstance(named, dict):
+                    walk(named, inner)
         if isinstance(value, list) and "items" in schema:
             for inner in value:
                 walk(schema["items"], inner)

@@ -156,6 +156,7 @@ _UNDER_WAY = {**_STATE, "status": "processing", "ended": False, "completed_at": 
             "IDEMPOTENCY_KEY_REUSED",
             "PAYLOAD_TOO_LARGE",
             "UNSUPPORTED_MEDIA_TYPE",
+            "QUEUE_FULL",
             "SYNC_FAILED",
         ),
     },

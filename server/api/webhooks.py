@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from litestar import HttpMethod, Request, Response, get, post, put, route
 from litestar.datastructures import ResponseHeader
+from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import PathParameter, QueryParameter
 from msgspec import Meta, Struct
@@ -142,16 +143,30 @@ _RECEIVE: dict[str, Any] = {
             "WEBHOOK_SIGNATURE_INVALID",
             "INVALID_PROVIDER",
             "PAYLOAD_TOO_LARGE",
+            "QUEUE_FULL",
             "STORE_UNAVAILABLE",
             token=False,
         ),
     },
 }
 _PROBE: dict[str, Any] = {
-    "http_method": [HttpMethod.GET, HttpMethod.HEAD],
+    "tags": TAGS,
     "opt": _OPEN,
-    "include_in_schema": False,
+    "media_type": "text/plain",
+    "responses": {
+        200: ResponseSpec(
+            str, generate_examples=False, description="What it asks for.", media_type="text/plain"
+        ),
+        **error_answers(
+            "PROVIDER_NOT_SUPPORTED",
+            "WEBHOOK_PROCESSING_FAILED",
+            "WEBHOOK_SIGNATURE_INVALID",
+            "INVALID_PROVIDER",
+            token=False,
+        ),
+    },
 }
+_LOOK: dict[str, Any] = {"http_method": HttpMethod.HEAD, "opt": _OPEN, "include_in_schema": False}
 
 
 @post(
@@ -179,13 +194,37 @@ async def receive_own(
     return await _receive(request, context, provider, token)
 
 
-@route(f"{WEBHOOKS}/{{provider:str}}", **_PROBE)
+@get(
+    f"{WEBHOOKS}/{{provider:str}}",
+    operation_id="probeWebhook",
+    summary="Answer a provider that looks whether the shared address is there",
+    description="Some providers ask before they send: for a text of theirs, or just whether anybody answers.",
+    **_PROBE,
+)
 async def probe(request: Request[Any, Any, Any], context: Shared, provider: ProviderName) -> Response[Any]:
     return await _receive(request, context, provider, None)
 
 
-@route(f"{WEBHOOKS}/{{provider:str}}/{{token:str}}", **_PROBE)
+@get(
+    f"{WEBHOOKS}/{{provider:str}}/{{token:str}}",
+    operation_id="probeOwnWebhook",
+    summary="Answer a provider that looks whether a connection's own address is there",
+    description="As at the shared address.",
+    **_PROBE,
+)
 async def probe_own(
+    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
+) -> Response[Any]:
+    return await _receive(request, context, provider, token)
+
+
+@route(f"{WEBHOOKS}/{{provider:str}}", **_LOOK)
+async def look(request: Request[Any, Any, Any], context: Shared, provider: ProviderName) -> Response[Any]:
+    return await _receive(request, context, provider, None)
+
+
+@route(f"{WEBHOOKS}/{{provider:str}}/{{token:str}}", **_LOOK)
+async def look_own(
     request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
 ) -> Response[Any]:
     return await _receive(request, context, provider, token)
@@ -535,6 +574,8 @@ HANDLERS = (
     receive_own,
     probe,
     probe_own,
+    look,
+    look_own,
     list_events,
     retry_event,
     replay_events,

@@ -358,6 +358,12 @@ async def test_tokens_nobody_issued(hub: Hub, kind: str, text: str) -> None:
     assert answer.json()["details"] == []
 
 
+async def test_a_token_that_has_expired(hub: Hub) -> None:
+    for ended in (int(time.time()) - 1, 0):
+        answer = await hub.http.get(API, params={"venueId": str(OURS)}, headers=bearer("admin", exp=ended))
+        refused(answer, 401, code="TOKEN_EXPIRED")
+
+
 @pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer\t", "bearer:x", "\0"])
 async def test_headers_without_a_token(hub: Hub, value: str) -> None:
     headers = {"Authorization": value}

@@ -50,6 +50,8 @@ MORE: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", f"{API}/health/stripe", "query", ALL, 200),
     ("POST", f"{API}/webhooks/stripe/a-token", "nowhere", ALL, 401),
     ("POST", f"{API}/webhooks/stripe", "nowhere", ALL, 401),
+    ("GET", f"{API}/webhooks/stripe/a-token", "nowhere", ALL, 401),
+    ("GET", f"{API}/webhooks/stripe", "nowhere", ALL, 401),
     ("GET", "/health", "nowhere", ALL, 200),
     ("GET", "/ready", "nowhere", ALL, 200),
 )

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,66 @@ async def test_answers_are_as_described(hub: Hub) -> None:
         assert answer.status_code == 200, path
         content = DOCUMENT["paths"][name]["get"]["responses"]["200"]["content"]["application/json"]
         valid(content["schema"], answer.json())
+
+
+# --- errors
+
+# Each code, and a request that is answered with it.
+REACHED: Mapping[str, str] = {
+    "AUTH_REQUIRED": "test_bad_input.py::test_headers_without_a_token",
+    "INVALID_TOKEN": "test_bad_input.py::test_tokens_nobody_issued",
+    "TOKEN_EXPIRED": "test_bad_input.py::test_a_token_that_has_expired",
+    "FORBIDDEN": "test_audit.py::test_a_role_that_may_not_is_a_refused_attempt",
+    "VALIDATION_ERROR": "test_bad_input.py::test_fields_of_another_type",
+    "VENUE_ID_REQUIRED": "test_connect.py::test_a_body_without_a_venue",
+    "INVALID_PROVIDER": "test_connect.py::test_a_provider_nobody_knows",
+    "PROVIDER_NOT_SUPPORTED": "test_oauth.py::test_a_provider_without_an_application_here",
+    "INTEGRATION_NOT_FOUND": "test_connect.py::test_get_what_is_not_connected",
+    "INTEGRATION_NOT_CONNECTED": "test_syncs.py::test_only_what_is_connected_syncs",
+    "CONNECTION_TEST_FAILED": "test_connect.py::test_a_key_the_provider_refuses_stores_nothing",
+    "CREDENTIALS_NOT_FOUND": "test_tokens.py::test_where_there_is_nothing_to_renew",
+    "SYNC_IN_PROGRESS": "test_syncs.py::test_one_sync_at_a_time",
+    "SYNC_FAILED": "test_connect.py::test_a_provider_that_is_down_is_502",
+    "WEBHOOK_SIGNATURE_INVALID": "test_webhooks.py::"
+    "test_what_is_not_the_providers_is_refused_and_leaves_nothing",
+    "WEBHOOK_PROCESSING_FAILED": "test_webhooks.py::test_a_signed_body_that_is_not_json",
+    "MAPPING_INVALID": "test_mappings.py::test_a_trial_of_what_is_not_there",
+    "REQUIRED_FIELD_MISSING": "test_mappings.py::test_what_is_required_and_is_not_mapped_is_named",
+    "TEMPLATE_NOT_FOUND": "test_mappings.py::test_a_template_of_nobody_or_of_another_provider",
+    "OAUTH_STATE_INVALID": "test_oauth.py::test_a_state_ends_after_ten_minutes",
+    "OAUTH_EXCHANGE_FAILED": "test_oauth.py::test_a_code_the_provider_does_not_know",
+    "TOKEN_REFRESH_FAILED": "test_tokens.py::test_a_grant_that_is_over",
+    "RATE_LIMIT_EXCEEDED": "test_rate_limits.py::test_one_too_many_is_refused_and_told_when_to_come_back",
+    "NOT_FOUND": "test_connect.py::test_a_venue_the_platform_does_not_have",
+    "IDEMPOTENCY_KEY_IN_USE": "test_connect.py::test_a_key_in_flight_is_409_and_a_failure_frees_it",
+    "IDEMPOTENCY_KEY_REUSED": "test_connect.py::test_the_same_key_and_body_are_worked_once",
+    "CONFLICT": "test_mappings.py::test_nobody_overwrites_what_another_changed",
+    "INTERNAL_ERROR": "test_service.py::test_an_unforeseen_fault_says_nothing_of_the_inside",
+    "STORE_UNAVAILABLE": "test_service.py::test_a_database_that_is_away_is_503",
+    "PAYLOAD_TOO_LARGE": "test_bad_input.py::test_five_megabytes",
+    "UNSUPPORTED_MEDIA_TYPE": "test_bad_input.py::test_bodies_of_another_kind",
+}
+NEVER_TOLD = {"VAULT_ERROR", "UNEXPECTED_RESPONSE"}  # these are INTERNAL_ERROR and SYNC_FAILED to a caller
+
+
+def test_every_error_code_is_described_and_reached_by_a_request() -> None:
+    described = {
+        value["code"]
+        for *_, operation in OPERATIONS
+        for _, answer in answers(operation)
+        for content in answer.get("content", {}).values()
+        for example in content.get("examples", {}).values()
+        for value in [resolve(DOCUMENT, example)["value"]]
+        if isinstance(value, dict) and value.get("success") is False
+    }
+    assert set(STATUSES) - NEVER_TOLD <= described
+    assert set(REACHED) == described
+    for code, test in REACHED.items():
+        file, name = test.split("::")
+        text = Path(__file__).with_name(file).read_text(encoding="utf-8")
+        body = re.search(rf"((?:^@.*\n(?:[ )\]].*\n)*)*^async def {name}\(.*?)(?=^\S|\Z)", text, re.M | re.S)
+        assert body, test
+        assert f'"{code}"' in body[1], test
 
 
 # --- the page
