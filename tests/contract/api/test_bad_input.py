@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hmac
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -369,3 +370,78 @@ async def test_headers_without_a_token(hub: Hub, value: str) -> None:
     headers = {"Authorization": value}
     answer = await hub.http.get(API, params={"venueId": str(OURS)}, headers=headers)
     refused(answer, 401, code="AUTH_REQUIRED")
+
+
+# --- all that is wrong, at once
+
+# Routes that providers and browsers call, with what they like in the query.
+ANY_QUERY = ("/oauth/callback/", f"{HOOKS}/{{provider}}/{{token}}")
+CHECKED = tuple(
+    each
+    for each in OPERATIONS
+    if not any(part in each.path for part in ANY_QUERY) and each.path != f"{HOOKS}/{{provider}}"
+)
+
+
+async def test_names_that_are_not_known_in_every_query(running: Hub) -> None:
+    for operation in CHECKED:
+        for name in operation.named("query") or ["nothing"]:
+            query = {**operation.query(), f"{name}x": "1"}
+            content = encoded(operation.body) if operation.body is not None else None
+            answer = await running.http.request(
+                operation.method,
+                operation.address(),
+                params=query,
+                content=content,
+                headers={**ADMIN, "content-type": "application/json"},
+            )
+            refused(answer, 400)
+            [detail] = [each for each in answer.json()["details"] if each["field"] == f"{name}x"]
+            hint = "takes nothing" if name == "nothing" else f"did you mean `{name}`?"
+            assert hint in detail["message"], (str(operation), detail)
+
+
+async def test_a_parameter_that_is_there_twice_in_every_query(running: Hub) -> None:
+    for operation in CHECKED:
+        for name in operation.named("query"):
+            query = [*operation.query().items(), (name, "1"), (name, "2")]
+            answer = await running.http.request(
+                operation.method, operation.address(), params=query, headers=ADMIN
+            )
+            refused(answer, 400)
+            assert {"field": name, "message": f"`{name}` is there more than once"} in answer.json()["details"]
+
+
+async def test_names_that_are_not_known_in_every_body(running: Hub) -> None:
+    for operation in WITH_BODY:
+        assert operation.body is not None
+        for name, value in operation.body.items():
+            for path, body in (
+                (f"{name}x", {**operation.body, f"{name}x": 1}),
+                *(
+                    (f"{name}.{key}x", {**operation.body, name: {**value, f"{key}x": 1}})
+                    for key in (value if name in ("config", "options") else ())
+                ),
+            ):
+                answer = await send(running, operation, encoded(body))
+                refused(answer, 400)
+                [detail] = answer.json()["details"]
+                right = path.rpartition(".")[2][:-1]
+                assert detail["field"] == path
+                assert f"did you mean `{right}`?" in detail["message"], detail
+
+
+async def test_everything_that_is_wrong_with_a_body_and_a_query_is_told(running: Hub) -> None:
+    for operation in WITH_BODY:
+        assert operation.body is not None
+        body = {**{name: [[[]]] for name in operation.body}, "unheardOf": 1}
+        answer = await running.http.request(
+            operation.method,
+            operation.address(),
+            params={"unheardOfToo": "1"},
+            content=encoded(body),
+            headers={**ADMIN, "content-type": "application/json"},
+        )
+        refused(answer, 400)
+        named = {re.split(r"[.\[]", each["field"])[0] for each in answer.json()["details"]}
+        assert named == {*operation.body, "unheardOf", "unheardOfToo"}, str(operation)
