@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -373,6 +374,41 @@ async def test_a_job_that_fails_is_run_again_and_delays_no_other(context: Worker
     jobs = (Job("failing", 0.01, failing), Job("stuck", 0.01, stuck), Job("other", 0.01, other))
     await asyncio.wait_for(run_jobs(context, stopping, jobs), 10)
     assert min(ran.values()) >= 2
+
+
+async def test_more_than_one_go_takes_does_not_wait_for_the_next_turn(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "AT_ONCE", 1)
+    monkeypatch.setattr("server.services.retention.AT_ONCE", 1)
+    monkeypatch.setattr("server.services.retention.TURNS", 1)
+    for _ in range(3):
+        await _integrate(context, next_sync_at=LONG_AGO)
+    async with context.sessions.begin() as session:
+        for _ in range(3):
+            session.add(
+                SyncLog(
+                    venue_id=uuid4(),
+                    integration_type="juniper",
+                    operation="manual_sync",
+                    status="success",
+                    started_at=LONG_AGO,
+                )
+            )
+    stopping = asyncio.Event()
+    wanted = {"start_scheduled_syncs", "forget_old"}
+    jobs = tuple(replace(job, every=3600.0) for job in schedule.JOBS if job.name in wanted)
+    running = asyncio.create_task(run_jobs(context, stopping, jobs))
+    async with asyncio.timeout(60):
+        while len(await _operations(context)) < 3 or await _logs(context):  # noqa: ASYNC110 - looks at a store
+            await asyncio.sleep(0.02)
+    stopping.set()
+    await running
+
+
+async def _logs(context: WorkerContext) -> int:
+    async with context.sessions() as session:
+        return await session.scalar(select(func.count()).select_from(SyncLog)) or 0
 
 
 async def test_every_job_runs_where_there_is_nothing_to_do(context: WorkerContext) -> None:

@@ -103,9 +103,9 @@ async def test_slow_clients_are_cut_off_and_others_are_served(api: ApiProcess) -
     async with httpx.AsyncClient(timeout=60) as client:
         while not all(task.done() for task in (silent, *slow.values())):
             assert (await client.get(f"{api.url}/health")).status_code == 200
-            answered += 1
+            answered += not any(task.done() for task in slow.values())
 
-    assert answered > 5
+    assert answered > 0  # while each of them was being slow
     for name, task in slow.items():
         said, took = await task
         _, _, status, error, least = SLOW[name]
