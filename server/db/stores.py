@@ -44,6 +44,7 @@ class PostgresSyncState:
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._scope = {"venue": venue_id, "provider": provider}
         self.lease = lease
+        self._got_on = False  # something was saved that an earlier attempt hadn't
         self._lease = asdict(lease)
 
     async def links_by_local(self, resource: str, local_ids: Sequence[str]) -> dict[str, Link]:
@@ -76,6 +77,8 @@ class PostgresSyncState:
                 await save(_FINISH_WRITES, {"keys": list(instead_of)})
             if writes:
                 await save(_ANNOUNCE, _write_columns(list({write.key: write for write in writes}.values())))
+        if writes:
+            await self._get_on()
 
     async def announced(self, entity: str, resource: str) -> list[PendingWrite]:
         values = {**self._scope, "entity": entity, "resource": resource}
@@ -117,6 +120,18 @@ class PostgresSyncState:
                 entity, resource, direction, value = commit.position
                 place = {"entity": entity, "resource": resource, "direction": direction}
                 await save(_MOVE, place | {"position": exact_json.dumps(value)})
+        if links or commit.unlinked:
+            await self._get_on()
+
+    async def _get_on(self) -> None:
+        """Note once that the operation got on in this attempt: workers it lost before weren't its fault.
+
+        Not in the transaction that saves: two of those share a lock on the row, and none could change it.
+        """
+        if not self._got_on:
+            self._got_on = True
+            async with self._engine.begin() as connection:
+                await connection.execute(_GET_ON, self._lease)
 
     @asynccontextmanager
     async def _saving(self) -> AsyncIterator[Callable[[TextClause, dict[str, Any]], Awaitable[None]]]:
@@ -213,6 +228,13 @@ _HOLD_LEASE = text(
     SELECT 1 FROM sync_queue
     WHERE id = :operation_id AND fencing_token = :fencing_token AND status = 'processing'
     FOR SHARE
+    """
+)
+
+_GET_ON = text(
+    """
+    UPDATE sync_queue SET lost_workers = 0
+    WHERE id = :operation_id AND fencing_token = :fencing_token AND lost_workers <> 0
     """
 )
 

@@ -24,9 +24,10 @@ from engine.errors import (
     UnavailableError,
 )
 from engine.jobs import JobPendingError
-from engine.ports import RecordFailure
+from engine.ports import Commit, Link, PendingItem, PendingWrite, RecordFailure
 from engine.sync import Tally
 from server.db.models import IntegrationConfig, IntegrationStatus, Operation, OperationType
+from server.db.stores import Lease, PostgresSyncState
 from server.errors import StoreUnavailableError
 from server.services import breaker, operations
 from server.services.breaker import CircuitState, Heard
@@ -369,3 +370,35 @@ async def test_a_worker_that_only_lost_its_lease_was_not_killed(context: WorkerC
     await work(Worker(context, "w", run=run), operation_id)
     row = await _row(context, operation_id)
     assert (row.lease_owner, row.lost_workers) == ("other", 0)
+
+
+async def test_only_workers_lost_in_a_row_without_anything_done_count(context: WorkerContext) -> None:
+    venue_id = await _connected(context)
+    operation_id = await _enqueue(context, venue_id)
+    over = timedelta(seconds=-1)  # a lease that ran out in the moment it was given
+
+    async def taken() -> PostgresSyncState:
+        async with context.sessions.begin() as session:
+            claim = await operations.claim(session, operation_id, owner="w", lease=over)
+        assert claim is not None
+        lease = Lease(operation_id, claim.fencing_token)
+        return PostgresSyncState(context.engine, venue_id=venue_id, provider="juniper", lease=lease)
+
+    async def lost() -> int:
+        return (await _row(context, operation_id)).lost_workers
+
+    await taken()
+    state = await taken()
+    await state.commit(Commit(position=("event", "item", "pull", {"since": "x"})))  # read, and perhaps again
+    assert await lost() == 1
+    await state.announce(
+        [PendingWrite("k1", "event", "item", (PendingItem("e1", None, {"name": "x"}, "f", {}),))]
+    )
+    assert await lost() == 0
+    state = await taken()
+    assert await lost() == 1
+    link = Link(entity="event", resource="item", local_id="e1", remote_id="r1")
+    await state.commit(Commit(links=[link], finished_writes=["k1"]))
+    assert await lost() == 0
+    await taken()
+    assert await lost() == 1
