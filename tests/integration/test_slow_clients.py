@@ -110,10 +110,10 @@ async def test_slow_clients_are_cut_off_and_others_are_served(api: ApiProcess) -
         said, took = await task
         _, _, status, error, least = SLOW[name]
         assert status_and_error(said) == (status, error), name
-        assert took >= least, name
+        assert took > least - 0.1, name  # the server's clock counts in milliseconds
     said, took = await silent
     assert said == b""
-    assert took >= SECONDS
+    assert took > SECONDS - 0.1
 
 
 async def test_a_body_that_comes_after_its_answer_keeps_the_connection(api: ApiProcess) -> None:
@@ -229,13 +229,20 @@ async def test_a_signed_bomb_is_an_ordinary_mistake(
 
 
 async def test_silent_connections_give_way_to_new_ones(api: ApiProcess) -> None:
-    silent = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(MOST)]
-    async with httpx.AsyncClient(timeout=60) as client:
-        assert (await client.get(f"{api.url}/health")).status_code == 200
-    assert await asyncio.wait_for(silent[0][0].read(), 60) == b""
-    assert [number for number, (reader, _) in enumerate(silent) if reader.at_eof()] == [0]
-    for _, writer in silent:
-        writer.close()
+    for _ in range(5):  # a machine that is too busy lets them all run out of their own time
+        began = time.monotonic()
+        silent = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(MOST)]
+        async with httpx.AsyncClient(timeout=60) as client:
+            assert (await client.get(f"{api.url}/health")).status_code == 200
+        assert await asyncio.wait_for(silent[0][0].read(), 60) == b""
+        took = time.monotonic() - began
+        gone = [number for number, (reader, _) in enumerate(silent) if reader.at_eof()]
+        for _, writer in silent:
+            writer.close()
+        if took < SECONDS / 2:
+            break
+    assert took < SECONDS / 2
+    assert gone == [0]
 
 
 async def test_callers_are_told_apart_behind_a_proxy(api: ApiProcess) -> None:
