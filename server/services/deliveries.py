@@ -107,6 +107,7 @@ class Attempt:
     url: str
     event: Event
     secrets: Sequence[Secret]
+    failing: bool = False  # whether its subscriber was, when it was claimed
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +292,7 @@ async def claim(
                 subscriber.url,
                 told(said.event_id, said.topic, said.venue_id, said.payload, said.created_at),
                 secrets,
+                failing=subscriber.failures > 0,
             )
         )
     return attempts
@@ -316,7 +318,8 @@ async def settle(
         else DeliveryStatus.FAILED
     )
     # The subscriber first, as whoever changes it does: so the two never wait for each other in a ring.
-    await _note(session, attempt.subscriber_id, answer, now, chance)
+    if attempt.failing or not answer.taken:
+        await _note(session, attempt.subscriber_id, answer, now, chance)
     row = EventDelivery
     # One that was ended meanwhile, with its subscriber, stays so unless it was taken.
     ours = [row.id == attempt.delivery_id, row.attempts == attempt.number]

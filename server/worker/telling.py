@@ -27,6 +27,7 @@ from server.worker.schedule import Job, run_jobs
 log = structlog.get_logger(__name__)
 
 EVERY = 0.5  # seconds between two looks
+PAUSE = 0.05  # seconds between two looks for attempts at least: those that end in it make room together
 GRACE_SECONDS = 5.0  # for attempts under way at the end; others are made once more
 
 
@@ -76,6 +77,7 @@ class Sender:
                     await self.begin()
                 except Exception as error:  # most often a store that is away
                     log.warning("event.claim_failed", error=type(error).__name__)
+                await asyncio.wait({stop}, timeout=PAUSE)
                 await asyncio.wait(
                     {stop, *self.under_way}, timeout=EVERY, return_when=asyncio.FIRST_COMPLETED
                 )

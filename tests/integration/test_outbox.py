@@ -829,11 +829,14 @@ async def test_a_subscriber_that_fails_for_days_is_disabled(
 
 
 async def test_one_that_is_taken_forgets_all_failures(context: WorkerContext) -> None:
-    attempt = await one_attempt(context)
+    await one_attempt(context)
     async with context.sessions.begin() as session:
+        long_ago = datetime(2026, 1, 1, tzinfo=UTC)
         await session.execute(
-            update(EventSubscriber).values(failures=9, failing_since=NOW - timedelta(days=9), held_until=NOW)
+            update(EventSubscriber).values(failures=9, failing_since=long_ago, held_until=long_ago)
         )
+    await lose(context)
+    [attempt] = await claim(context)
     await settle(context, attempt, Answer(7, 200))
     found = await subscriber(context, attempt.subscriber_id)
     assert (found.failures, found.failing_since, found.held_until) == (0, None, None)
