@@ -277,7 +277,7 @@ async def _subscribe(
     """Bring a provider's subscription about, or see that it lives."""
     webhooks = connector.webhooks
     assert webhooks is not None
-    client = context.client(connector, context.credentials(row.venue_id, connector.name))
+    client = client_of(context, connector, row.venue_id)
     token = await context.vault.open(row.encrypted_token, place(row, "encrypted_token"))
     scope: dict[str, Any] = {
         "url": url_of(context.settings, connector.name, token.reveal()),
@@ -308,6 +308,11 @@ async def _subscribe(
     log.info("webhooks.subscribed", venue_id=str(row.venue_id), provider=connector.name)
 
 
+def client_of(context: Context, connector: Connector, venue_id: UUID) -> ProviderClient:
+    """Return what calls a venue's account."""
+    return context.client(connector, context.credentials(venue_id, connector.name))
+
+
 async def _lives(client: ProviderClient, subscription: Subscription, scope: Mapping[str, Any]) -> bool:
     if subscription.check is None:
         return True
@@ -330,7 +335,7 @@ async def end(context: Context, venue_id: UUID, provider: str) -> None:
         return
     if row is None or row.subscription_id is None:
         return
-    client = context.client(connector, context.credentials(venue_id, provider))
+    client = client_of(context, connector, venue_id)
     scope = {"subscription": row.subscription_id, "url": "", "events": []}
     try:
         async with metered(context.sessions, venue_id, provider), asyncio.timeout(END_SECONDS):

@@ -454,7 +454,7 @@ class Provider:
 @pytest.fixture
 def provider(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Provider:
     found = Provider()
-    monkeypatch.setattr(endpoints, "ProviderClient", lambda *_, **__: found)
+    monkeypatch.setattr(endpoints, "client_of", lambda *_, **__: found)
     return found
 
 

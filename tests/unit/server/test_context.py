@@ -1,8 +1,10 @@
 """What a process opens, as its settings say. No store is connected to."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from server import context
@@ -31,7 +33,16 @@ async def test_behind_a_pooler_no_statement_is_prepared_ahead(
     assert [options["pool_size"] for options in opened] == [7, 7]
 
 
-async def test_what_has_no_effect_is_logged_at_the_start() -> None:
+@pytest.fixture
+def every_level() -> Iterator[None]:
+    """Log everything, whatever an earlier test's application was told."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**before)
+
+
+async def test_what_has_no_effect_is_logged_at_the_start(every_level: None) -> None:
     settings = read_settings({**PRODUCTION, "HUB_RETENTION_DAY": "7"})
     with capture_logs() as logs:
         async with context.open_context(settings):
