@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +28,9 @@ import redis
 from sqlalchemy.engine import make_url
 
 import server.demo
-from server.processes import child_command, log_tail, open_log
+from server.processes import log_tail
 from tests import canary
+from tests.integration.forked import Forked
 from tests.sandbox import mailchimp, quickbooks
 from tests.sandbox.running import Sandbox, running_sandbox
 
@@ -51,6 +50,10 @@ HUB = (
     "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
     "idempotency_keys, record_links, sync_watermarks, pending_writes, record_failures"
 )
+
+
+# Making a client takes longer than what is asked with it. Connections aren't kept: servers come and go here.
+_HTTP = httpx.Client(verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 # ---- one database -----------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ class Hub:
     environment: Mapping[str, str]
     url: str
     logs: Path
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Forked] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)  # all the API has said
     providers: tuple[Provider, ...] = PROVIDERS  # who is meant where nobody is named
 
@@ -195,16 +198,8 @@ class Hub:
         """Start `api`, `worker` or `scheduler`."""
         commands = {"api": "serve", "worker": "worker", "scheduler": "scheduler"}
         for name in names:
-            argv = [sys.executable, "-m", "server.cli", commands[name.partition("-")[0]]]
-            with open_log(self.logs / f"{name}.log") as output:
-                self.processes[name] = subprocess.Popen(
-                    child_command(argv, signal.SIGKILL),
-                    cwd=PROJECT,
-                    env=dict(self.environment),
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
+            command, log = commands[name.partition("-")[0]], self.logs / f"{name}.log"
+            self.processes[name] = Forked([command], self.environment, log)
         if "api" in names:
             self.until(self._answers, "the API to be ready")
 
@@ -226,7 +221,7 @@ class Hub:
 
     def _answers(self) -> bool:
         with suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+            return _HTTP.get(f"{self.url}/ready", timeout=5).status_code == 200
         return False
 
     def until(self, condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
@@ -251,7 +246,7 @@ class Hub:
         }
         token = jwt.encode(claims, self.environment["JWT_SECRET"], algorithm="HS256")
         headers = {"Authorization": f"Bearer {token}", **options.pop("headers", {})}
-        answer = httpx.request(method, self.url + path, headers=headers, timeout=60, **options)
+        answer = _HTTP.request(method, self.url + path, headers=headers, timeout=60, **options)
         self.answers.append(f"{answer.headers}\n{answer.text}")
         return answer
 
@@ -277,8 +272,8 @@ class Hub:
             return answer
         told = {"auto_approve": "1", **({"_sandbox_merchant": merchant} if merchant else {})}
         consent = httpx.URL(answer.json()["data"]["authUrl"]).copy_merge_params(told)
-        back = httpx.get(consent).headers["location"]
-        answer = httpx.get(back, headers={"Accept": "application/json"}, timeout=60)
+        back = _HTTP.get(consent).headers["location"]
+        answer = _HTTP.get(back, headers={"Accept": "application/json"}, timeout=60)
         self.answers.append(f"{answer.headers}\n{answer.text}")
         return answer
 
@@ -336,7 +331,7 @@ class Hub:
     def control(self, provider: Provider, method: str, path: str, body: Any = None) -> Any:
         """Make one of a simulated provider's control calls."""
         url = f"{self.provider_url(provider)}/_sandbox/{path}"
-        answer = httpx.request(method, url, json=body, timeout=30)
+        answer = _HTTP.request(method, url, json=body, timeout=30)
         answer.raise_for_status()
         return answer.json()
 

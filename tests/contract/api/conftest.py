@@ -22,6 +22,7 @@ from server.app import create_app
 from server.context import Context
 from server.settings import Settings, read_settings
 from tests import canary
+from tests.conftest import empty
 from tests.sandbox import mailchimp, quickbooks
 from tests.sandbox.running import Sandbox, running_sandbox
 
@@ -33,12 +34,7 @@ NOWHERE = UUID("33333333-3333-4333-8333-333333333333")
 USER_ID = "44444444-4444-4444-8444-444444444444"
 API = "/api/v1/integrations"
 LIMITS = ("RATE_LIMIT_MAX_REQUESTS", "HUB_RATE_LIMIT_WEBHOOKS", "HUB_RATE_LIMIT_ADMIN")
-TABLES = (
-    "integration_configs, oauth_tokens, venue_api_keys, sync_queue, sync_logs, oauth_states, audit_log, "
-    "idempotency_keys, record_links, sync_watermarks, integration_health, maintenance_runs, export_parts, "
-    "integration_webhooks, webhook_deliveries, webhook_endpoints, mapping_versions, outbox, "
-    "event_subscribers, event_deliveries"
-)
+KEPT = {"alembic_version", "field_mapping_templates"}  # tables of which a test leaves what it found
 
 
 def token(role: str = "venue_admin", venue: UUID | None = OURS, **claims: Any) -> str:
@@ -168,20 +164,35 @@ def _urls(sandbox: Sandbox) -> tuple[str, ...]:
     return (sandbox.stripe_url, sandbox.square_url, sandbox.mailchimp_url, sandbox.quickbooks_url)
 
 
-@pytest.fixture
-async def hub(running: Hub) -> AsyncIterator[Hub]:
-    """The API with nothing connected, and stand-ins as they start."""
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Connections of the tests' own, to the API's database and to the stand-ins: making them takes time."""
+
+    database: asyncpg.Connection
+    control: httpx.AsyncClient
+
+
+@pytest.fixture(scope="module")
+async def _behind(running: Hub) -> AsyncIterator[Behind]:
+    url = make_url(str(running.context.settings.database_url)).set(drivername="postgresql")
+    connection = await asyncpg.connect(url.render_as_string(hide_password=False))
     async with httpx.AsyncClient() as control:
-        for url in _urls(running.sandbox):
-            (await control.post(f"{url}/_sandbox/reset")).raise_for_status()
+        yield Behind(connection, control)
+    await connection.close()
+
+
+@pytest.fixture
+async def hub(running: Hub, _behind: Behind) -> AsyncIterator[Hub]:
+    """The API with nothing connected, and stand-ins as they start."""
+    resets = (_behind.control.post(f"{url}/_sandbox/reset") for url in _urls(running.sandbox))
+    for answer in await asyncio.gather(*resets):
+        answer.raise_for_status()
     yield running
-    canary.look_at_database("the API", str(running.context.settings.database_url))
+    filled = await canary.look_at_tables("the API", _behind.database)
     canary.look_at_redis("the API", str(running.context.settings.redis_url))
-    async with running.context.sessions.begin() as session:
-        # The trigger keeps the audit log from ever being emptied.
-        await session.execute(text("ALTER TABLE audit_log DISABLE TRIGGER USER"))
-        await session.execute(text(f"TRUNCATE {TABLES}"))
-        await session.execute(text("ALTER TABLE audit_log ENABLE TRIGGER USER"))
+    await _behind.database.execute(
+        empty({each for each in filled if each.startswith("public.")} - {f"public.{each}" for each in KEPT})
+    )
 
 
 @asynccontextmanager
