@@ -404,6 +404,8 @@ def _complete_response(
         if media == "null" or content is None:
             del answer["content"][media]
             continue
+        if not media.startswith(("application/json", "text/")):
+            content["schema"] = {"type": "string", "format": "binary"}
         examples: Json = {}
         for each in (content.get("examples") or {}).values():
             value = each["value"]

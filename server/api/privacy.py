@@ -4,6 +4,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from litestar import Response, get, post
+from litestar.datastructures import ResponseHeader
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg
@@ -124,6 +125,12 @@ async def get_export(
     opt=MANAGERS,
     security=TOKEN,
     media_type="application/zip",
+    response_headers=[
+        ResponseHeader(name="ETag", description="The archive's SHA-256.", documentation_only=True),
+        ResponseHeader(
+            name="Content-Disposition", description="A name for the file.", documentation_only=True
+        ),
+    ],
     responses={
         200: ResponseSpec(
             bytes,

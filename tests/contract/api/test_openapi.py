@@ -294,6 +294,14 @@ def test_the_reference_page_is_up_to_date() -> None:
     assert kept.read_text(encoding="utf-8") == markdown(DOCUMENT), "write it again: hub docs"
 
 
+def test_no_connector_is_called_like_a_word_of_a_path() -> None:
+    """Else a path could mean two things: `/connect/{provider}`, `/{provider}/disconnect`."""
+    words = {path.removeprefix(f"{API}/").split("/")[0] for path in DOCUMENT["paths"] if path.startswith(API)}
+    connectors = {path.stem for path in (Path(__file__).resolve().parents[3] / "connectors").glob("*.yaml")}
+    assert connectors
+    assert words & connectors == set()
+
+
 # --- methods
 
 
