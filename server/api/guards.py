@@ -144,8 +144,13 @@ def _verify_token(token: str, settings: Settings) -> tuple[Caller, int]:
         raise InvalidTokenError("the token's claims can't be read") from None
 
 
-def allow_named_roles(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Let a request through to a public route, or to one that names the caller's role."""
+async def allow_named_roles(
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+) -> None:
+    """Let a request through to a public route, or to one that names the caller's role.
+
+    It waits for nothing; but what isn't asynchronous would be run in a thread, for each request.
+    """
     if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
         return
     caller = connection.scope.get("user")

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import func, insert, select, tuple_, update
+from sqlalchemy import func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,6 +23,7 @@ from engine.manifest import Webhooks
 from engine.signatures import Delivery
 from engine.webhooks import Event, action_of, moment_of
 from server.context import Context
+from server.db import exact_json
 from server.db.models import (
     IntegrationConfig,
     IntegrationStatus,
@@ -30,7 +31,6 @@ from server.db.models import (
     OperationType,
     Priority,
     Webhook,
-    WebhookDelivery,
     WebhookStatus,
 )
 from server.errors import Detail, InvalidRequestError, NotFoundError
@@ -105,21 +105,29 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
                 repeated.append(row) if key in rows else rows.setdefault(key, row)
     if not rows:
         return Stored()
-    written = await session.execute(_INSERT_EVENTS, list(rows.values()))
-    new = {row.id for row in written}
-    known = [row for row in rows.values() if row["id"] not in new] + repeated
+    # In one order everywhere, so that processes that store the same events don't wait for each other.
+    events = [rows[key] for key in sorted(rows)]
+    work = [
+        _operation_row(row, traced[row["id"]]) for row in events if row["status"] == WebhookStatus.PENDING
+    ]
+    written = await session.execute(
+        _INSERT,
+        {
+            **_columns("event", _EVENT, events),
+            **_columns("delivery", _DELIVERY, list(deliveries.values())),
+            **_columns("operation", _OPERATION, work),
+        },
+    )
+    stored = {row.event_id: row for row in written}
+    known = [row for row in rows.values() if row["id"] not in stored] + repeated
     conflicts = await _note_conflicts(session, known) if known else []
-    fresh = [row for row in rows.values() if row["id"] in new]
-    used = {row["delivery_id"] for row in fresh} - {None}
-    if used:
-        await session.execute(insert(WebhookDelivery), [deliveries[each] for each in used])
-    work = [row for row in fresh if row["status"] == WebhookStatus.PENDING]
-    queued: list[Due] = []
-    if work:
-        inserted = await session.execute(
-            _INSERT_OPERATIONS, [_operation_row(row, traced[row["id"]]) for row in work]
-        )
-        queued = [operations.due_row(row) for row in inserted]
+    fresh = [row for row in rows.values() if row["id"] in stored]
+    lane = operations.lane_of(Priority.CRITICAL)
+    queued = [
+        Due(row.id, row.venue_id, row.integration_type, lane, float(row.queued))
+        for row in stored.values()
+        if row.id is not None
+    ]
     once_committed(session, lambda: _count(fresh, known, conflicts))
     return Stored(queued, len(fresh), len(known), len(conflicts))
 
@@ -234,13 +242,11 @@ def _event_row(
 
 def _operation_row(row: Mapping[str, Any], trace: str | None) -> dict[str, Any]:
     return {
+        "event_id": row["id"],
         "venue_id": row["venue_id"],
         "integration_type": row["integration_type"],
-        "operation_type": OperationType.RECONCILE,
-        "entity_type": "webhook",
         "entity_id": row["record_id"],
         "payload": traces.carried({"webhookId": str(row["id"])}, trace),
-        "priority": Priority.CRITICAL,
         "idempotency_key": f"webhook:{row['id']}",
     }
 
@@ -280,9 +286,85 @@ _INSERT_EVENTS = (
     .on_conflict_do_nothing(index_elements=["integration_type", "external_id"])
     .returning(Webhook.id)
 )
-_INSERT_OPERATIONS = (
-    upsert(Operation).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(*operations.DUE)
+# The columns that are written of each, and their types: whole columns are sent, not rows.
+_EVENT = {
+    "id": "uuid",
+    "venue_id": "uuid",
+    "integration_type": "text",
+    "event_type": "text",
+    "event_id": "text",
+    "external_id": "text",
+    "payload": "jsonb",
+    "payload_hash": "text",
+    "status": "webhook_status",
+    "error": "text",
+    "delivery_id": "uuid",
+    "account": "text",
+    "record_id": "text",
+    "occurred_at": "timestamptz",
+    "processed_at": "timestamptz",
+}
+_DELIVERY = {
+    "id": "uuid",
+    "venue_id": "uuid",
+    "integration_type": "text",
+    "method": "text",
+    "url": "text",
+    "headers": "jsonb",
+    "body": "bytea",
+    "scheme": "text",
+}
+_OPERATION = {
+    "event_id": "uuid",
+    "venue_id": "uuid",
+    "integration_type": "text",
+    "entity_id": "text",
+    "payload": "jsonb",
+    "idempotency_key": "text",
+}
+_AS_TEXT = ("jsonb", "webhook_status")  # types that are sent as text
+
+
+def _columns(name: str, kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {
+        f"{name}_{column}": [
+            exact_json.dumps(row[column]) if kind == "jsonb" else row[column] for row in rows
+        ]
+        for column, kind in kinds.items()
+    }
+
+
+def _given(name: str, kinds: Mapping[str, str]) -> str:
+    """Return rows to select from: the columns of `_columns`."""
+    arrays = (
+        f"CAST(:{name}_{column} AS {'text' if kind in _AS_TEXT else kind}[])"
+        for column, kind in kinds.items()
+    )
+    values = (f"CAST({column} AS {kind})" if kind in _AS_TEXT else column for column, kind in kinds.items())
+    return f"SELECT {', '.join(values)} FROM unnest({', '.join(arrays)}) AS given ({', '.join(kinds)})"  # noqa: S608 - names of ours
+
+
+# The unseen events, their deliveries, and an operation for each that is to be worked, in one statement.
+_INSERT = text(f"""
+WITH event AS (
+    INSERT INTO integration_webhooks ({", ".join(_EVENT)}) {_given("event", _EVENT)}
+    ON CONFLICT (integration_type, external_id) DO NOTHING
+    RETURNING id, delivery_id
+), delivery AS (
+    INSERT INTO webhook_deliveries ({", ".join(_DELIVERY)}) {_given("delivery", _DELIVERY)}
+    WHERE given.id IN (SELECT delivery_id FROM event)
+), operation AS (
+    INSERT INTO sync_queue (operation_type, entity_type, priority, {", ".join(list(_OPERATION)[1:])})
+    SELECT 'reconcile', 'webhook', 'CRITICAL', work.* FROM (
+        {_given("operation", _OPERATION).replace("SELECT event_id, ", "SELECT ", 1)}
+        WHERE given.event_id IN (SELECT id FROM event)
+    ) AS work
+    ON CONFLICT (idempotency_key) DO NOTHING
+    RETURNING id, venue_id, integration_type, extract(epoch FROM queued_at) AS queued, idempotency_key
 )
+SELECT event.id AS event_id, operation.*
+FROM event LEFT JOIN operation ON idempotency_key = 'webhook:' || event.id
+""")  # noqa: S608 - made of the names above
 
 
 # --- looking, and trying again

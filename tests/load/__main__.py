@@ -15,6 +15,8 @@ BENCHES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pull", ("--records", "100000")),
     ("pull", ("--records", "1000000", "--rounds", "1")),
     ("lanes", ()),
+    ("reads", ()),
+    ("intake", ()),
 )
 
 

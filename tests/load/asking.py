@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import make_url
+
 from server.embedded import Stores, embedded_stores
 
 CONNECTIONS = 16
@@ -46,6 +48,23 @@ class Request:
         return "\r\n".join([*lines, "", ""]).encode() + (self.body or b"")
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A process that answers."""
+
+    port: int
+    pid: int
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def cpu_seconds(self) -> float:
+        """Return how long the process has run on a processor; a busy machine changes little about it."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def running_stores() -> Iterator[Stores]:
     """Embedded stores for one measurement, every commit on disk."""
@@ -69,8 +88,8 @@ def hub_environment(stores: Stores) -> dict[str, str]:
 
 
 @contextmanager
-def running_server(module: str, role: str, environment: Mapping[str, str]) -> Iterator[int]:
-    """Run `python -m <module> --serve <role>` with PORT set; yields the port once it answers."""
+def running_server(module: str, role: str, environment: Mapping[str, str]) -> Iterator[Server]:
+    """Run `python -m <module> --serve <role>` with PORT set; yields it once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -92,17 +111,22 @@ def running_server(module: str, role: str, environment: Mapping[str, str]) -> It
                     said.seek(0)
                     raise RuntimeError(f"{role} didn't start: {said.read().decode(errors='replace')}")
                 time.sleep(0.05)
-            yield port
+            yield Server(port, process.pid)
         finally:
             process.terminate()
             process.wait(30)
 
 
-async def ask(port: int, request: Request) -> tuple[int, bytes]:
+def plain_url(database_url: str) -> str:
+    """Return a database's address as asyncpg takes it."""
+    return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def ask(server: Server, raw: bytes) -> tuple[int, bytes]:
     """Send one request; returns status and body."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
-        return await _exchange(reader, writer, request.raw(f"127.0.0.1:{port}"))
+        return await _exchange(reader, writer, raw)
     finally:
         writer.close()
 
@@ -118,26 +142,26 @@ async def _exchange(
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a time of asking came to: answers a second, and how long each took, in seconds."""
+    """What a time of asking came to: seconds, those of the server's processor, and those of each answer."""
 
-    rate: float
+    seconds: float
+    cpu: float
     took: Sequence[float]
 
-    def percentile(self, share: float) -> float:
-        """Return how many milliseconds that share of the answers took at most."""
-        ordered = sorted(self.took)
-        return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 1)
+    @property
+    def rate(self) -> float:
+        return len(self.took) / self.seconds
 
 
 async def keep_asking(
-    port: int, make: Callable[[], bytes], seconds: float, connections: int = CONNECTIONS
+    server: Server, make: Callable[[], bytes], seconds: float, connections: int = CONNECTIONS
 ) -> Answered:
     """Ask for some seconds over some connections; raises RuntimeError for any answer but 200."""
     took: list[float] = []
-    started = time.perf_counter()
+    cpu, started = server.cpu_seconds(), time.perf_counter()
 
     async def one() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         while (sent := time.perf_counter()) - started < seconds:
             status, body = await _exchange(reader, writer, make())
             took.append(time.perf_counter() - sent)
@@ -148,31 +172,42 @@ async def keep_asking(
     async with asyncio.TaskGroup() as group:
         for _ in range(connections):
             group.create_task(one())
-    return Answered(len(took) / (time.perf_counter() - started), took)
+    return Answered(time.perf_counter() - started, server.cpu_seconds() - cpu, took)
 
 
 async def compare(
-    ports: Mapping[str, int], make: Mapping[str, Callable[[], bytes]], *, rounds: int, seconds: float
+    servers: Mapping[str, Server],
+    make: Mapping[str, Callable[[], bytes]],
+    *,
+    rounds: int,
+    seconds: float,
+    connections: int = CONNECTIONS,
 ) -> Mapping[str, Any]:
-    """Ask the hub and the hand-written server by turns.
+    """Ask `hub` and `by_hand` by turns.
 
-    Returns the median rates, the median of the rounds' ratios with the lowest and the highest, and how long
-    answers took.
+    Returns the median of the rounds' ratios with the lowest and the highest, how many answers there were in
+    all, and of each server its median rate, how long answers took, and its processor time for each.
     """
-    found: dict[str, list[Answered]] = {role: [] for role in ports}
-    for role, port in ports.items():  # whatever is compiled, connected or kept at the first requests
-        await keep_asking(port, make[role], seconds)
+    first: list[Answered] = []
+    found: dict[str, list[Answered]] = {role: [] for role in servers}
+    for role, server in servers.items():  # whatever is compiled, connected or kept at the first requests
+        first.append(await keep_asking(server, make[role], seconds, connections))
     for turn in range(rounds):
-        for role in sorted(ports, reverse=bool(turn % 2)):
-            found[role].append(await keep_asking(ports[role], make[role], seconds))
+        for role in sorted(servers, reverse=bool(turn % 2)):
+            found[role].append(await keep_asking(servers[role], make[role], seconds, connections))
     ratios = [hub.rate / hand.rate for hub, hand in zip(found["hub"], found["by_hand"], strict=True)]
     figures: dict[str, Any] = {
         "ratio": round(statistics.median(ratios), 2),
         "ratio_from": round(min(ratios), 2),
         "ratio_to": round(max(ratios), 2),
+        "answers": sum(len(each.took) for each in (*first, *found["hub"], *found["by_hand"])),
     }
     for role, answers in found.items():
-        every = Answered(0, [each for one in answers for each in one.took])
-        figures[f"{role}_per_second"] = round(statistics.median(one.rate for one in answers))
-        figures[f"{role}_p50_ms"], figures[f"{role}_p99_ms"] = every.percentile(0.5), every.percentile(0.99)
+        took = sorted(each for one in answers for each in one.took)
+        figures |= {
+            f"{role}_per_second": round(statistics.median(one.rate for one in answers)),
+            f"{role}_p50_ms": round(took[len(took) // 2] * 1000, 1),
+            f"{role}_p99_ms": round(took[len(took) * 99 // 100] * 1000, 1),
+            f"{role}_cpu_ms": round(sum(one.cpu for one in answers) / len(took) * 1000, 2),
+        }
     return figures

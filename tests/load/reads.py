@@ -24,13 +24,21 @@ import uvicorn
 import uvloop
 from litestar import Litestar, get
 from litestar.datastructures import State
-from sqlalchemy import make_url
 
 from server.db.migrate import upgrade
 from server.services import views
 from server.serving import serve
 from server.settings import read_settings
-from tests.load.asking import SECRET, Request, ask, compare, hub_environment, running_server, running_stores
+from tests.load.asking import (
+    SECRET,
+    Request,
+    ask,
+    compare,
+    hub_environment,
+    plain_url,
+    running_server,
+    running_stores,
+)
 
 VENUE = UUID("7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f")
 INTEGRATIONS = 9
@@ -44,10 +52,6 @@ PATHS = {
     "integrations": f"/api/v1/integrations?venueId={VENUE}",
     "health": f"/api/v1/integrations/health/{PROVIDER}?venueId={VENUE}",
 }
-
-
-def plain_url(url: str) -> str:
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 async def fill(database_url: str) -> None:
@@ -140,15 +144,15 @@ async def measure(environment: Mapping[str, str], rounds: int, seconds: float) -
         running_server(MODULE, "hub", environment) as hub,
         running_server(MODULE, "by_hand", environment) as by_hand,
     ):
-        ports = {"hub": hub, "by_hand": by_hand}
+        servers = {"hub": hub, "by_hand": by_hand}
         for name, path in PATHS.items():
             request = Request(path, headers)
-            answers = [await ask(port, request) for port in ports.values()]
+            raw = {role: request.raw(server.host) for role, server in servers.items()}
+            answers = [await ask(server, raw[role]) for role, server in servers.items()]
             if answers[0] != answers[1] or answers[0][0] != 200:
                 raise RuntimeError(f"the answers differ: {answers}")
-            raw = {role: request.raw(f"127.0.0.1:{port}") for role, port in ports.items()}
-            makes = {role: (lambda raw=raw[role]: raw) for role in ports}
-            figures = await compare(ports, makes, rounds=rounds, seconds=seconds)
+            makes = {role: (lambda raw=raw[role]: raw) for role in servers}
+            figures = await compare(servers, makes, rounds=rounds, seconds=seconds)
             print(json.dumps({"case": f"reads: {name}", "bytes": len(answers[0][1]), **figures}))
 
 
