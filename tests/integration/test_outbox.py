@@ -31,6 +31,7 @@ from server.db.models import (
     OperationStatus,
     OperationType,
     OutboxMessage,
+    Priority,
 )
 from server.services import deliveries, operations, outbox, retention, runs, subscribers
 from server.services.audit import Actor
@@ -268,7 +269,7 @@ async def test_an_event_is_told_by_type_time_and_data() -> None:
     )
 
 
-def _run(operation: OperationType = OperationType.SYNC, **given: Any) -> Run:
+def _run(operation: OperationType = OperationType.SYNC) -> Run:
     claimed: dict[str, Any] = {
         "operation_id": uuid4(),
         "venue_id": uuid4(),
@@ -277,14 +278,18 @@ def _run(operation: OperationType = OperationType.SYNC, **given: Any) -> Run:
         "entity_type": "full",
         "entity_id": None,
         "payload": {"syncType": "products"},
+        "priority": Priority.NORMAL,
         "attempts": 2,
+        "max_attempts": 10,
         "run_id": uuid4(),
+        "correlation_id": None,
+        "progress": None,
         "started_at": NOW,
-        **given,
+        "owner": "worker",
+        "fencing_token": 2,
+        "lease": timedelta(seconds=60),
     }
-    names = {each.name: each for each in operations.Claim.__dataclass_fields__.values()}
-    missing = {name: None for name in names if name not in claimed}
-    run = Run(operations.Claim(**{**missing, **claimed}))
+    run = Run(operations.Claim(**claimed))
     run.steps["event", "item", "push"] = runs.StepReport("event", "item", "push")
     run.steps["event", "item", "push"].counts.update(read=5, created=2, failed=1, api_calls=3)
     return run
