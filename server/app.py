@@ -87,7 +87,7 @@ def create_app(settings: Settings) -> Litestar:
             open_context(
                 settings, application_name="integration-hub api", connections=settings.api_connections
             ) as context,
-            Intake(context.sessions, context.redis) as intake,
+            Intake(context.sessions, context.redis, depth=settings.queue_depth) as intake,
             Reads(str(settings.database_url), application_name="integration-hub api") as reads,
         ):
             app.state.reads = reads

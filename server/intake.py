@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from engine.errors import MalformedDeliveryError
 from server.db.engine import is_unstorable
-from server.errors import StoreUnavailableError
+from server.errors import QueueFullError, StoreUnavailableError
 from server.services import webhooks
 from server.services.webhooks import Arrival
 from server.worker.relay import announce
@@ -39,9 +39,10 @@ class _Waiting:
 class Intake:
     """One for each process. `async with` starts it, and at the end stores what has come in."""
 
-    def __init__(self, sessions: async_sessionmaker[AsyncSession], redis: Redis) -> None:
+    def __init__(self, sessions: async_sessionmaker[AsyncSession], redis: Redis, *, depth: int = 0) -> None:
         self._sessions = sessions
         self._redis = redis
+        self._depth = depth  # operations of one integration that may wait; 0 for any number
         self._waiting: list[_Waiting] = []
         self._there = asyncio.Event()
         self._stopping = False
@@ -61,8 +62,8 @@ class Intake:
         """Return once a delivery is stored for good.
 
         Raises StoreUnavailableError when that takes longer than `seconds`, or can't be done now. It may have
-        been stored all the same: the provider's next try then is a duplicate. Raises MalformedDeliveryError
-        for a text no database takes.
+        been stored all the same: the provider's next try then is a duplicate. Raises QueueFullError when too
+        much waits for its connection, and MalformedDeliveryError for a text no database takes.
         """
         if self._stopping or len(self._waiting) >= MOST_WAITING:
             raise StoreUnavailableError("too much comes in just now: send it again later")
@@ -90,7 +91,7 @@ class Intake:
     async def _store(self, some: Sequence[_Waiting]) -> None:
         try:
             async with asyncio.timeout(STATEMENT_SECONDS), self._sessions.begin() as session:
-                stored = await webhooks.store(session, [each.arrival for each in some])
+                stored = await webhooks.store(session, [each.arrival for each in some], self._depth)
         except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
             log.warning("webhooks.not_stored", deliveries=len(some), error=type(error).__name__)
             unstorable = is_unstorable(error)
@@ -106,8 +107,14 @@ class Intake:
                         else StoreUnavailableError("the delivery can't be stored now: send it again later")
                     )
             return
-        for each in some:
-            if not each.stored.done():
+        for number, each in enumerate(some):
+            if each.stored.done():
+                continue
+            if number in stored.refused:
+                each.stored.set_exception(
+                    QueueFullError("too much waits for this connection already: send it again later")
+                )
+            else:
                 each.stored.set_result(None)
         if stored.operations:
             await announce(self._redis, stored.operations)

@@ -38,7 +38,7 @@ from server.api.schemas import (
 )
 from server.context import Context
 from server.db.models import WebhookStatus
-from server.errors import IntegrationNotFoundError, NotSupportedError, StoreUnavailableError
+from server.errors import IntegrationNotFoundError, NotSupportedError, QueueFullError, StoreUnavailableError
 from server.services import audit, endpoints, integrations, webhooks
 from server.services.webhooks import Arrival
 from server.telemetry import traces
@@ -238,7 +238,7 @@ async def _receive(
     except WebhookError:
         DELIVERIES.add(provider, "refused")
         raise
-    except StoreUnavailableError:
+    except (QueueFullError, StoreUnavailableError):
         DELIVERIES.add(provider, "unavailable")
         raise
 
@@ -396,7 +396,9 @@ async def list_events(
             "Queued.",
             Example(summary="queued", value={"success": True, "message": "Webhook queued for retry"}),
         ),
-        **error_answers("VALIDATION_ERROR", "NOT_FOUND", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"),
+        **error_answers(
+            "QUEUE_FULL", "VALIDATION_ERROR", "NOT_FOUND", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"
+        ),
     },
 )
 async def retry_event(
@@ -431,6 +433,7 @@ async def retry_event(
             Example(summary="queued", value={"success": True, "message": "12 webhook events queued"}),
         ),
         **error_answers(
+            "QUEUE_FULL",
             "VALIDATION_ERROR",
             "VENUE_ID_REQUIRED",
             "INVALID_PROVIDER",

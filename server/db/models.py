@@ -384,13 +384,11 @@ class Operation(Base):
             postgresql_where=text("status = ANY (ARRAY['failed', 'dead_letter']::operation_status[])"),
         ),
         Index(
-            "uq_sync_queue_running_sync",
+            "uq_sync_queue_running",
             "venue_id",
             "integration_type",
             unique=True,
-            postgresql_where=text(
-                "operation_type = 'sync'::operation_type AND status = 'processing'::operation_status"
-            ),
+            postgresql_where=text("status = 'processing'::operation_status"),
         ),
     )
 

@@ -125,6 +125,7 @@ async def retry(
             raise NotFoundError("this record isn't among those that failed: it may have gone through since")
         operation = await _waiting(session, venue_id, provider, key)
         if operation is None:
+            await operations.require_room(session, venue_id, provider, context.settings.queue_depth)
             operation = await operations.enqueue(
                 session,
                 venue_id=venue_id,

@@ -47,7 +47,8 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import JSONPATH, insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
 from engine.errors import HubError, LeaseLostError
@@ -59,16 +60,10 @@ from server.telemetry import traces
 
 LANES: tuple[str, ...] = tuple(priority.value.lower() for priority in Priority)  # most urgent first
 
-# These run the engine over an integration's records, so an integration has one of them at a time.
-EXCLUSIVE = (
-    *(OperationType.SYNC, OperationType.CREATE, OperationType.UPDATE, OperationType.DELETE),
-    OperationType.RECONCILE,
-)
-
 FIRST_WAIT = timedelta(seconds=2)  # doubles with each attempt, with full jitter
 LONGEST_WAIT = timedelta(hours=1)
 # A lost worker seldom is the operation's fault, so it costs no attempt. An operation that loses so many in a
-# row is taken for the cause.
+# row, and gets nothing done in between (`PostgresSyncState` notes that), is taken for the cause.
 LOST_WORKERS = 3
 ENQUEUED_AT_ONCE = 5000
 ATTEMPTS_KEPT = 20  # of an operation's history
@@ -284,13 +279,18 @@ async def claim(
     """
     wanted = [operation_id] if operation_id else [row.id for row in await due(session, 20, lanes=lanes)]
     for candidate in wanted:
-        if claims := await claim_many(session, [candidate], owner=owner, lease=lease, lanes=lanes):
+        try:
+            async with session.begin_nested():
+                claims = await claim_many(session, [candidate], owner=owner, lease=lease, lanes=lanes)
+        except IntegrityError:
+            continue
+        if claims:
             return claims[0]
     return None
 
 
 async def claim_many(
-    session: AsyncSession,
+    connection: AsyncSession | AsyncConnection,
     operation_ids: Sequence[UUID],
     *,
     owner: str,
@@ -299,16 +299,12 @@ async def claim_many(
 ) -> list[Claim]:
     """Take those of some operations that are to be had, in their order: one of each integration.
 
-    Commit right after it. Two claims for one integration in the same moment: one of them gets nothing, and
-    nobody waits.
+    It is one statement, best in a transaction of its own: until its end nobody else can claim for the same
+    integrations. Raises IntegrityError, and takes nothing, when somebody claims for one of them in the same
+    moment: an index lets an integration have one that runs. Then they are to be claimed one by one.
     """
-    # Two operations of one integration claimed in one moment wouldn't see each other. The lock is a
-    # statement of its own: one sees what was committed before it began, not before it had the lock.
-    locked = (await session.scalars(_LOCK_INTEGRATIONS, {"ids": list(operation_ids)})).all()
-    if not locked:
-        return []
-    found = await session.execute(
-        _claim_statement(frozenset(lanes)), {"ids": locked, "owner": owner, "lease": lease}
+    found = await connection.execute(
+        _claim_statement(frozenset(lanes)), {"ids": list(operation_ids), "owner": owner, "lease": lease}
     )
     claims = {}
     for row in found.mappings():
@@ -422,18 +418,21 @@ def _end(claim: Claim, status: OperationStatus, progress: Mapping[str, Any] | No
 
 async def write_ends(session: AsyncSession, ends: Sequence[End]) -> set[UUID]:
     """Write down how some attempts end; returns whose leases still held. Nothing is written of the others."""
-    tokens = {end.claim.operation_id: end.claim.fencing_token for end in ends}
-    rows = await session.execute(_HELD_BY_ME.with_for_update(), {"ids": list(tokens)})
-    held = {row.id for row in rows if tokens[row.id] == row.fencing_token}
-    alike: dict[tuple[OperationStatus, frozenset[str]], list[dict[str, Any]]] = {}
+    rows = []
     for end in ends:
-        if end.claim.operation_id in held:
-            new = {f"new_{name}": value for name, value in end.values.items()}
-            rows_alike = alike.setdefault((end.status, frozenset(end.values)), [])
-            rows_alike.append({"held_id": end.claim.operation_id, **new})
-    for kind, values in alike.items():
-        await session.execute(_end_statement(*kind), values)
-    return held
+        wait = end.values.get("wait")
+        rows.append(
+            {
+                **end.values,
+                "id": str(end.claim.operation_id),
+                "token": end.claim.fencing_token,
+                "status": end.status,
+                "final": end.status in _FINAL,
+                "wait": None if wait is None else wait.total_seconds(),
+                "keeps": [name for name in _KEPT if name not in end.values],
+            }
+        )
+    return set((await session.scalars(_END, {"ends": exact_json.dumps(rows), "newest": _NEWEST})).all())
 
 
 async def complete(
@@ -598,6 +597,7 @@ _FINAL = (
     OperationStatus.DEAD_LETTER,
     OperationStatus.PAUSED,
 )
+_NEWEST = f"$[last-{ATTEMPTS_KEPT - 1} to last]"  # entries of `attempts_log`
 _LOST = "the worker was lost while it worked on this operation"
 _ENDED: Mapping[str, Any] = {"lease_owner": None, "lease_expires_at": None, "next_retry_at": None}
 
@@ -644,8 +644,7 @@ def _logged(code: Any, message: Any) -> ColumnElement[Any]:
         *("at", func.now(), "attempt", _OP.attempts),
         *("code", cast_to(code, Text), "message", cast_to(message, Text)),
     )
-    newest = cast_to(f"$[last-{ATTEMPTS_KEPT - 1} to last]", JSONPATH)
-    return func.jsonb_path_query_array(_OP.attempts_log.concat(entry), newest)
+    return func.jsonb_path_query_array(_OP.attempts_log.concat(entry), cast_to(_NEWEST, JSONPATH))
 
 
 def _free() -> ColumnElement[bool]:
@@ -657,12 +656,11 @@ def _free() -> ColumnElement[bool]:
             other.c.venue_id == _OP.venue_id,
             other.c.integration_type == _OP.integration_type,
             other.c.id != _OP.id,
-            other.c.operation_type.in_(EXCLUSIVE),
             _is(OperationStatus.PROCESSING, of=other),
         )
         .exists()
     )
-    return and_(or_(_OP.operation_type.not_in(EXCLUSIVE), not_(busy)), not_(breaker.cut_off(_TABLE)))
+    return and_(not_(busy), not_(breaker.cut_off(_TABLE)))
 
 
 def _in_lanes(lanes: frozenset[str]) -> ColumnElement[bool]:
@@ -671,36 +669,9 @@ def _in_lanes(lanes: frozenset[str]) -> ColumnElement[bool]:
     return _OP.priority.in_([Priority(lane.upper()) for lane in LANES if lane in lanes])
 
 
-def _exclusive() -> ColumnElement[bool]:
-    return _OP.operation_type.in_(EXCLUSIVE)
-
-
 def _queued() -> ColumnElement[Any]:
     return extract("epoch", _OP.queued_at).label("queued")
 
-
-def _locked_integrations() -> Select[Any]:
-    """Lock the integrations of some operations for the length of the transaction, those that are free to be.
-
-    Returns the operations whose integration was locked, or needs no lock.
-    """
-    whose = func.hashtextextended(func.concat(_OP.venue_id, ":", _OP.integration_type), 0)
-    found = (
-        select(_OP.id, _exclusive().label("exclusive"), whose.label("whose"))
-        .where(_OP.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
-        .cte("found")
-    )
-    whose_alone = select(found.c.whose).where(found.c.exclusive).distinct().subquery()
-    locks = select(whose_alone.c.whose, func.pg_try_advisory_xact_lock(whose_alone.c.whose).label("got"))
-    locked = locks.cte("locked")
-    return (
-        select(found.c.id)
-        .outerjoin(locked, locked.c.whose == found.c.whose)
-        .where(or_(not_(found.c.exclusive), locked.c.got))
-    )
-
-
-_LOCK_INTEGRATIONS = _locked_integrations()
 
 # In order, so that two who lock several never wait for each other.
 _HELD_BY_ME = (
@@ -723,7 +694,7 @@ SELECT venue_id, provider, operation_type, entity_type, entity_id, payload, prio
     max_attempts, correlation_id
 FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS wanted (
     venue_id uuid, provider text, operation_type operation_type, entity_type text, entity_id text,
-    payload jsonb, priority priority, idempotency_key text, run_id uuid, max_attempts int,
+    payload jsonb, priority operation_priority, idempotency_key text, run_id uuid, max_attempts int,
     correlation_id text)
 ON CONFLICT (idempotency_key) DO NOTHING
 RETURNING id, venue_id, integration_type, priority, extract(epoch FROM queued_at) AS queued
@@ -794,14 +765,7 @@ def _due_statement(lanes: frozenset[str]) -> Select[Any]:
 @cache
 def _claim_statement(lanes: frozenset[str]) -> Update:
     candidates = (
-        select(
-            _OP.id,
-            _OP.venue_id,
-            _OP.integration_type,
-            _OP.priority,
-            _OP.queued_at,
-            _exclusive().label("alone"),
-        )
+        select(_OP.id, _OP.venue_id, _OP.integration_type, _OP.priority, _OP.queued_at)
         .where(
             _OP.id == any_(bindparam("ids", type_=ARRAY(Uuid))),
             or_(_waiting(), _orphaned()),
@@ -811,12 +775,15 @@ def _claim_statement(lanes: frozenset[str]) -> Update:
         .with_for_update(skip_locked=True)
         .cte("candidates")
     )
-    place = func.row_number().over(
-        partition_by=(candidates.c.venue_id, candidates.c.integration_type, candidates.c.alone),
-        order_by=(candidates.c.priority, candidates.c.queued_at),
+    # The unique index would refuse a second one of an integration.
+    chosen = (
+        select(candidates.c.id)
+        .distinct(candidates.c.venue_id, candidates.c.integration_type)
+        .order_by(
+            *(candidates.c.venue_id, candidates.c.integration_type),
+            *(candidates.c.priority, candidates.c.queued_at),
+        )
     )
-    ranked = select(candidates.c.id, candidates.c.alone, place.label("place")).subquery()
-    chosen = select(ranked.c.id).where(or_(ranked.c.place == 1, not_(ranked.c.alone)))
     taken_over = _is(OperationStatus.PROCESSING)
     return (
         update(_TABLE)
@@ -877,19 +844,29 @@ def _beat_statement(with_progress: bool) -> Update:
     return statement.returning(_OP.stop_requested)
 
 
-@cache
-def _end_statement(status: OperationStatus, given: frozenset[str]) -> Update:
-    """End an attempt whose row is locked with this status; `given` names the values bound as `new_…`."""
-    values: dict[str, Any] = {
-        **_ENDED,
-        "status": status,
-        "completed_at": func.now() if status in _FINAL else None,
-        "lost_workers": 0,
-        **{name: bindparam(f"new_{name}") for name in given - {"more_errors", "wait"}},
-    }
-    if "more_errors" in given:
-        values["error_count"] = _OP.error_count + bindparam("new_more_errors")
-        values["attempts_log"] = _logged(bindparam("new_error_code"), bindparam("new_last_error"))
-    if "wait" in given:
-        values["next_retry_at"] = func.now() + bindparam("new_wait", type_=Interval())
-    return update(_TABLE).where(_OP.id == bindparam("held_id")).values(updated_at=func.now(), **values)
+# What an end leaves as it is unless it has a value for it.
+_KEPT = ("result", "last_error", "error_code", "attempts", "progress", "stop_requested")
+
+_END = text("""
+UPDATE sync_queue AS operation SET
+    status = ended.status,
+    completed_at = CASE WHEN ended.final THEN now() END,
+    lease_owner = NULL, lease_expires_at = NULL, lost_workers = 0, updated_at = now(),
+    next_retry_at = now() + ended.wait * interval '1 second',
+    result = CASE WHEN 'result' = ANY(keeps) THEN operation.result ELSE ended.result END,
+    last_error = CASE WHEN 'last_error' = ANY(keeps) THEN operation.last_error ELSE ended.last_error END,
+    error_code = CASE WHEN 'error_code' = ANY(keeps) THEN operation.error_code ELSE ended.error_code END,
+    attempts = CASE WHEN 'attempts' = ANY(keeps) THEN operation.attempts ELSE ended.attempts END,
+    progress = CASE WHEN 'progress' = ANY(keeps) THEN operation.progress ELSE ended.progress END,
+    stop_requested = 'stop_requested' = ANY(keeps) AND operation.stop_requested,
+    error_count = operation.error_count + coalesce(ended.more_errors, 0),
+    attempts_log = CASE WHEN ended.more_errors IS NULL THEN operation.attempts_log
+        ELSE jsonb_path_query_array(operation.attempts_log || jsonb_build_object(
+            'at', now(), 'attempt', operation.attempts,
+            'code', ended.error_code, 'message', ended.last_error), CAST(:newest AS jsonpath)) END
+FROM jsonb_to_recordset(CAST(:ends AS jsonb)) AS ended (
+    id uuid, token bigint, status operation_status, final boolean, wait double precision, keeps text[],
+    result jsonb, last_error text, error_code text, attempts int, progress jsonb, more_errors int)
+WHERE operation.id = ended.id AND operation.fencing_token = ended.token AND operation.status = 'processing'
+RETURNING operation.id
+""").columns(id=_OP.id.type)

@@ -607,7 +607,9 @@ def sync_interval(config: Mapping[str, Any]) -> timedelta | None:
 
 async def _record_logs(session: AsyncSession, ended: Sequence[Ended]) -> None:
     # The log of a run that was revived is the log of its last end.
-    await session.execute(_FORGET_LOGS, {"syncs": [_sync_id(each.run.claim) for each in ended]})
+    again = [_sync_id(each.run.claim) for each in ended if each.run.claim.fencing_token > 1]
+    if again:
+        await session.execute(_FORGET_LOGS, {"syncs": again})
     # One that ended before there was a step has a log all the same.
     await session.execute(
         _LOG,

@@ -127,6 +127,7 @@ async def request_sync(
             raise SyncInProgressError(
                 "a sync of this integration is under way", [Detail("syncId", str(other.run_id))]
             )
+        await operations.require_room(session, venue_id, provider, context.settings.queue_depth)
         operation = await operations.enqueue(
             session,
             venue_id=venue_id,

@@ -76,22 +76,38 @@ class Stored:
     new: int = 0
     known: int = 0
     conflicts: int = 0
+    refused: Collection[int] = ()  # which of the arrivals, by their place
 
 
-async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
+async def store(session: AsyncSession, arrivals: Sequence[Arrival], depth: int = 0) -> Stored:
     """Write the unseen events of some deliveries, those deliveries, and an operation for each to be worked.
 
     The caller's transaction makes it count: only then may the providers be told that it arrived. However many
-    arrivals there are, it takes a handful of statements.
+    arrivals there are, it takes a handful of statements. One about an integration of which `depth` operations
+    wait already is refused: nothing of it is written.
     """
     venues = await _venues_of(session, arrivals)
+    full = await operations.crowded(
+        session,
+        {
+            (venue_id, arrival.provider)
+            for arrival in arrivals
+            for event in arrival.events
+            for venue_id in _whose(arrival, event, venues)
+        },
+        depth,
+    )
+    refused: set[int] = set()
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     deliveries: dict[UUID, dict[str, Any]] = {}
     repeated: list[dict[str, Any]] = []
     traced: dict[UUID, str | None] = {}
-    for arrival in arrivals:
+    for number, arrival in enumerate(arrivals):
         whose = [_whose(arrival, event, venues) for event in arrival.events]
         owners = {venue_id for found in whose for venue_id in found}
+        if any((venue_id, arrival.provider) in full for venue_id in owners):
+            refused.add(number)
+            continue
         # A delivery about several venues is none's to keep: each has its own events of it.
         shared = len(owners) > 1 or not all(whose)
         kept = {venue_id: uuid4() for venue_id in owners}
@@ -104,7 +120,7 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
                 traced[row["id"]] = arrival.trace
                 repeated.append(row) if key in rows else rows.setdefault(key, row)
     if not rows:
-        return Stored()
+        return Stored(refused=refused)
     # In one order everywhere, so that processes that store the same events don't wait for each other.
     events = [rows[key] for key in sorted(rows)]
     work = [
@@ -129,7 +145,7 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival]) -> Stored:
         if row.id is not None
     ]
     once_committed(session, lambda: _count(fresh, known, conflicts))
-    return Stored(queued, len(fresh), len(known), len(conflicts))
+    return Stored(queued, len(fresh), len(known), len(conflicts), refused)
 
 
 def _count(
@@ -418,6 +434,9 @@ async def retry(context: Context, actor: Actor, event_id: UUID) -> None:
         event = await session.get_one(Webhook, event_id, with_for_update=True)
         if event.venue_id is None:
             raise InvalidRequestError("no connection is about this event", [Detail("webhookId", NOBODYS)])
+        await operations.require_room(
+            session, event.venue_id, event.integration_type, context.settings.queue_depth
+        )
         operation = await _queue_again(session, event, actor)
         audit.record(
             session,
@@ -457,6 +476,7 @@ async def replay(
     if until is not None:
         statement = statement.where(Webhook.received_at < until)
     async with context.sessions.begin() as session:
+        await operations.require_room(session, venue_id, provider, context.settings.queue_depth)
         queued = [
             await _queue_again(session, event, actor) for event in (await session.scalars(statement)).all()
         ]

@@ -24,7 +24,7 @@ from server.db.models import OperationStatus
 from server.errors import ServerError, StoreUnavailableError
 from server.services import breaker, operations, runs
 from server.services.breaker import Heard
-from server.services.operations import Claim, Due, End, Hold
+from server.services.operations import Claim, End, Hold
 from server.services.runs import Ended, Run
 from server.worker import relay
 from server.worker.context import WorkerContext
@@ -217,7 +217,7 @@ class Endings:
     async def _store(self, some: Sequence[_Waiting]) -> None:
         for wait in (*ENDING_WAITS, None):
             try:
-                statuses, following = await self._commit(some)
+                statuses = await self._commit(some)
             except Exception as failure:
                 if len(some) > 1 and not _store_is_away(failure):
                     for each in some:  # the fault is of one of them
@@ -233,12 +233,23 @@ class Endings:
                 for each in some:
                     if not each.written.done():
                         each.written.set_result(statuses.get(each.attempt.claim.operation_id))
-                if following:  # what waited for these to end; nobody waits for Redis
-                    self._begin(relay.announce(self._context.redis, following))
+                self._begin(self._announce_next(some))
                 return
 
-    async def _commit(self, some: Sequence[_Waiting]) -> tuple[dict[UUID, OperationStatus], list[Due]]:
-        runs_ended = [each.attempt.run for each in some]
+    async def _announce_next(self, some: Sequence[_Waiting]) -> None:
+        """Announce what waited for these to end; a sweep would find it, later."""
+        context = self._context
+        whose = {(each.attempt.claim.venue_id, each.attempt.claim.provider) for each in some}
+        try:
+            async with context.sessions() as session:
+                following = await operations.next_of(session, whose)
+        except Exception as error:
+            log.warning("relay.announce_failed", operations=len(whose), error=type(error).__name__)
+            return
+        if following:
+            await relay.announce(context.redis, following)
+
+    async def _commit(self, some: Sequence[_Waiting]) -> dict[UUID, OperationStatus]:
         used = [
             (each.run.usage, each.run.usage.take(), each.claim)
             for each in _in_order([each.attempt for each in some])
@@ -259,8 +270,6 @@ class Endings:
                         if end.claim.operation_id in held and not _is_release(each)
                     ],
                 )
-                whose = {(run.claim.venue_id, run.claim.provider) for run in runs_ended}
-                following = await operations.next_of(session, whose)
                 for _, taken, claim in used:
                     if claim.operation_id in held:
                         await metering.add(session, claim.venue_id, claim.provider, taken)
@@ -269,7 +278,7 @@ class Endings:
             for usage, taken, claim in used:
                 if not committed or claim.operation_id not in held:
                     usage.give_back(taken)
-        return statuses, following
+        return statuses
 
 
 async def _end_of(session: AsyncSession, attempt: Attempt, error: HubError | None) -> End:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 from uuid import UUID
 
 import orjson
@@ -54,6 +54,7 @@ class LaneBroker(AsyncBroker):
         self._wait = wait
         self._away = False
         self._bell: asyncio.Task[str | None] | None = None
+        self._freed: asyncio.Task[Literal[True]] | None = None
 
     async def kick(self, message: BrokerMessage) -> None:
         """Put the message's operation into the lane that its labels name, with its provider and venue."""
@@ -73,9 +74,11 @@ class LaneBroker(AsyncBroker):
                 else:
                     await self._look_out()
         finally:
-            if self._bell is not None:
-                self._bell.cancel()
-                await asyncio.gather(self._bell, return_exceptions=True)
+            waiting = [task for task in (self._bell, self._freed) if task is not None]
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            self._bell = self._freed = None
 
     async def _next(self) -> Sequence[Due]:
         ask = self._slots.ask()
@@ -96,11 +99,12 @@ class LaneBroker(AsyncBroker):
         """Wait until there is something in a lane that has room, or a slot becomes free, or for a moment."""
         if self._bell is None and (lanes := self._slots.with_room()):
             self._bell = asyncio.create_task(self._hear(lanes))
-        freed = asyncio.create_task(self._slots.freed.wait())
-        await asyncio.wait(
-            {freed, self._bell} if self._bell else {freed}, return_when=asyncio.FIRST_COMPLETED
-        )
-        freed.cancel()
+        if self._freed is None:
+            self._freed = asyncio.create_task(self._slots.freed.wait())
+        both = {self._freed, self._bell} if self._bell else {self._freed}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if self._freed.done():
+            self._freed = None
         if self._bell is None or not self._bell.done():
             return
         lane = await self._bell

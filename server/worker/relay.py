@@ -224,9 +224,7 @@ async def take(redis: Redis, ask: Mapping[str, Any]) -> list[Due]:
 
 async def listed(redis: Redis, lane: str) -> list[UUID]:
     """Return the operations in a lane, in no order; for a person or a test to look at."""
-    found: list[UUID] = []
+    members: list[Any] = []
     async for key in redis.scan_iter(match=f"hub:lane:{lane}:*:*"):
-        found += [
-            UUID(each if isinstance(each, str) else each.decode()) for each in await redis.zrange(key, 0, -1)
-        ]
-    return found
+        members += await redis.zrange(key, 0, -1)
+    return [UUID(each.decode() if isinstance(each, bytes) else each) for each in members]

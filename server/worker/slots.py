@@ -122,7 +122,7 @@ class Slots:
         ask = self.ask()
         if ask is None:
             return []
-        return found[: ask["free"][0]]
+        return list(found[: ask["free"][0]])
 
     @property
     def messages(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import structlog
+from sqlalchemy.exc import IntegrityError
 
 from engine.errors import LeaseLostError, StoppedError
 from server import metering
@@ -74,11 +75,17 @@ async def work(worker: Worker, *operation_ids: UUID) -> None:
 
 async def _claim(worker: Worker, operation_ids: Sequence[UUID]) -> Sequence[Claim]:
     context = worker.context
+    # Each statement is a transaction of its own there; no BEGIN and COMMIT around it.
+    single = context.engine.execution_options(isolation_level="AUTOCOMMIT")
     try:
-        async with context.sessions.begin() as session:
+        async with single.connect() as connection:
             return await operations.claim_many(
-                session, operation_ids, owner=worker.owner, lease=context.lease, lanes=worker.lanes
+                connection, operation_ids, owner=worker.owner, lease=context.lease, lanes=worker.lanes
             )
+    except IntegrityError:  # another worker claims for one of these integrations in the same moment
+        if len(operation_ids) == 1:
+            return ()
+        return [claim for each in operation_ids for claim in await _claim(worker, [each])]
     except Exception as error:  # a store is away; a sweep announces the operations again
         log.warning("operation.claim_failed", operations=len(operation_ids), error=type(error).__name__)
         return ()

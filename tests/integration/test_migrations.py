@@ -294,14 +294,12 @@ def test_what_the_database_itself_refuses(fresh_database_url: str) -> None:
     async def attempts(engine: AsyncEngine) -> dict[str, str]:
         async with session_factory(engine).begin() as session:
             session.add(leased(OperationType.SYNC))
-            session.add(leased(OperationType.CREATE))
-            session.add(leased(OperationType.CREATE))
-            session.add(leased(OperationType.SYNC, integration_type="other"))
+            session.add(leased(OperationType.CREATE, integration_type="other"))
             session.add(RecordLink(**OURS, **PAIR, local_id="1", remote_id="c_1"))
             session.add(RecordLink(**OURS, **PAIR, local_id="2", remote_id=None))
             session.add(RecordLink(**OURS, **PAIR, local_id="3", remote_id=None))
         return {
-            "second running sync": await refused(engine, leased(OperationType.SYNC)),
+            "second that runs": await refused(engine, leased(OperationType.CREATE)),
             "running without a lease": await refused(engine, leased(OperationType.CREATE, lease_owner=None)),
             "same local record": await refused(
                 engine, RecordLink(**OURS, **PAIR, local_id="1", remote_id="c_9")
@@ -312,7 +310,7 @@ def test_what_the_database_itself_refuses(fresh_database_url: str) -> None:
         }
 
     assert on_database(fresh_database_url, attempts) == {
-        "second running sync": "uq_sync_queue_running_sync",
+        "second that runs": "uq_sync_queue_running",
         "running without a lease": "ck_sync_queue_processing_is_leased",
         "same local record": "uq_record_links_local",
         "same remote record": "uq_record_links_remote",

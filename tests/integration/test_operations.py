@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from engine.errors import AuthenticationError, LeaseLostError, RateLimitedError, UnavailableError
 from server.db.engine import create_engine, session_factory
 from server.db.models import Operation, OperationStatus, OperationType, Priority
+from server.errors import QueueFullError
 from server.services import operations
 from server.services.operations import Claim, Hold
 
@@ -388,3 +389,108 @@ async def test_an_operation_nobody_worked_in_time_becomes_a_dead_letter(sessions
     assert await _settle(sessions) == 1
     row = await _row(sessions, operation_id)
     assert (row.status, row.last_error) == ("dead_letter", "the operation expired before it could be worked")
+
+
+async def test_of_many_one_of_each_integration_is_claimed_in_their_order(sessions: Sessions) -> None:
+    venue = uuid4()
+    low, high = [await _enqueue(sessions, venue_id=venue, priority=p) for p in (Priority.LOW, Priority.HIGH)]
+    others = [await _enqueue(sessions) for _ in range(3)]
+    paused = await _enqueue(sessions)
+    await _set(sessions, paused, status=OperationStatus.PAUSED)
+    wanted = [others[2], low, others[0], paused, high, others[1]]
+    async with sessions.begin() as session:
+        claims = await operations.claim_many(session, wanted, owner="a", lease=LEASE)
+    assert [claim.operation_id for claim in claims] == [others[2], others[0], high, others[1]]
+    async with sessions() as session:
+        assert await operations.next_of(session, [(venue, "juniper")]) == []  # it is busy
+
+
+async def test_ends_of_many_are_written_together_and_those_that_were_lost_are_told(
+    sessions: Sessions,
+) -> None:
+    ids = [await _enqueue(sessions) for _ in range(5)]
+    done, failed, given_back, stopped, lost = [await _held(sessions, each) for each in ids]
+    await _set(sessions, lost.operation_id, fencing_token=7)
+    ends = [
+        operations.completed(done, {"synced": 5}, {"read": 5}),
+        operations.failed(failed, UnavailableError("down"), chance=lambda: 0.5),
+        operations.released(given_back, {"read": 2}),
+        operations.paused(stopped, {"read": 3}),
+        operations.completed(lost, {"late": True}),
+    ]
+    async with sessions.begin() as session:
+        assert await operations.write_ends(session, ends) == set(ids[:4])
+    rows = [await _row(sessions, each) for each in ids]
+    assert [row.status.value for row in rows] == ["completed", "pending", "pending", "paused", "processing"]
+    assert [row.attempts for row in rows] == [1, 1, 0, 1, 1]
+    assert [row.progress for row in rows] == [{"read": 5}, None, {"read": 2}, None, None]
+    assert [row.lease_owner for row in rows] == [None, None, None, None, "a"]
+    assert rows[1].next_retry_at is not None
+    assert [entry["message"] for entry in rows[1].attempts_log] == ["down"]
+    assert rows[4].result is None
+
+
+async def test_heartbeats_of_many_tell_of_each_how_it_stands(sessions: Sessions) -> None:
+    ids = [await _enqueue(sessions) for _ in range(4)]
+    held, stopped, lost, locked = claims = [await _held(sessions, each) for each in ids]
+    await _set(sessions, stopped.operation_id, stop_requested=True)
+    await _set(sessions, lost.operation_id, fencing_token=7)
+    async with sessions.begin() as page, sessions.begin() as session:
+        await operations.confirm(page, locked)  # a page is being saved
+        news = {each: {"read": 1} for each in ids}
+        assert await operations.heartbeats(session, claims, news) == {
+            held.operation_id: Hold.HELD,
+            stopped.operation_id: Hold.STOP,
+            lost.operation_id: Hold.LOST,
+            locked.operation_id: None,
+        }
+    assert [(await _row(sessions, each)).progress for each in ids] == [{"read": 1}, {"read": 1}, None, None]
+
+
+async def test_many_are_written_at_once_and_none_twice(sessions: Sessions) -> None:
+    venue = uuid4()
+
+    def wanted(key: str) -> operations.Wanted:
+        return operations.Wanted(
+            venue, "juniper", OperationType.UPDATE, "customer", {"n": key}, entity_id=key, idempotency_key=key
+        )
+
+    async with sessions.begin() as session:
+        first = await operations.enqueue_many(session, [wanted("a"), wanted("b")])
+        again = await operations.enqueue_many(session, [wanted("b"), wanted("c")])
+    assert [(due.venue_id, due.provider, due.lane) for due in first] == [(venue, "juniper", "normal")] * 2
+    rows = [await _row(sessions, due.id) for due in (*first, *again)]
+    assert [(row.entity_id, row.payload, row.max_attempts) for row in rows] == [
+        ("a", {"n": "a"}, 10),
+        ("b", {"n": "b"}, 10),
+        ("c", {"n": "c"}, 10),
+    ]
+
+
+async def test_an_integration_is_crowded_by_what_waits(sessions: Sessions) -> None:
+    venue, other = uuid4(), uuid4()
+    for whose in (venue, venue, other):
+        await _enqueue(sessions, venue_id=whose)
+    await _held(sessions, await _enqueue(sessions, venue_id=other))
+    both = [(venue, "juniper"), (other, "juniper"), (venue, "larch")]
+    async with sessions() as session:
+        assert await operations.crowded(session, both, 2) == {(venue, "juniper")}
+        assert await operations.crowded(session, both, 3) == set()
+        assert await operations.crowded(session, both, 0) == set()  # any number may wait
+        with pytest.raises(QueueFullError):
+            await operations.require_room(session, venue, "juniper", 2)
+
+
+async def test_what_an_integration_does_next_is_the_most_urgent_and_oldest_that_is_due(
+    sessions: Sessions,
+) -> None:
+    venue = uuid4()
+    later, _, high = [
+        await _enqueue(sessions, venue_id=venue, priority=p)
+        for p in (Priority.CRITICAL, Priority.LOW, Priority.HIGH)
+    ]
+    await _enqueue(sessions, venue_id=venue, priority=Priority.HIGH)
+    await _set(sessions, later, next_retry_at=func.now() + timedelta(minutes=1))
+    async with sessions() as session:
+        [following] = await operations.next_of(session, [(venue, "juniper"), (uuid4(), "juniper")])
+    assert (following.id, following.lane) == (high, "high")

@@ -486,7 +486,7 @@ async def told(context: WorkerContext, venue: UUID, *kinds: tuple[str, str]) -> 
         arrivals.append(Arrival("stripe", venue, "hmac_sha256", delivery, found, UNKNOWN_TYPE))
     async with context.sessions.begin() as session:
         stored = await webhooks.store(session, arrivals)
-    return list(stored.operations)
+    return [each.id for each in stored.operations]
 
 
 async def worked(context: WorkerContext, *ids: UUID) -> list[Operation]:
