@@ -401,3 +401,22 @@ def test_keys_in_aws_need_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems({**PRODUCTION, "HUB_VAULT_KMS_KEY": ARN}) == (
         "HUB_VAULT_KMS_KEY needs boto3: install integration-hub[aws]",
     )
+
+
+def test_rabbitmq_is_named_by_an_address_that_is_never_shown() -> None:
+    assert read_settings(PRODUCTION).rabbitmq_url is None
+    address = "amqps://hub:hush@rabbit.example:5671/events"
+    settings = read_settings({**PRODUCTION, "RABBITMQ_URL": address})
+    assert settings.rabbitmq_url is not None
+    assert settings.rabbitmq_url.reveal() == address
+    assert "hush" not in repr(settings)
+    assert problems({**PRODUCTION, "RABBITMQ_URL": "http://hub:hush@rabbit.example"}) == (
+        "RABBITMQ_URL must look like amqps://user:password@host:5671/vhost",
+    )
+
+
+def test_rabbitmq_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.settings.find_spec", lambda name: None)
+    assert problems({**PRODUCTION, "RABBITMQ_URL": "amqp://rabbit.example/"}) == (
+        "RABBITMQ_URL needs aio-pika: install integration-hub[rabbitmq]",
+    )
