@@ -189,6 +189,7 @@ def _row(failed: failures.Failed, venue_id: UUID, provider: str) -> FailureRow:
             ),
         ),
         **error_answers(
+            "QUEUE_FULL",
             "VALIDATION_ERROR",
             "VENUE_ID_REQUIRED",
             "INVALID_PROVIDER",
