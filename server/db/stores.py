@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, TextClause, text
+from sqlalchemy import Result, Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from engine.errors import LeaseLostError
@@ -103,6 +103,7 @@ class PostgresSyncState:
         links = list({(link.resource, link.remote_id): link for link in links}.values())
         failures = {_record_key(failure): failure for failure in commit.failures}
         settled = set(commit.settled) - failures.keys()
+        first = False
         async with self._saving() as save:
             if commit.unlinked:
                 await save(_UNLINK, _link_columns(commit.unlinked))
@@ -119,8 +120,10 @@ class PostgresSyncState:
             if commit.position is not None:
                 entity, resource, direction, value = commit.position
                 place = {"entity": entity, "resource": resource, "direction": direction}
-                await save(_MOVE, place | {"position": exact_json.dumps(value)})
-        if links or commit.unlinked:
+                moved = await save(_MOVE, place | {"position": exact_json.dumps(value)})
+                first = bool(moved.scalar_one())
+        # That a position moves shows nothing: each attempt reads again what has no link.
+        if links or commit.unlinked or first:
             await self._get_on()
 
     async def _get_on(self) -> None:
@@ -134,13 +137,13 @@ class PostgresSyncState:
                 await connection.execute(_GET_ON, self._lease)
 
     @asynccontextmanager
-    async def _saving(self) -> AsyncIterator[Callable[[TextClause, dict[str, Any]], Awaitable[None]]]:
+    async def _saving(self) -> AsyncIterator[Callable[[TextClause, dict[str, Any]], Awaitable[Result[Any]]]]:
         async with self._engine.begin() as connection:
             if await connection.scalar(_HOLD_LEASE, self._lease) is None:
                 raise LeaseLostError("another worker has taken this operation over")
 
-            async def save(statement: TextClause, values: dict[str, Any]) -> None:
-                await connection.execute(statement, self._scope | values)
+            async def save(statement: TextClause, values: dict[str, Any]) -> Result[Any]:
+                return await connection.execute(statement, self._scope | values)
 
             yield save
 
@@ -412,5 +415,6 @@ _MOVE = text(
     ON CONFLICT ON CONSTRAINT pk_sync_watermarks DO UPDATE SET
         position = excluded.position,
         updated_at = now()
+    RETURNING xmax = 0
     """
 )

@@ -387,9 +387,13 @@ async def test_only_workers_lost_in_a_row_without_anything_done_count(context: W
     async def lost() -> int:
         return (await _row(context, operation_id)).lost_workers
 
+    read = Commit(position=("event", "item", "pull", {"since": "x"}))
     await taken()
     state = await taken()
-    await state.commit(Commit(position=("event", "item", "pull", {"since": "x"})))  # read, and perhaps again
+    await state.commit(read)
+    assert await lost() == 0  # it was the first time
+    state = await taken()
+    await state.commit(read)  # and this is what each attempt does
     assert await lost() == 1
     await state.announce(
         [PendingWrite("k1", "event", "item", (PendingItem("e1", None, {"name": "x"}, "f", {}),))]

@@ -348,4 +348,4 @@ async def test_statements_do_not_grow_with_records(engine: AsyncEngine) -> None:
             position=("customer", "customer", "push", {"id": "1"}),
         )
     )
-    assert len(statements) <= 7
+    assert len(statements) <= 8  # one of them only in the first commit of a run
