@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import func, select, text, tuple_, update
+from sqlalchemy import TextClause, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,7 +25,6 @@ from engine.webhooks import Event, action_of, moment_of
 from server.context import Context
 from server.db import exact_json
 from server.db.models import (
-    IntegrationConfig,
     IntegrationStatus,
     Operation,
     OperationType,
@@ -167,7 +166,6 @@ Places = Mapping[tuple[str, str | UUID], Sequence[UUID]]  # venues by provider, 
 
 async def _venues_of(session: AsyncSession, arrivals: Sequence[Arrival]) -> Places:
     """Return the venues that have a connection: with an account, or with the address that was used."""
-    config = IntegrationConfig
     accounts = {
         (arrival.provider, event.account)
         for arrival in arrivals
@@ -177,18 +175,27 @@ async def _venues_of(session: AsyncSession, arrivals: Sequence[Arrival]) -> Plac
     }
     owners = {(arrival.provider, arrival.venue_id) for arrival in arrivals if arrival.venue_id is not None}
     found: dict[tuple[str, str | UUID], list[UUID]] = {}
-    for column, wanted in ((config.account, accounts), (config.venue_id, owners)):
+    for statement, wanted in ((_BY_ACCOUNT, accounts), (_BY_VENUE, owners)):
         if wanted:
-            rows = await session.execute(
-                select(config.integration_type, column, config.venue_id)
-                .where(tuple_(config.integration_type, column).in_(wanted), config.status.in_(RUNNABLE))
-                .order_by(config.venue_id)
-            )
+            providers, places = zip(*wanted, strict=True)
+            rows = await session.execute(statement, {"providers": providers, "places": places})
             for provider, place, venue_id in rows:
-                if place is None:
-                    continue
                 found.setdefault((provider, place), []).append(venue_id)
     return found
+
+
+def _runnable_by(column: str, kind: str) -> TextClause:
+    runnable = ", ".join(f"'{each.value}'" for each in RUNNABLE)
+    return text(f"""
+        SELECT integration_type, {column}, venue_id FROM integration_configs
+        WHERE (integration_type, {column}) IN (
+            SELECT * FROM unnest(CAST(:providers AS text[]), CAST(:places AS {kind}[]))
+        ) AND status IN ({runnable})
+        ORDER BY venue_id
+    """)  # noqa: S608 - names of ours
+
+
+_BY_ACCOUNT, _BY_VENUE = _runnable_by("account", "text"), _runnable_by("venue_id", "uuid")
 
 
 def _whose(arrival: Arrival, event: Event, venues: Places) -> Sequence[UUID]:

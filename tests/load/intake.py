@@ -181,7 +181,6 @@ def main() -> None:
                 **hub_environment(stores),
                 "API_URL": PUBLIC,
                 "SQUARE_WEBHOOK_SIGNATURE_KEY": KEY,
-                "HUB_QUEUE_DEPTH": "0",
             }
             uvloop.run(measure(environment, stores.database_url, asked.rounds, asked.seconds, asked.at_once))
 
