@@ -448,14 +448,14 @@ VARIABLES: tuple[Variable, ...] = (
         "WORKER_PROVIDER_SHARE",
         _number(1, 100),
         "75",
-        "How much of a worker's slots one provider's operations may have, in percent: one that hangs can't "
-        "hold all of them.",
+        "How much of a worker's slots one provider's operations may have in each lane, in percent: one that "
+        "hangs can't hold all of them.",
     ),
     Variable(
         "WORKER_VENUE_SHARE",
         _number(1, 100),
         "50",
-        "How much of a worker's slots one venue's operations may have, in percent.",
+        "How much of a worker's slots one venue's operations may have in each lane, in percent.",
     ),
     Variable(
         "HUB_QUEUE_DEPTH",

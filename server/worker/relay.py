@@ -54,32 +54,40 @@ end
 return new
 """
 
-# `free[i]` is how many more of lane i and of those less urgent may begin. The limits `all` hold for every
-# lane, `rest` for all but the urgent one. What can't begin now is left where it is.
+# Lanes are numbered from the most urgent. What begins in a lane counts in it and in all more urgent ones, and
+# none of these may be full: neither for the worker (`free`), nor for the provider and the venue (`running`
+# against `limits`). What can't begin now is left where it is.
 _TAKE = """
 local ask = cjson.decode(ARGV[1])
 local taken, heads = {}, {}
 
-local function below(limit, counts, name)
-    return (counts[name] or 0) < limit
+local function may(place, kind, name)
+    local running = ask.running[kind][name]
+    for i = 1, place do
+        if (running and running[i] or 0) >= ask.limits[kind][i] then return false end
+    end
+    return true
 end
 
-local function may(urgent, kind, name)
-    local limits, running = ask.limits[kind], ask.running[kind]
-    return below(limits.all, running.all, name) and (urgent or below(limits.rest, running.rest, name))
+local function count(place, kind, name)
+    local running = ask.running[kind][name] or {}
+    for i = 1, #ask.lanes do
+        running[i] = (running[i] or 0) + (i <= place and 1 or 0)
+    end
+    ask.running[kind][name] = running
 end
 
-local function open(urgent, provider, venue)
-    return not ask.busy[venue .. ':' .. provider] and may(urgent, 'venue', venue)
+local function open(place, provider, venue)
+    return not ask.busy[venue .. ':' .. provider] and may(place, 'venue', venue)
 end
 
-local function head(shelf, urgent, provider)
+local function head(shelf, place, provider)
     local from = 0
     while true do
         local some = redis.call('ZRANGE', shelf, from, from + 15, 'WITHSCORES')
         if #some == 0 then return false end
         for i = 1, #some, 2 do
-            if open(urgent, provider, some[i]) then
+            if open(place, provider, some[i]) then
                 return {venue = some[i], turn = tonumber(some[i + 1])}
             end
         end
@@ -87,21 +95,16 @@ local function head(shelf, urgent, provider)
     end
 end
 
-local function count(kind, name, urgent)
-    local running = ask.running[kind]
-    running.all[name] = (running.all[name] or 0) + 1
-    if not urgent then running.rest[name] = (running.rest[name] or 0) + 1 end
-end
-
-local function take_one(lane)
-    local key, urgent = 'hub:lane:' .. lane, lane == ask.urgent
+local function take_one(place)
+    local lane = ask.lanes[place]
+    local key = 'hub:lane:' .. lane
     local best, best_provider
     for _, provider in ipairs(redis.call('SMEMBERS', key)) do
-        if may(urgent, 'provider', provider) then
+        if may(place, 'provider', provider) then
             local shelf = key .. ':' .. provider
             local first = heads[shelf]
-            if first == nil or (first and not open(urgent, provider, first.venue)) then
-                first = head(shelf, urgent, provider)
+            if first == nil or (first and not open(place, provider, first.venue)) then
+                first = head(shelf, place, provider)
                 heads[shelf] = first
             end
             if first and (not best or first.turn < best.turn) then best, best_provider = first, provider end
@@ -109,11 +112,11 @@ local function take_one(lane)
     end
     if not best then return false end
     local shelf = key .. ':' .. best_provider
-    local place = shelf .. ':' .. best.venue
-    local id = redis.call('ZPOPMIN', place)[1]
+    local ids = shelf .. ':' .. best.venue
+    local id = redis.call('ZPOPMIN', ids)[1]
     local turn = math.max(best.turn, tonumber(redis.call('GET', 'hub:turn:' .. lane) or '0'))
     redis.call('SET', 'hub:turn:' .. lane, turn)
-    if redis.call('EXISTS', place) == 1 then
+    if redis.call('EXISTS', ids) == 1 then
         redis.call('ZADD', shelf, turn + 1, best.venue)
     else
         redis.call('ZREM', shelf, best.venue)
@@ -122,8 +125,8 @@ local function take_one(lane)
     heads[shelf] = nil
     if id then
         ask.busy[best.venue .. ':' .. best_provider] = true
-        count('venue', best.venue, urgent)
-        count('provider', best_provider, urgent)
+        count(place, 'venue', best.venue)
+        count(place, 'provider', best_provider)
         for _, value in ipairs({lane, best_provider, best.venue, id}) do taken[#taken + 1] = value end
     end
     return true
@@ -140,7 +143,7 @@ local function pick(backwards)
     local first, last, step = 1, #ask.lanes, 1
     if backwards then first, last, step = #ask.lanes, 1, -1 end
     for place = first, last, step do
-        if has_room(place) and take_one(ask.lanes[place]) then
+        if has_room(place) and take_one(place) then
             for i = 1, place do ask.free[i] = ask.free[i] - 1 end
             return true
         end

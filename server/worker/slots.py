@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 from uuid import UUID
@@ -25,22 +25,14 @@ _AT_ONCE = 100  # operations taken in one go
 _UNWRITTEN = 4  # times the slots: more ends that aren't written yet, and nothing new begins
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """Of operations at a time: `rest` for those outside the critical lane, `all` for those together."""
-
-    rest: int
-    all: int
-
-
 @dataclass(slots=True)
 class Slots:
     """The slots of one worker. `freed` is set whenever one becomes free."""
 
     lanes: Sequence[str]  # most urgent first
     most: Sequence[int]  # for each lane, how many of it and of those less urgent
-    provider: Limit
-    venue: Limit
+    provider: Sequence[int]  # the same, of one provider
+    venue: Sequence[int]  # the same, of one venue
     floor: int = FLOOR
     freed: asyncio.Event = field(default_factory=asyncio.Event)
     _running: dict[UUID, Due] = field(default_factory=dict)
@@ -67,47 +59,41 @@ class Slots:
             everything += math.ceil(concurrency * _ON_TOP)
             most = [everything, *most]
 
-        def limit(share: int) -> Limit:
-            return Limit(*(max(1, math.ceil(slots * share / 100)) for slots in (concurrency, everything)))
-
-        return cls(served, most, limit(provider_share), limit(venue_share), floor)
+        provider, venue = (
+            [math.ceil(slots * share / 100) for slots in most] for share in (provider_share, venue_share)
+        )
+        return cls(served, most, provider, venue, floor)
 
     def ask(self) -> dict[str, Any] | None:
         """Return what `relay.take` needs to know to find operations that may begin; None when none may."""
-        lanes = [due.lane for due in self._running.values()]
-        free = [
-            most - sum(lanes.count(other) for other in self.lanes[place:])
-            for place, most in enumerate(self.most)
-        ]
+        running = list(self._running.values())
+        free = [most - used for most, used in zip(self.most, self._counts(running), strict=True)]
         if free[0] <= 0 or len(self._ending) > _UNWRITTEN * self.most[0]:
             return None
-        rest = [due for due in self._running.values() if due.lane != URGENT]
         return {
             "lanes": self.lanes,
             "free": free,
-            "urgent": URGENT,
             "most": _AT_ONCE,
             "picks": self._picks,
             "floor": self.floor,
-            "busy": {
-                f"{due.venue_id}:{due.provider}": True
-                for due in (*self._running.values(), *self._ending.values())
-            },
-            "limits": {
-                "provider": {"rest": self.provider.rest, "all": self.provider.all},
-                "venue": {"rest": self.venue.rest, "all": self.venue.all},
-            },
+            "busy": {f"{due.venue_id}:{due.provider}": True for due in (*running, *self._ending.values())},
+            "limits": {"provider": self.provider, "venue": self.venue},
             "running": {
-                "provider": {
-                    "rest": Counter(due.provider for due in rest),
-                    "all": Counter(due.provider for due in self._running.values()),
-                },
-                "venue": {
-                    "rest": Counter(str(due.venue_id) for due in rest),
-                    "all": Counter(str(due.venue_id) for due in self._running.values()),
-                },
+                "provider": self._counts_by(running, lambda due: due.provider),
+                "venue": self._counts_by(running, lambda due: str(due.venue_id)),
             },
         }
+
+    def _counts(self, running: Sequence[Due]) -> list[int]:
+        """Return, for each lane, how many of some operations are in it and in those less urgent."""
+        by_lane = Counter(due.lane for due in running)
+        return [sum(by_lane[lane] for lane in self.lanes[place:]) for place in range(len(self.lanes))]
+
+    def _counts_by(self, running: Sequence[Due], name: Callable[[Due], str]) -> dict[str, list[int]]:
+        groups: dict[str, list[Due]] = {}
+        for due in running:
+            groups.setdefault(name(due), []).append(due)
+        return {key: self._counts(group) for key, group in groups.items()}
 
     def with_room(self) -> list[str]:
         """Return the lanes of which at least one more operation may begin."""

@@ -158,8 +158,16 @@ async def test_a_provider_that_hangs_leaves_slots_to_others(redis: Redis) -> Non
     others = await _fill(redis, "high", 2, provider="juniper")
     assert await _begun(redis, slots) == others
     urgent = await _fill(redis, "critical", 20, provider="hanging")
-    assert await _begun(redis, slots) == urgent[:4]  # 70 % of all 15, the urgent ones among them
+    assert await _begun(redis, slots) == urgent[:4]  # 70 % of all fifteen, the seven among them
     assert len(await listed(redis, "high")) == 43
+
+
+async def test_a_provider_that_hangs_leaves_slots_of_the_lowest_lane_too(redis: Redis) -> None:
+    slots = Slots.of(10, provider_share=70)
+    await _fill(redis, "low", 50, provider="hanging")
+    assert len(await _begun(redis, slots)) == 6  # of the eight that the lane may use
+    others = await _fill(redis, "low", 3, provider="juniper")
+    assert await _begun(redis, slots) == others[:2]
 
 
 async def test_a_venue_leaves_slots_to_others(redis: Redis) -> None:

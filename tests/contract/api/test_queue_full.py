@@ -86,6 +86,6 @@ async def test_events_are_not_worked_again_without_room(hub: Hub) -> None:
     [event] = await events(hub)
     await fill(hub, DEPTH - 1, provider="square")
     assert refused(await hub.post(f"{HOOKS}/retry", {"webhookId": str(event["id"])}))
-    wanted = {"venueId": str(OURS), "status": "pending"}
+    wanted = {"venueId": str(OURS), "status": "failed"}
     assert refused(await hub.post(f"{HOOKS}/square/replay", wanted))
     assert len(await hub.rows("SELECT 1 FROM sync_queue")) == DEPTH
