@@ -1,6 +1,6 @@
 """Requests made up from the API's own description, right and wrong: each is answered as it says.
 
-The suite sends a few of each kind, the same ones every time. `make fuzz` sends many, and others every time.
+The suite sends a few, the same ones every time. `make fuzz` sends many as each caller, and others every time.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ CALLERS: Mapping[str, Mapping[str, str]] = {
     "venue_admin": bearer("venue_admin", exp=LATER),
     "admin": bearer("admin", exp=LATER),
 }
-A_FEW = ("--phases=fuzzing", "--max-examples=1", "--generation-deterministic", "--no-shrink", "--workers=4")
+A_FEW = ("--phases=fuzzing", "--max-examples=1", "--generation-deterministic", "--no-shrink", "--workers=2")
 MANY = ("--continue-on-failure",)
 
 
@@ -40,7 +40,7 @@ async def address(hub: Hub) -> AsyncIterator[str]:
         await serving
 
 
-@pytest.mark.parametrize("caller", CALLERS if EXAMPLES else ("anonymous", "admin"))
+@pytest.mark.parametrize("caller", CALLERS if EXAMPLES else ["admin"])
 async def test_answers_are_as_the_description_says(address: str, caller: str, tmp_path: Path) -> None:
     headers = [f"--header={name}: {value}" for name, value in CALLERS[caller].items()]
     amount = (*MANY, f"--max-examples={EXAMPLES}") if EXAMPLES else A_FEW
