@@ -14,6 +14,7 @@ from typing import Any
 from engine.errors import AuthenticationError
 from engine.ports import (
     Commit,
+    Confirm,
     Credentials,
     Direction,
     HostChange,
@@ -74,6 +75,9 @@ class MemorySyncState:
 
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         return self.positions.get((entity, resource, direction))
+
+    async def confirm(self) -> None:
+        return
 
     async def announce(self, writes: Sequence[PendingWrite], *, instead_of: Sequence[str] = ()) -> None:
         for key in instead_of:
@@ -157,7 +161,11 @@ class MemoryHost:
                 found.setdefault(value, []).append(record_id)
         return found
 
-    async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
+    async def upsert(
+        self, entity: str, changes: Sequence[HostChange], confirm: Confirm | None = None
+    ) -> dict[str, str]:
+        if confirm is not None:
+            await confirm()
         for change in changes:
             old = self.records.get(entity, {}).get(change.local_id, {"id": change.local_id})
             self.put(entity, {**old, **change.values})

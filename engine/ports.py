@@ -10,7 +10,7 @@ Decimal in major units, ids are text.
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,6 +27,9 @@ LinkState = Literal[
 RecordKey = tuple[
     str, str, Direction, str
 ]  # entity, resource, direction, local id (push) or remote id (pull)
+
+
+Confirm = Callable[[], Awaitable[None]]
 
 
 class Secret:
@@ -203,6 +206,9 @@ class SyncState(Protocol):
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         """Return how far this mapping got, as last committed, or None."""
 
+    async def confirm(self) -> None:
+        """Raise LeaseLostError when another worker has taken the run over; changes nothing."""
+
     async def announce(self, writes: Sequence[PendingWrite], *, instead_of: Sequence[str] = ()) -> None:
         """Save writes before they are sent, in one transaction; drop those with the keys `instead_of`."""
 
@@ -256,10 +262,14 @@ class HostStore(Protocol):
     async def find(self, entity: str, field: str, values: Sequence[str]) -> dict[str, list[str]]:
         """Return the ids of records whose `field` is one of `values`, ignoring case, by lower-cased value."""
 
-    async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
+    async def upsert(
+        self, entity: str, changes: Sequence[HostChange], confirm: Confirm | None = None
+    ) -> dict[str, str]:
         """Write the changes in one transaction; returns local id to message for those refused.
 
-        Creating an id that exists updates it, so a repeated page does no harm.
+        Creating an id that exists updates it, so a repeated page does no harm. `confirm` is awaited when the
+        rows are written and not yet committed: if it raises, nothing is. A worker that stood still meanwhile
+        thus undoes nothing of the one that took over, which waits for the rows until then.
         """
 
 

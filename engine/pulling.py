@@ -320,7 +320,9 @@ class Pull:
         """Write the platform's records, and note the links they have then."""
         sides, tally = self._sides, self._tally
         changes = [each.change for each in merged if each.change is not None]
-        refused = await sides.host.upsert(sides.mapping.entity, changes) if changes else {}
+        refused = (
+            await sides.host.upsert(sides.mapping.entity, changes, sides.state.confirm) if changes else {}
+        )
         written = {change.local_id: change for change in changes}
         pairs = {each.link.local_id: each for each in merged}
         if sides.mapping.pushes:  # what a new record looks like to a push, the platform's defaults included

@@ -23,10 +23,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from engine.errors import ExpressionError
-from engine.expressions import exponent
 from engine.fields import Field
+from engine.filters import exponent
 from engine.manifest import Entity, Platform
-from engine.ports import HostChange, HostPage, Record
+from engine.ports import Confirm, HostChange, HostPage, Record
 from server.db import exact_json
 from server.errors import HostError, NotFoundError
 
@@ -155,7 +155,9 @@ class SqlHost:
             found.setdefault(value.lower(), []).append(_plain(key))
         return found
 
-    async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
+    async def upsert(
+        self, entity: str, changes: Sequence[HostChange], confirm: Confirm | None = None
+    ) -> dict[str, str]:
         source = await self._source(entity)
         if source.entity.table is None:
             raise HostError(f"`{entity}` is read by a query and can't be written")
@@ -173,6 +175,8 @@ class SqlHost:
         async with self._engine.begin() as connection:
             for _, group in groupby(rows, key=lambda row: row.shape):
                 refused |= await self._write(connection, source, list(group))
+            if confirm is not None:
+                await confirm()
         return refused
 
     async def _write(

@@ -71,6 +71,11 @@ class PostgresSyncState:
             value = await connection.scalar(_POSITION, values)
         return None if value is None else exact_json.loads(value)
 
+    async def confirm(self) -> None:
+        async with self._single.connect() as connection:
+            if await connection.scalar(_STILL_HELD, self._lease) is None:
+                raise LeaseLostError("another worker has taken this operation over")
+
     async def announce(self, writes: Sequence[PendingWrite], *, instead_of: Sequence[str] = ()) -> None:
         async with self._saving() as save:
             if instead_of:
@@ -226,13 +231,12 @@ def _failure_values(failures: Iterable[RecordFailure]) -> dict[str, list[Any]]:
     return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-_HOLD_LEASE = text(
-    """
+_HELD = """
     SELECT 1 FROM sync_queue
     WHERE id = :operation_id AND fencing_token = :fencing_token AND status = 'processing'
-    FOR SHARE
-    """
-)
+"""
+_STILL_HELD = text(_HELD)
+_HOLD_LEASE = text(f"{_HELD} FOR SHARE")
 
 _GET_ON = text(
     """

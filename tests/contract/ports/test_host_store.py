@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from engine.errors import LeaseLostError
 from engine.fields import Field, FieldCatalog
 from engine.manifest import Entity, Platform
 from engine.memory import MemoryHost
@@ -105,6 +106,19 @@ async def test_only_named_fields_change(host: HostStore) -> None:
         "email": "a@example.com",
         "city": None,
     }
+
+
+async def test_what_is_not_confirmed_is_not_written(host: HostStore) -> None:
+    await add(host, "a", city="Gent")
+
+    async def confirm() -> None:
+        raise LeaseLostError("another worker has taken this operation over")
+
+    changes = [HostChange("a", {"city": "Aalst"}), HostChange("b", {"name": "B"}, create=True)]
+    with pytest.raises(LeaseLostError):
+        await host.upsert("customer", changes, confirm)
+    found = await host.fetch("customer", ["a", "b"])
+    assert {key: row["city"] for key, row in found.items()} == {"a": "Gent"}
 
 
 async def test_creating_what_exists_updates_it(host: HostStore) -> None:

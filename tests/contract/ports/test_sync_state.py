@@ -277,6 +277,7 @@ async def test_what_fails_and_settles_in_one_commit_has_failed(engine: AsyncEngi
 async def test_a_lost_lease_saves_nothing(engine: AsyncEngine, takeover: str) -> None:
     state = await postgres_state(engine, venue_id=uuid4())
     await state.announce([write("k1", "l1")])
+    await state.confirm()
     async with engine.begin() as connection:
         await connection.execute(
             text(f"UPDATE sync_queue SET {takeover} WHERE id = :id"), {"id": state.lease.operation_id}
@@ -287,6 +288,8 @@ async def test_a_lost_lease_saves_nothing(engine: AsyncEngine, takeover: str) ->
                 links=[ADA], finished_writes=["k1"], position=("customer", "customer", "push", {"id": "1"})
             )
         )
+    with pytest.raises(LeaseLostError):
+        await state.confirm()
     with pytest.raises(LeaseLostError):
         await state.announce([write("k2", "l2")], instead_of=["k1"])
     assert await state.links_by_local("customer", ["l1"]) == {}

@@ -29,8 +29,13 @@ def own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
 def running(own_stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """It logs all it can, so that nothing is kept out of the logs by their level alone."""
     folder = tmp_path_factory.mktemp("hub")
-    settings = {"LOG_LEVEL": "debug", "SQUARE_WEBHOOK_SIGNATURE_KEY": SQUARE_KEY}
-    with running_hub(own_stores.database_url, own_stores.redis_url, folder, **settings) as hub:
+    with running_hub(
+        own_stores.database_url,
+        own_stores.redis_url,
+        folder,
+        LOG_LEVEL="debug",
+        SQUARE_WEBHOOK_SIGNATURE_KEY=SQUARE_KEY,
+    ) as hub:
         yield hub
 
 

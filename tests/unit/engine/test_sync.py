@@ -38,7 +38,7 @@ from engine.manifest import (
 from engine.mapping import Mapping as FieldMapping
 from engine.mapping import compile_mapping
 from engine.memory import MemoryHost, MemorySyncState
-from engine.ports import Commit, HostChange, Record
+from engine.ports import Commit, Confirm, HostChange, Record
 from engine.sync import Sync, Tally
 from engine.writing import NO_BOOKS
 
@@ -688,9 +688,11 @@ class Picky(MemoryHost):
         super().__init__(world.host.venue_record)
         self.names = names
 
-    async def upsert(self, entity: str, changes: Sequence[HostChange]) -> dict[str, str]:
+    async def upsert(
+        self, entity: str, changes: Sequence[HostChange], confirm: Confirm | None = None
+    ) -> dict[str, str]:
         good = [change for change in changes if change.values["name"] not in self.names]
-        await super().upsert(entity, good)
+        await super().upsert(entity, good, confirm)
         return {change.local_id: "name: not that one" for change in changes if change not in good}
 
 
