@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from engine.errors import ExpressionError, MappingError
-from engine.expressions import ABSENT, Path, Steps, Template, cut_text
+from engine.expressions import ABSENT, Path, Steps, Template
 from engine.fields import Field, FieldCatalog
+from engine.filters import cut_text
 from engine.manifest import ListPart, Resource
 
 Body = dict[str, Any]

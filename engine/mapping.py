@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
+from engine.braces import UNDEFINED
 from engine.errors import ExpressionError, MappingError
-from engine.expressions import ABSENT, UNDEFINED, Expression, Path, Steps, has_braces
+from engine.expressions import ABSENT, Expression, Path, Steps, has_braces
 from engine.fields import Field, FieldCatalog
 from engine.manifest import Entity, Resource, parse_share
 from engine.ports import Record

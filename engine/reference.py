@@ -17,9 +17,10 @@ from typing import Any
 import click
 import yaml
 
+from engine.braces import TESTS
 from engine.diagnostics import Diagnostic, codes_page, render
 from engine.documents import Document, read_document
-from engine.expressions import filters_page
+from engine.filters import filters_page
 from engine.lint import lint_file
 from engine.manifest import (
     COMMON_NAMES,
@@ -94,7 +95,7 @@ def reference_pages() -> dict[str, str]:
             [template],
             "What a file in `mapping-templates/<connector>/` may say. See also [filters](filters.md).",
         ),
-        "filters.md": filters_page(),
+        "filters.md": filters_page(TESTS),
         "diagnostics.md": diagnostics_page(),
     }
     for document in real:

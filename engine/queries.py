@@ -1,0 +1,195 @@
+"""JMESPath, with the functions a connector can't do without, under the ceilings of every expression."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import jmespath.exceptions
+import jmespath.functions
+import jmespath.parser
+import jmespath.visitor
+
+from engine.ceilings import DEEPEST, check_length, check_size, short, spend, spend_on, unknown
+from engine.errors import ExpressionError
+
+
+class _Functions(jmespath.functions.Functions):
+    """JMESPath's own functions, and those a connector can't do without."""
+
+    def _get_allowed_pytypes(self, types: Sequence[str]) -> tuple[list[str], list[Any]]:
+        allowed, subtypes = super()._get_allowed_pytypes(types)  # type: ignore[misc, no-untyped-call, unused-ignore]  # the stubs leave this method out
+        if "float" in allowed:
+            allowed.append("Decimal")
+        return allowed, [(*each, "Decimal") if "float" in each else each for each in subtypes]
+
+    @jmespath.functions.signature({"types": ["object", "null"]})
+    def _func_items(self, value: dict[str, Any] | None) -> list[dict[str, Any]] | None:
+        return None if value is None else [{"key": key, "value": each} for key, each in value.items()]
+
+    @jmespath.functions.signature({"types": ["array", "null"]})
+    def _func_from_items(self, value: list[Any] | None) -> dict[str, Any] | None:
+        return None if value is None else {str(each["key"]): each["value"] for each in value}
+
+    @jmespath.functions.signature({"types": ["string"]}, {"types": ["array-string"]})
+    def _func_join(self, separator: str, items: list[str]) -> str:
+        check_size(sum(map(len, items)) + len(separator) * len(items))
+        return separator.join(items)
+
+    @jmespath.functions.signature({"types": ["array", "null"]}, {"types": ["array", "null"]})
+    def _func_table(self, names: list[Any] | None, rows: list[Any] | None) -> list[dict[str, Any]] | None:
+        if names is None or rows is None:
+            return None
+        spend(8 * len(names) * len(rows))
+        return [dict(zip(map(str, names), row, strict=False)) for row in rows]
+
+    @jmespath.functions.signature({"types": ["array", "null"]}, {"types": ["string"]})
+    def _func_explode(self, value: list[Any] | None, key: str) -> list[dict[str, Any]] | None:
+        if value is None:
+            return None
+        made = []
+        for parent in value:
+            outer = {name: each for name, each in parent.items() if name != key}
+            for child in parent.get(key) or ():
+                spend(8 + 8 * len(outer))
+                made.append({**outer, **(child if isinstance(child, dict) else {key: child})})
+        return made
+
+    @jmespath.functions.signature({"types": ["object", "null"], "variadic": True})
+    def _func_merge(self, *values: dict[str, Any] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for value in values:
+            merged.update(value or {})
+        return merged
+
+    @jmespath.functions.signature({"types": ["string", "null"]})
+    def _func_to_lower(self, value: str | None) -> str | None:
+        return None if value is None else value.lower()
+
+    @jmespath.functions.signature({"types": ["string", "null"]})
+    def _func_to_upper(self, value: str | None) -> str | None:
+        return None if value is None else value.upper()
+
+
+_VISIT = 12  # what a step into a node costs, in characters
+_WHOLE = frozenset(("to_string", "contains", "join"))  # functions that look into all of what they are given
+
+
+class _Interpreter(jmespath.visitor.TreeInterpreter):
+    """Counts its steps: a projection repeats what follows it for every item."""
+
+    def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        spend(_VISIT)
+        return super().visit(node, *args, **kwargs)  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+
+    def visit_comparator(self, node: Any, value: Any) -> Any:
+        left, right = (self.visit(child, value) for child in node["children"])
+        if isinstance(left, Decimal) or isinstance(right, Decimal):
+            return self.COMPARATOR_FUNC[node["value"]](left, right)
+        return super().visit_comparator(node, value)  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+
+    def visit_flatten(self, node: Any, value: Any) -> Any:
+        return _counted(super().visit_flatten(node, value))  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+
+    def visit_slice(self, node: Any, value: Any) -> Any:
+        return _counted(super().visit_slice(node, value))  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+
+    def visit_function_expression(self, node: Any, value: Any) -> Any:
+        given = [self.visit(child, value) for child in node["children"]]
+        name = node["value"]
+        for each in given:
+            if name in _WHOLE:
+                spend_on(each)
+            elif isinstance(each, str):
+                spend(len(each))
+            elif isinstance(each, list | dict):
+                spend(8 * len(each))
+        return self._functions.call_function(name, given)
+
+
+def _counted(made: Any) -> Any:
+    if isinstance(made, list):
+        spend(8 * len(made))
+    return made
+
+
+_LITERAL = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`((?:\\`|[^`])*)`""")
+_MOST_GROWTH = 4096  # how many times larger than its input a result may be
+_MOST_TO_STRING = 3  # each nesting doubles the backslashes of the one within
+
+
+def compile_query(text: str) -> Callable[[Any], Any]:
+    """Return the function a JMESPath text means; both raise ExpressionError, never quoting a value."""
+    check_length(text)
+    for literal in _LITERAL.finditer(text):
+        if literal.group(1) is None:
+            continue
+        try:
+            json.loads(literal.group(1).replace("\\`", "`"))
+        except (ValueError, RecursionError):
+            # Read as text by the library, which calls it deprecated; more often it is a mistake.
+            shown = short(literal.group())
+            message = f"{shown} isn't JSON; write text in quotes, as in `'text'`"
+            raise ExpressionError(message, literal.start()) from None
+    try:
+        tree = jmespath.parser.Parser().parse(text).parsed
+    except jmespath.exceptions.EmptyExpressionError:
+        raise ExpressionError("the expression is empty", 0) from None
+    except (jmespath.exceptions.ParseError, jmespath.exceptions.LexerError) as error:
+        position = error.lex_position
+        if position >= len(text):
+            raise ExpressionError(f"`{short(text)}` ends too early", len(text)) from error
+        raise ExpressionError(
+            f"`{short(text)}` can't be read from `{text[position:][:20]}` on", position
+        ) from error
+    except (jmespath.exceptions.JMESPathError, ValueError) as error:
+        raise ExpressionError(f"`{short(text)}` can't be read") from error
+    except RecursionError as error:
+        raise ExpressionError(f"`{short(text)}` is nested too deeply") from error
+    _check_jmespath(tree, text)
+    interpreter = _Interpreter(jmespath.visitor.Options(custom_functions=_Functions()))
+
+    def evaluate(data: Any) -> Any:
+        try:
+            return interpreter.visit(tree, data)
+        except ExpressionError as error:
+            raise ExpressionError(f"{error.message}, in `{short(text)}`") from error
+        except (jmespath.exceptions.JMESPathError, TypeError, ValueError, AttributeError, LookupError,
+                ArithmeticError, RecursionError):  # fmt: skip
+            # The library's own message may quote the value.
+            raise ExpressionError(f"`{short(text)}` doesn't fit the value") from None
+
+    return evaluate
+
+
+def _check_jmespath(tree: Mapping[str, Any], text: str) -> None:
+    growth = 1
+    to_strings = 0
+    pending: list[tuple[Any, int]] = [(tree, 0)]
+    while pending:
+        node, depth = pending.pop()
+        if depth > DEEPEST:
+            raise ExpressionError(f"`{short(text)}` is nested too deeply")
+        kind = node["type"]
+        if kind in ("multi_select_list", "multi_select_dict"):
+            growth *= max(1, len(node["children"]))
+        if kind == "function_expression":
+            name = node["value"]
+            known = _Functions.FUNCTION_TABLE
+            if name not in known:
+                unknown("function", name, list(known), text.find(name))
+            wanted = known[name]["signature"]
+            given = len(node["children"])
+            variadic = bool(wanted) and bool(wanted[-1].get("variadic"))
+            if given < len(wanted) or (given > len(wanted) and not variadic):
+                more = "at least " if variadic else ""
+                raise ExpressionError(
+                    f"`{name}` takes {more}{len(wanted)} values, not {given}", text.find(name)
+                )
+            to_strings += name == "to_string"
+        pending.extend((child, depth + 1) for child in node["children"] if isinstance(child, dict))
+    if growth > _MOST_GROWTH or to_strings > _MOST_TO_STRING:
+        raise ExpressionError(f"`{short(text)}` could make a result far larger than its input")
