@@ -36,7 +36,7 @@ from server.api.checking import check_request, send_methods
 from server.api.dependencies import DEPENDENCIES
 from server.api.described import ABOUT
 from server.api.errors import answer_error, send_request_id
-from server.api.guards import PUBLIC, allow_named_roles, authentication
+from server.api.guards import PUBLIC, Authentication
 from server.api.limits import RateLimits, RequestCounts, send_standing
 from server.api.observation import Observation, bind_provider
 from server.api.openapi import Description
@@ -113,7 +113,7 @@ def create_app(settings: Settings) -> Litestar:
         middleware=[
             Bounds(settings.request_seconds),
             RateLimits(settings),
-            authentication(settings),
+            Authentication(settings),
         ],
     )
     app.asgi_handler = Observation(app.asgi_handler)
@@ -141,7 +141,6 @@ def openapi_document() -> dict[str, Any]:
 def _application(**options: Any) -> Litestar:
     return Litestar(
         route_handlers=list(HANDLERS),
-        guards=[allow_named_roles],
         before_request=_begin,
         before_send=[send_request_id, send_standing, send_methods],
         exception_handlers={Exception: answer_error},

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import jwt
@@ -16,9 +16,9 @@ import structlog
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
-from litestar.handlers import BaseRouteHandler
-from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
-from litestar.types import Scope
+from litestar.enums import ScopeType
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from server.errors import ForbiddenError, InvalidTokenError, TokenExpiredError, UnauthorizedError
 from server.settings import Settings
@@ -58,23 +58,27 @@ class Caller:
 CallerRequest = Request[Caller, Any, State]
 
 
-class TokenAuthentication(AbstractAuthenticationMiddleware):
-    """Reads the bearer token. The algorithm and the key are the server's choice, never the token's."""
+class Authentication(ASGIMiddleware):
+    """Lets a request through to a public route, or to one that names the role of whom its token names.
 
-    def __init__(self, app: Any, settings: Settings) -> None:
-        super().__init__(app, exclude_from_auth_key="public")
+    The algorithm and the key are the server's choice, never the token's. A guard of the framework would cost
+    a copy of the route for each request.
+    """
+
+    scopes = (ScopeType.HTTP,)
+
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    async def authenticate_request(
-        self, connection: ASGIConnection[Any, Any, Any, Any]
-    ) -> AuthenticationResult:
-        known: Caller | None = connection.scope["state"].get(IDENTIFIED)
-        return AuthenticationResult(user=known or identify(connection, self.settings), auth=None)
-
-
-def authentication(settings: Settings) -> DefineMiddleware:
-    """Return the middleware for an app."""
-    return DefineMiddleware(TokenAuthentication, settings=settings)
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        options = scope["route_handler"].opt
+        if not (options.get("public") or cast("HTTPScope", scope)["method"] == "OPTIONS"):
+            known: Caller | None = scope["state"].get(IDENTIFIED)
+            caller = known or identify_scope(scope, self.settings)
+            scope["user"], scope["auth"] = caller, None
+            if caller.role not in options.get("roles", ()):
+                raise ForbiddenError("your role doesn't allow this")
+        await next_app(scope, receive, send)
 
 
 def identify(connection: ASGIConnection[Any, Any, Any, Any], settings: Settings) -> Caller:
@@ -142,17 +146,3 @@ def _verify_token(token: str, settings: Settings) -> tuple[Caller, int]:
         return caller, int(claims["exp"])
     except (ValueError, TypeError, AttributeError):
         raise InvalidTokenError("the token's claims can't be read") from None
-
-
-async def allow_named_roles(
-    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
-) -> None:
-    """Let a request through to a public route, or to one that names the caller's role.
-
-    It waits for nothing; but what isn't asynchronous would be run in a thread, for each request.
-    """
-    if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
-        return
-    caller = connection.scope.get("user")
-    if not isinstance(caller, Caller) or caller.role not in handler.opt.get("roles", ()):
-        raise ForbiddenError("your role doesn't allow this")

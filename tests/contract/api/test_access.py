@@ -190,7 +190,7 @@ async def test_a_route_that_says_nothing_answers_nobody(settings: Settings) -> N
     from litestar.testing import TestClient
 
     from server.api.errors import answer_error
-    from server.api.guards import allow_named_roles, authentication
+    from server.api.guards import Authentication
 
     @get("/forgotten")
     async def forgotten() -> str:
@@ -198,8 +198,7 @@ async def test_a_route_that_says_nothing_answers_nobody(settings: Settings) -> N
 
     app = Litestar(
         [forgotten],
-        guards=[allow_named_roles],
-        middleware=[authentication(settings)],
+        middleware=[Authentication(settings)],
         exception_handlers={Exception: answer_error},
     )
     client = TestClient(app)
