@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import signal
 
 from sqlalchemy import text
 
@@ -46,7 +47,9 @@ def paging_worker(worker: Worker) -> Worker:
 async def main() -> None:
     settings = read_settings()
     async with open_worker_context(settings, application_name="paging worker", connections=10) as context:
-        await serve(paging_worker(Worker(context, "killed")), concurrency=4, grace=5.0)
+        worker = paging_worker(Worker(context, "killed"))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+        await serve(worker, concurrency=4, grace=5.0)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ async def _announce(context: WorkerContext, operation_id: UUID) -> None:
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - it looks at a store
             await asyncio.sleep(0.02)
 
@@ -486,14 +486,8 @@ async def test_one_message_too_many_does_no_harm(context: WorkerContext) -> None
     assert runs == [1]
 
 
-async def test_what_a_killed_worker_was_doing_another_finishes(
-    context: WorkerContext, environment: Mapping[str, str]
-) -> None:
-    async with context.sessions.begin() as session:
-        await session.execute(text(TABLE))
-    operation_id = await _enqueue(context)
-    await _announce(context, operation_id)
-    killed = await asyncio.create_subprocess_exec(
+async def _paging_process(environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "tests.integration.paging_worker",
@@ -503,25 +497,57 @@ async def test_what_a_killed_worker_was_doing_another_finishes(
         stderr=asyncio.subprocess.DEVNULL,
     )
 
-    async def pages() -> int:
-        async with context.sessions() as session:
-            return int(await session.scalar(text("SELECT count(*) FROM pages")) or 0)
 
-    async def some_pages_are_done() -> bool:
-        assert killed.returncode is None
-        return await pages() >= 3
+async def _pages(context: WorkerContext) -> int:
+    async with context.sessions() as session:
+        return int(await session.scalar(text("SELECT count(*) FROM pages")) or 0)
 
-    await _until(some_pages_are_done)
+
+async def _pages_are_done(context: WorkerContext, process: asyncio.subprocess.Process, count: int) -> bool:
+    assert process.returncode is None
+    return await _pages(context) >= count
+
+
+async def test_workers_that_are_replaced_lose_and_repeat_nothing(
+    context: WorkerContext, environment: Mapping[str, str]
+) -> None:
+    async with context.sessions.begin() as session:
+        await session.execute(text(TABLE))
+    ids = [await _enqueue(context) for _ in range(12)]
+    for operation_id in ids:
+        await _announce(context, operation_id)
+    old = await _paging_process(environment)
+    await _until(lambda: _pages_are_done(context, old, 5))
+    async with _serving(paging_worker(Worker(context, "new"))):
+        old.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(old.wait(), 20) == 0
+        await _until(lambda: _all_completed(context))
+    assert await _pages(context) == 12 * PAGES  # a page that is worked twice is an error
+    async with context.sessions() as session:
+        rows = (await session.scalars(select(Operation))).all()
+    assert {(row.attempts, row.error_count, row.lost_workers) for row in rows} == {(1, 0, 0)}
+    assert max(row.fencing_token for row in rows) == 2  # some were handed over, between two pages
+
+
+async def test_what_a_killed_worker_was_doing_another_finishes(
+    context: WorkerContext, environment: Mapping[str, str]
+) -> None:
+    async with context.sessions.begin() as session:
+        await session.execute(text(TABLE))
+    operation_id = await _enqueue(context)
+    await _announce(context, operation_id)
+    killed = await _paging_process(environment)
+    await _until(lambda: _pages_are_done(context, killed, 3))
     killed.send_signal(signal.SIGKILL)
     await killed.wait()
-    assert await pages() < PAGES
+    assert await _pages(context) < PAGES
     row = await _row(context, operation_id)
     assert (row.status, row.lease_owner) == ("processing", "killed")
 
     async with _serving(paging_worker(Worker(context, "w"))):
         await _until(_is(context, operation_id, "completed"))
     row = await _row(context, operation_id)
-    assert await pages() == PAGES
+    assert await _pages(context) == PAGES
     assert (row.attempts, row.error_count, row.fencing_token) == (1, 1, 2)
     assert await listed(context.redis, "normal") == []
 

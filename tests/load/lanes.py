@@ -44,7 +44,9 @@ from server.worker.tasks import Worker
 
 OPERATIONS = 5_000
 ROUNDS = 3
-SLOTS = 10
+SLOTS = 10  # as a worker has by default
+MANY_SLOTS = 50
+PROVIDERS = 4
 BACKLOG = 10_000
 BURSTS, BURST = 60, 3  # of urgent operations
 LOW_RUN_SECONDS = 2.0
@@ -101,9 +103,9 @@ async def _drained(context: WorkerContext) -> None:
 
 
 @asynccontextmanager
-async def _serving(context: WorkerContext, run: Runner) -> AsyncIterator[Worker]:
+async def _serving(context: WorkerContext, run: Runner, slots: int = SLOTS) -> AsyncIterator[Worker]:
     worker = Worker(context, "bench", run=run)
-    serving = asyncio.create_task(serve(worker, concurrency=SLOTS, grace=0.2))
+    serving = asyncio.create_task(serve(worker, concurrency=slots, grace=0.2))
     try:
         yield worker
     finally:
@@ -115,18 +117,19 @@ async def _nothing(context: object, run: Run) -> None:
     return
 
 
-async def worker_rate(context: WorkerContext) -> float:
+async def worker_rate(context: WorkerContext, slots: int) -> float:
     """Return how many operations a second one worker with empty runs gets through."""
-    await _fill(context, [_wanted() for _ in range(OPERATIONS)])
+    wanted = [_wanted(provider=f"p{n % PROVIDERS}", priority=Priority.HIGH) for n in range(OPERATIONS)]
+    await _fill(context, wanted)
     started = time.perf_counter()
-    async with _serving(context, _nothing):
+    async with _serving(context, _nothing, slots):
         await _drained(context)
         return OPERATIONS / (time.perf_counter() - started)
 
 
-async def stock_rate(redis_url: str) -> float:
+async def stock_rate(redis_url: str, slots: int) -> float:
     """Return how many empty tasks a second taskiq-redis' stream broker gets through, in as many slots."""
-    broker = RedisStreamBroker(redis_url, queue_name=f"bench-{uuid4()}", xread_count=SLOTS)
+    broker = RedisStreamBroker(redis_url, queue_name=f"bench-{uuid4()}", xread_count=slots)
     broker.is_worker_process = True
     done, all_done = 0, asyncio.Event()
 
@@ -142,7 +145,7 @@ async def stock_rate(redis_url: str) -> float:
         await task.kiq(str(uuid4()))
     stopping = asyncio.Event()
     started = time.perf_counter()
-    listening = asyncio.create_task(Receiver(broker, max_async_tasks=SLOTS).listen(stopping))
+    listening = asyncio.create_task(Receiver(broker, max_async_tasks=slots).listen(stopping))
     await all_done.wait()
     rate = OPERATIONS / (time.perf_counter() - started)
     stopping.set()
@@ -167,22 +170,22 @@ async def hand_rate(context: WorkerContext, address: str) -> float:
 
 
 async def measure_throughput(context: WorkerContext, redis_url: str, address: str) -> None:
-    rates: dict[str, list[float]] = {"worker": [], "stream_broker": []}
-    for _ in range(ROUNDS):
-        rates["stream_broker"].append(await stock_rate(redis_url))
-        rates["worker"].append(await worker_rate(context))
-    worker, stock = (statistics.median(rates[name]) for name in ("worker", "stream_broker"))
-    hand = await hand_rate(context, address)
-    _say(
-        "throughput",
-        operations=OPERATIONS,
-        slots=SLOTS,
-        worker=round(worker),
-        stream_broker=round(stock),
-        by_hand=round(hand),
-        ratio_to_stream_broker=round(worker / stock, 2),
-        ratio_to_hand=round(worker / hand, 2),
-    )
+    for slots in (SLOTS, MANY_SLOTS):
+        pairs = [
+            (await worker_rate(context, slots), await stock_rate(redis_url, slots)) for _ in range(ROUNDS)
+        ]
+        worker, stock = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+        hand = await hand_rate(context, address)
+        _say(
+            "throughput",
+            operations=OPERATIONS,
+            slots=slots,
+            worker=round(worker),
+            stream_broker=round(stock),
+            by_hand=round(hand),
+            ratio_to_stream_broker=round(statistics.median(mine / theirs for mine, theirs in pairs), 2),
+            ratio_to_hand=round(worker / hand, 2),
+        )
 
 
 async def urgent_waits(context: WorkerContext, low_seconds: float) -> list[float]:
