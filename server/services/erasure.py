@@ -54,6 +54,7 @@ OF_NO_VENUE: Mapping[str, str] = {
     "export_parts": "deleted with their run",
     "field_mapping_templates": "templates that come with the hub, for everybody",
     "idempotency_keys": "answers kept for a caller, sealed, deleted within 24 hours",
+    "rollup_marks": "nothing: up to which moment all venues' logs were added up",
 }
 
 
