@@ -16,6 +16,8 @@ from sqlalchemy import func, select, text, update
 from server.db.models import (
     AuditEntry,
     Base,
+    EventDelivery,
+    EventSubscriber,
     ExportPart,
     FieldMappingTemplate,
     IntegrationConfig,
@@ -57,6 +59,7 @@ def first_failure_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def fill(context: WorkerContext, venue_id: UUID) -> None:
     """Give a venue a row in every table that has rows of venues, with something sealed wherever it can be."""
+    written: dict[str, Base] = {}
     async with context.sessions.begin() as session:
         for row in one_of_each():
             columns = row.__table__.columns
@@ -70,8 +73,14 @@ async def fill(context: WorkerContext, venue_id: UUID) -> None:
                 row.state_hash = secrets.token_hex(32)  # type: ignore[attr-defined]  # as above
             if row.__tablename__ == "sync_queue":
                 row.idempotency_key = None  # type: ignore[attr-defined]  # as above
+            if isinstance(row, EventSubscriber):
+                row.id = uuid4()
+            if isinstance(row, EventDelivery):
+                row.outbox_id = written["outbox"].id  # type: ignore[attr-defined]  # it has one
+                row.subscriber_id = written["event_subscribers"].id  # type: ignore[attr-defined]  # as above
             session.add(row)
             await session.flush()
+            written[row.__tablename__] = row
 
 
 async def links(context: WorkerContext, venue_id: UUID, count: int, size: int = 10) -> None:
