@@ -1,4 +1,4 @@
-"""The commands that need no server: `hub new`, `lint`, `call`, `pull`, `push`, `preview`.
+"""The commands that need no server: `hub new`, `lint`, `call`, `pull`, `push`, `preview`, `heal`.
 
 Exit status 0: done and clean; 1: problems were found or records failed; 2: misuse.
 Heavy imports happen inside the commands, so that `hub lint` starts at once.
@@ -203,6 +203,104 @@ def preview(
                 )
             )
     sys.exit(1 if failed else 0)
+
+
+# ---- heal ----------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("questions", required=False, type=click.File("r"))
+@click.option("--old", type=click.File("r"), help="The fields there were, as JSON or YAML.")
+@click.option("--new", type=click.File("r"), help="The fields there are now, as JSON or YAML.")
+@click.option("--before", type=click.File("r"), help="Records of the time before: JSON, or JSON lines.")
+@click.option("--after", type=click.File("r"), help="The same records now.")
+@click.option("--connector", help="Whose manifest says what fields there are, for --old or --new.")
+@click.option("--resource", default="", help="The resource the fields belong to.")
+@click.option("--field", "fields", multiple=True, metavar="PATH", help="Only what became of this field.")
+@click.option("--explain", is_flag=True, help="Say for each proposal what speaks for and against it.")
+@as_json
+def heal(
+    questions: TextIO | None,
+    old: TextIO | None,
+    new: TextIO | None,
+    before: TextIO | None,
+    after: TextIO | None,
+    connector: str | None,
+    resource: str,
+    fields: tuple[str, ...],
+    explain: bool,
+    json_output: bool,
+) -> None:
+    """Find what became of fields that are gone. Nothing is changed.
+
+    QUESTIONS is a file (`-` for standard input) with one question or a list of them; or ask one by --old and
+    --new. docs/reference/heal-input.md describes both.
+    """
+    from engine.asking import answer, read_questions
+
+    asked: list[dict[str, Any]] = []
+    if questions is None:
+        declared: dict[str, Any] = {}
+        common: dict[str, Any] = {"resource": resource}
+        if connector is not None:
+            from engine.manifest import load_connector
+
+            with _authors_errors():
+                spec = _resource_of(load_connector(_connector_path(connector)), resource)
+            declared, common["renamed"] = {"id": "id", **spec.fields}, spec.renamed
+        common["candidates"] = _read_yaml(new.read(), "--new") if new else declared
+        was = _read_yaml(old.read(), "--old") if old else declared if new else None
+        for key, file in (("samples_before", before), ("samples_after", after)):
+            if file is not None:
+                common[key] = _read_yaml(file.read(), f"--{key.removeprefix('samples_')}")
+        if not common["candidates"] or not (was or fields):
+            raise click.UsageError("give QUESTIONS; or --old and --new, one of which may be a --connector's")
+        asked = [{**common, "before": was, "only": fields or None}] if was else []
+        asked = asked or [{**common, "old_path": path} for path in fields]
+    try:
+        if questions is not None:
+            asked = read_questions(_read_yaml(questions.read(), "QUESTIONS"))
+        plans = [{**asked_as, **plan} for each in asked for asked_as, plan in answer(each, explain=explain)]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if json_output:
+        click.echo(json.dumps({"plans": plans}, ensure_ascii=False, default=str))
+    else:
+        for plan in plans:
+            _show_plan(plan)
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    says = {
+        "applies": "applies by itself",
+        "proposed": "a person decides",
+        "broken": "has no successor",
+        "unchanged": "is still there",
+    }
+    kept = f" (about {plan['protected']})" if plan["protected"] else ""
+    click.secho(f"{plan['field']}: {says[plan['status']]}{kept}", bold=True)
+    for each in plan["proposals"]:
+        click.echo(f"  {each['score']:.2f}  {each['path']}")
+        for sign, reasons in (("+", each.get("evidence", ())), ("-", each.get("doubts", ()))):
+            for reason in reasons:
+                click.echo(f"        {sign} {reason}")
+
+
+def _read_yaml(text: str, what: str) -> Any:
+    """Read JSON, JSON lines or YAML."""
+    import yaml
+
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
+        return [_read_json(line, what) for line in lines]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise click.UsageError(f"{what} is neither JSON nor YAML") from error
 
 
 # ---- call, pull, push ----------------------------------------------------------------------------

@@ -415,6 +415,15 @@ class _Manifest:
                     advice = (*did_you_mean(way, [each for each in ways if each]), known)
                     yield self.report("unknown-method", message, (*path, "for", at), *advice)
 
+    def renamed(self, path: Steps, name: str, fields: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        versions = {version: self.group((*path, version)) for version in self.group(path)}
+        earlier = {old for renames in versions.values() for old in renames}
+        for version, renames in versions.items():
+            for old, new in renames.items():
+                if new not in fields and new not in earlier:
+                    place = (*path, version, old)
+                    yield _unknown_field(self.document, place, name, str(new), fields, path[:-1])
+
     def resource(self, path: Steps) -> Iterator[Diagnostic]:
         resource = self.group(path)
         fields = self.group((*path, "fields"))
@@ -428,6 +437,7 @@ class _Manifest:
                 yield _unknown_field(
                     self.document, (*path, "immutable", index), str(name), field, fields, path
                 )
+        yield from self.renamed((*path, "renamed"), str(name), fields)
         yield from self.needed_operations(path, resource)
         for key in READS:
             yield from self.read((*path, key), fields)

@@ -435,6 +435,7 @@ class Resource:
     updates: Literal["sparse", "whole", "versioned"] = "sparse"
     immutable: frozenset[str] = frozenset()  # a change of one of these makes a new record and retires the old
     one_write_at_a_time: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)  # earlier paths and those they are now
     line: int = 0  # where `fields` stands in the file, for messages
 
 
@@ -1176,8 +1177,26 @@ def _resource(name: str, part: _Part) -> Resource:
         updates=part.get("updates", "sparse"),
         immutable=frozenset(part.get("immutable", ())),
         one_write_at_a_time=part.get("one_write_at_a_time", False),
+        renamed=_renamed(part / "renamed"),
         line=part.document.place((*part.path, "fields"), key=True)[0],
     )
+
+
+def _renamed(part: _Part) -> dict[str, str]:
+    """Return what each earlier path is called now, where a path was renamed more than once as well."""
+    steps: dict[str, str] = {}
+    for _, version in part.items():
+        for path, to in version.items():
+            if to.text(Path.parse, "bad-path") is not None:
+                steps[path] = to.value
+    now: dict[str, str] = {}
+    for path, last in steps.items():
+        seen = {path}
+        while last in steps and last not in seen:
+            seen.add(last)
+            last = steps[last]
+        now[path] = last
+    return now
 
 
 def _fields(part: _Part) -> FieldCatalog:

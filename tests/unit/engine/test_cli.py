@@ -1,5 +1,6 @@
 """What the engine's commands say to input that isn't what they take."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,71 @@ def test_a_template_names_its_connector(tmp_path: Path, text: str) -> None:
     done = run("preview", str(template), "-", given="{}")
     said = " ".join(done.output.replace("│", " ").split())  # without the frame, which breaks lines
     assert (done.exit_code, "names no connector" in said) == (2, True)
+
+
+QUESTIONS = """[
+  {"name": "one", "old_path": "createdAt", "candidates": {"created_at": "string", "updated_at": "string"}},
+  {"name": "all", "before": ["id", "seatMap", "tone"], "candidates": ["id", "seat_map"]}
+]"""
+
+
+def test_what_became_of_fields_is_answered_as_json() -> None:
+    done = run("heal", "-", "--explain", "--json", given=QUESTIONS)
+    plans = json.loads(done.output)["plans"]
+    assert done.exit_code == 0
+    assert [(each["name"], each["field"], each["status"], each["successor"]) for each in plans] == [
+        ("one", "createdAt", "applies", "created_at"),
+        ("all", "seatMap", "applies", "seat_map"),
+        ("all", "tone", "broken", None),
+    ]
+    assert plans[0]["proposals"][0]["evidence"] == ["the same words, written differently"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        '{"field": "createdAt", "new": ["created_at"]}',
+        "old: createdAt\nnew: [created_at]\n",
+        '{"cases": [{"old": ["createdAt"], "new_fields": {"created_at": "datetime"}}]}',
+        '{"old_path": "createdAt", "candidates": ["created_at"]}\n{"old": ["a"], "new": ["a"]}\n',
+    ],
+)
+def test_questions_may_be_written_in_several_ways(given: str) -> None:
+    done = run("heal", "-", "--json", given=given)
+    assert [each["successor"] for each in json.loads(done.output)["plans"]] == ["created_at"]
+
+
+def test_without_explain_no_evidence_is_shown() -> None:
+    assert "the same words" not in run("heal", "-", given=QUESTIONS).output
+    done = run("heal", "-", "--explain", given=QUESTIONS)
+    assert "createdAt: applies by itself\n  0.95  created_at\n        + the same words" in done.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("[1]", "holds one question"),
+        ('{"old_path": "a"}', "needs `candidates`"),
+        ('{"candidates": ["a"]}', "needs `old_path`"),
+        ('{"old_path": "a", "candidates": 7}', "`candidates` is a list"),
+        ('{"old_path": "a", "candidates": ["b"], "resource": 7}', "`resource` of a question is a text"),
+        ('{"old_path": "a", "candidates": ["b"], "samples_before": 7}', "isn't in the form"),
+        ("{", "neither JSON nor YAML"),
+    ],
+)
+def test_what_is_no_question_is_told(given: str, said: str) -> None:
+    done = run("heal", "-", given=given)
+    shown = " ".join(done.output.replace("│", " ").split())
+    assert (done.exit_code, said in shown) == (2, True), shown
+
+
+def test_a_manifest_says_what_fields_there_are(tmp_path: Path) -> None:
+    new = tmp_path / "new.json"
+    new.write_text('{"id": "id", "email_address": "email", "remark": "text", "nickName": "text"}')
+    asked = ("--connector", "square", "--resource", "customer", "--json")
+    done = run("heal", *asked, "--new", str(new), "--field", "note")
+    assert [each["field"] for each in json.loads(done.output)["plans"]] == ["note"]
+    done = run("heal", *asked, "--field", "email_adress")
+    assert json.loads(done.output)["plans"][0]["proposals"][0]["path"] == "email_address"
+    done = run("heal", "--connector", "square", "--resource", "customer")
+    assert done.exit_code == 2

@@ -1,0 +1,193 @@
+"""What records really carry: the type and shape of each field, and never a value.
+
+`observe` is given records as they come by and keeps counts only. A shape says what values look like (`email`,
+`digits(10)`, `iso-time`); no part of a value is kept, so nobody's data is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+
+MOST_FIELDS = 500  # of a resource; a provider that makes up names, such as dates for keys, has no end of them
+MOST_SHAPES = 6  # of a field
+DEEPEST = 6  # levels within each other
+ITEMS_LOOKED_AT = 3  # of a list
+
+# What other people call our types.
+_OTHER_WORDS: Final[Mapping[str, str]] = {
+    word: ours
+    for ours, words in {
+        "text": "string str varchar char enum hash html markdown keyword picklist textarea",
+        "integer": "int int32 int64 long bigint short count",
+        "decimal": "number float double numeric real percent",
+        "boolean": "bool flag checkbox",
+        "timestamp": "datetime date-time date_time time instant unix epoch timestamptz",
+        "list": "array set collection multipicklist",
+        "object": "dict map hashmap struct record json",
+        "id": "uuid guid reference ref key identifier lookup",
+        "url": "uri link href",
+        "phone": "tel telephone",
+        "any": "none unknown mixed ?",
+    }.items()
+    for word in words.split()
+}
+
+_SHAPES: Final = tuple(
+    (name, re.compile(pattern))
+    for name, pattern in (
+        ("email", r"[^@\s]+@[^@\s]+\.[^@\s]+"),
+        ("url", r"[a-z][a-z0-9+.-]*://\S+"),
+        ("iso-time", r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S*"),
+        ("iso-date", r"\d{4}-\d\d-\d\d"),
+        ("clock-time", r"\d{1,2}:\d\d(:\d\d)?"),
+        ("uuid", r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"),
+        ("phone", r"\+\d[\d\s().-]{6,20}|\(\d{3}\)\s?\d{3}-\d{4}|\d{3}-\d{3}-\d{4}"),
+        ("decimal text", r"-?\d+\.\d+"),
+        ("truth text", r"(?i:true|false|yes|no)"),
+        ("hex-colour", r"#[0-9a-fA-F]{3,8}"),
+        ("prefixed id", r"[a-z]{2,6}_[A-Za-z0-9_]{8,}"),
+        ("upper code", r"[A-Z]{2,3}"),
+        ("word", r"[A-Za-z][A-Za-z0-9_-]{0,39}"),
+    )
+)
+_TYPE_OF_SHAPE: Final = {
+    "email": "email",
+    "url": "url",
+    "iso-time": "timestamp",
+    "iso-date": "date",
+    "uuid": "id",
+    "phone": "phone",
+    "prefixed id": "id",
+}
+
+
+def family(type_: str | None) -> str:
+    """Return our word for a type, whatever somebody calls it; `any` for what isn't known."""
+    word = (type_ or "").strip().lower() or "any"
+    return _OTHER_WORDS.get(word, word)
+
+
+def json_type(value: Any) -> str:
+    """Return the type JSON gives a value: text, integer, decimal, boolean, list, object or null."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float() | Decimal():
+            return "decimal"
+        case str():
+            return "text"
+        case Mapping():
+            return "object"
+        case _:
+            return "list"
+
+
+def shape_of(value: Any) -> str | None:
+    """Say what a text or number looks like; None for other values, and for the empty text."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        return "unix-time" if 1_000_000_000 <= value < 5_000_000_000 else "number"
+    if isinstance(value, float | Decimal):
+        return "fraction"
+    if not isinstance(value, str) or not value:
+        return None
+    if value.isascii() and value.isdigit():
+        return f"digits({len(value)})"
+    start = value[:200]
+    return next((name for name, pattern in _SHAPES if pattern.fullmatch(start)), _prose(start))
+
+
+def _prose(text: str) -> str:
+    return "markup" if text.lstrip().startswith("<") else "long text" if len(text) > 80 else "short text"
+
+
+def type_of_values(values: Iterable[Any]) -> str:
+    """Return the type that fits all values: a finer one such as `email` when all have its shape."""
+    found, shapes = set(), set()
+    for value in values:
+        if value is not None and value != "":
+            found.add(json_type(value))
+            shapes.add(shape_of(value))
+    if found == {"text"} and len(shapes) == 1:
+        return _TYPE_OF_SHAPE.get(shapes.pop() or "", "text")
+    if found == {"integer", "decimal"}:
+        return "decimal"
+    return found.pop() if len(found) == 1 else "any"
+
+
+def leaves(record: Mapping[str, Any], depth: int = DEEPEST) -> Iterator[tuple[str, Any]]:
+    """Walk over a record: path and value of everything in it, groups as well; items of lists as `[0]`."""
+    for name, value in record.items():
+        path = str(name)
+        yield path, value
+        if depth > 1 and isinstance(value, Mapping):
+            yield from ((f"{path}.{below}", each) for below, each in leaves(value, depth - 1))
+        elif depth > 1 and isinstance(value, list | tuple):
+            for item in value[:ITEMS_LOOKED_AT]:
+                if isinstance(item, Mapping):
+                    yield from ((f"{path}[0].{below}", each) for below, each in leaves(item, depth - 1))
+
+
+@dataclass(slots=True)
+class Observed:
+    """What was seen of one field: how often, how often with nothing in it, its types and shapes by count."""
+
+    seen: int = 0  # records that had it
+    nulls: int = 0  # of those, with nothing in it
+    types: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def null_share(self) -> float:
+        """From 0 to 1."""
+        return self.nulls / self.seen if self.seen else 0.0
+
+    def add(self, value: Any) -> None:
+        self.seen += 1
+        if value is None:
+            self.nulls += 1
+            return
+        kind = json_type(value)
+        self.types[kind] = self.types.get(kind, 0) + 1
+        shape = shape_of(value)
+        if shape is not None and (shape in self.shapes or len(self.shapes) < MOST_SHAPES):
+            self.shapes[shape] = self.shapes.get(shape, 0) + 1
+
+
+@dataclass(slots=True)
+class Sighting:
+    """What was seen of the fields of one resource, in `records` records."""
+
+    records: int = 0
+    fields: dict[str, Observed] = field(default_factory=dict)
+
+    def look(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Count in what some records carry."""
+        for record in records:
+            self.records += 1
+            here: set[str] = set()
+            for path, value in leaves(record):
+                known = self.fields.get(path)
+                if known is None:
+                    if len(self.fields) >= MOST_FIELDS:
+                        continue
+                    known = self.fields[path] = Observed()
+                if path not in here:  # of a list's items the first one counts
+                    here.add(path)
+                    known.add(value)
+
+
+def observe(records: Iterable[Mapping[str, Any]]) -> dict[str, Observed]:
+    """Return what records carry, by path."""
+    sighting = Sighting()
+    sighting.look(list(records))
+    return sighting.fields
