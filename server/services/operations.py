@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache
@@ -65,7 +65,7 @@ LONGEST_WAIT = timedelta(hours=1)
 # A lost worker seldom is the operation's fault, so it costs no attempt. An operation that loses so many in a
 # row, and gets nothing done in between (`PostgresSyncState` notes that), is taken for the cause.
 LOST_WORKERS = 3
-ENQUEUED_AT_ONCE = 5000
+ENQUEUED_AT_ONCE = 1000
 ATTEMPTS_KEPT = 20  # of an operation's history
 WORKER_LOST = "WORKER_LOST"
 EXPIRED = "OPERATION_EXPIRED"
@@ -201,14 +201,14 @@ async def enqueue(
 
 
 async def enqueue_many(session: AsyncSession, wanted: Sequence[Wanted]) -> list[Due]:
-    """Write many operations, a few thousand a statement; returns those that are new, to be announced.
+    """Write many operations, a thousand a statement; returns those that are new, to be announced.
 
     One whose idempotency key is known already is left out.
     """
     written: list[Due] = []
     for start in range(0, len(wanted), ENQUEUED_AT_ONCE):
         some = [
-            {**asdict(each), "payload": traces.carried(each.payload)}
+            {**{name: getattr(each, name) for name in _WANTED}, "payload": traces.carried(each.payload)}
             for each in wanted[start : start + ENQUEUED_AT_ONCE]
         ]
         rows = await session.execute(_ENQUEUE_MANY, {"wanted": exact_json.dumps(some)})
@@ -687,6 +687,7 @@ _EXTEND = (
 _SAVE_PROGRESS = (
     update(_TABLE).where(_OP.id == bindparam("held_id")).values(progress=bindparam("new_progress"))
 )
+_WANTED = tuple(each.name for each in fields(Wanted))
 _ENQUEUE_MANY = text("""
 INSERT INTO sync_queue (venue_id, integration_type, operation_type, entity_type, entity_id, payload, priority,
     idempotency_key, run_id, max_attempts, correlation_id)

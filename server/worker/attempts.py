@@ -194,6 +194,11 @@ class Endings:
             self._begin(self._work())
         return await waiting.written
 
+    async def close(self) -> None:
+        """Return when all is written, and what waited for it is announced."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _begin(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)

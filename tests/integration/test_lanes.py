@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from server.db.engine import create_engine, session_factory
-from server.db.models import OperationType, Priority
+from server.db.models import Operation, OperationType, Priority
 from server.services import operations
 from server.services.operations import LANES, Due
 from server.worker import relay
@@ -256,7 +256,7 @@ async def test_redis_holds_ids_and_nothing_else(
     (operation_id,) = await _enqueue(sessions, Priority.HIGH)
     assert await sweep(sessions, redis) == 1
     async with sessions() as session:
-        venue = (await session.get_one(operations.Operation, operation_id)).venue_id
+        venue = (await session.get_one(Operation, operation_id)).venue_id
     place = f"hub:lane:high:juniper:{venue}"
     assert sorted(await redis.keys("*")) == [
         "hub:bell:high",
