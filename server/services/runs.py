@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.client import ProviderClient
-from engine.errors import AuthenticationError, HubError, StoppedError, UnavailableError
+from engine.errors import AuthenticationError, HubError, LeaseLostError, StoppedError, UnavailableError
 from engine.mapping import Mapping as FieldMapping
 from engine.ports import CredentialSource, Direction, RecordFailure
 from engine.sync import KEPT_FAILURES, Period, Sync, Tally
@@ -320,6 +320,8 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
                 await syncs.pull(step)
 
         await _work(run, steps, work)
+    except (StoppedError, LeaseLostError):
+        raise  # whoever goes on with the operation finds the events waiting
     except HubError as error:
         status = WebhookStatus.PENDING if error.retryable else WebhookStatus.FAILED
         async with context.sessions.begin() as session:

@@ -36,6 +36,7 @@ from server.db.models import (
 from server.demo.generate import SCHEMA
 from server.services import operations, webhooks
 from server.services.audit import Actor
+from server.services.runs import Run, run_operation
 from server.services.webhooks import UNKNOWN_TYPE, Arrival
 from server.settings import read_settings
 from server.worker.context import WorkerContext, open_worker_context
@@ -544,6 +545,23 @@ async def test_events_that_wait_are_worked_together(
     assert [step["read"] for step in first.progress["mappings"]] == [5]
     assert {each.status for each in rest} == {OperationStatus.COMPLETED}
     assert all(not (each.progress or {}).get("mappings") for each in rest)
+
+
+async def test_events_wait_while_the_worker_of_their_run_is_stopped(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    [queued] = await told(context, venue, ("customer.created", ana))
+
+    async def stopping(context: WorkerContext, run: Run) -> None:
+        run.stopping = True
+        await run_operation(context, run)
+
+    await work(Worker(context, "w", run=stopping), queued)
+    assert await outcomes(context) == {"customer.created": (WebhookStatus.PENDING, None)}
+    [operation] = await worked(context, queued)
+    assert (operation.status, operation.attempts) == (OperationStatus.COMPLETED, 1)
+    assert await customers(context) == {"ana@example.com": "Ana"}
 
 
 async def test_what_is_gone_there_is_unlinked(context: WorkerContext, sandbox: Sandbox, venue: UUID) -> None:
