@@ -1,20 +1,19 @@
 """How integrations are doing, measured from what their syncs did; and whether this service can work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Any, Protocol
-from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.context import Context
 from server.db import migrate
-from server.db.models import HealthStatus, IntegrationConfig, IntegrationStatus
+from server.db.models import HealthStatus, IntegrationStatus
 from server.services import conditions
 
 # Rows of one run are its mappings. The last success may be older than a day; counts are of 24 hours.
@@ -54,8 +53,6 @@ FROM runs FULL JOIN waiting USING (venue_id, integration_type)
     FULL JOIN ending USING (venue_id, integration_type)
 GROUP BY venue_id, integration_type
 """
-_MEASURE_ALL = text(_MEASURE.format(whose="true"))
-_MEASURE_VENUE = text(_MEASURE.format(whose="venue_id = :venue_id"))
 MEASURE = _MEASURE.format(whose="venue_id = $1")  # for a statement around it, whose first value is the venue
 
 # What syncs of 24 hours came to and what waits, written down for all integrations together.
@@ -117,28 +114,6 @@ class Health:
     authorization_ends_at: datetime | None = None
 
 
-async def measure(session: AsyncSession, venue_id: UUID) -> Mapping[str, Health]:
-    """Return what a venue's integrations did, by provider; those that did nothing are left out.
-
-    The status is that of the syncs alone: `judge` adds what is known of the integration.
-    """
-    return {provider: health for (_, provider), health in (await _measure(session, venue_id)).items()}
-
-
-async def statuses(session: AsyncSession) -> Sequence[tuple[str, UUID, HealthStatus]]:
-    """Return every integration's provider, venue and health."""
-    measured = await _measure(session, None)
-    integrations = (await session.scalars(select(IntegrationConfig))).all()
-    return [
-        (
-            each.integration_type,
-            each.venue_id,
-            judge(each, measured.get((each.venue_id, each.integration_type))),
-        )
-        for each in integrations
-    ]
-
-
 async def write(session: AsyncSession) -> int:
     """Write down what all integrations did in 24 hours, as far as it is rolled up; returns how many.
 
@@ -148,12 +123,6 @@ async def write(session: AsyncSession) -> int:
     if not await session.scalar(_ALONE):
         return 0
     return len((await session.scalars(_WRITE)).all())
-
-
-async def _measure(session: AsyncSession, venue_id: UUID | None) -> Mapping[tuple[UUID, str], Health]:
-    statement = _MEASURE_ALL if venue_id is None else _MEASURE_VENUE
-    rows = await session.execute(statement, {"venue_id": venue_id} if venue_id else {})
-    return {(row.venue_id, row.integration_type): health_of(row._asdict()) for row in rows}
 
 
 def health_of(row: Mapping[str, Any]) -> Health:

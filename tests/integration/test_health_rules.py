@@ -26,7 +26,7 @@ from server.db.models import (
     SyncLog,
     SyncRollup,
 )
-from server.services import breaker, checks, conditions, health, quotas, rollups
+from server.services import breaker, checks, conditions, quotas, rollups
 from server.settings import read_settings
 from server.worker import schedule
 from server.worker.context import WorkerContext, open_worker_context
@@ -463,5 +463,3 @@ async def test_two_schedulers_do_no_harm(context: WorkerContext, asked: list[UUI
         count = await session.scalar(text("SELECT count(*) FROM sync_queue WHERE operation_type = 'sync'"))
     assert count == len(venues)
     assert sorted(asked) == sorted(venues)
-    async with context.sessions() as session:
-        assert await health.statuses(session)
