@@ -43,7 +43,6 @@ from server.api.openapi import Description
 from server.api.reference import PAGE_HEADERS, ReferencePlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
-from server.db.reads import Reads
 from server.intake import Intake
 from server.services.denials import Denials
 from server.services.endpoints import Addresses
@@ -88,9 +87,7 @@ def create_app(settings: Settings) -> Litestar:
                 settings, application_name="integration-hub api", connections=settings.api_connections
             ) as context,
             Intake(context.sessions, context.redis, depth=settings.queue_depth) as intake,
-            Reads(str(settings.database_url), application_name="integration-hub api") as reads,
         ):
-            app.state.reads = reads
             app.state.context, app.state.intake, app.state.addresses = context, intake, Addresses()
             app.state.stopping = asyncio.Event()
             app.state.denials = Denials()

@@ -19,6 +19,7 @@ from engine.transport import open_client
 from server.catalog import Catalog, load_catalog
 from server.credentials import StoredCredentials
 from server.db.engine import create_engine, session_factory
+from server.db.reads import Reads
 from server.keys import open_keys
 from server.metering import MeteredTransport
 from server.renewal import Renewals
@@ -45,6 +46,7 @@ class Context:
     http: httpx.AsyncClient
     renewals: Renewals
     flush: Flush  # brings what is counted for metrics to Redis
+    reads: Reads  # for what is asked for most: connections of its own, made when they are needed
 
     def client(self, connector: Connector, credentials: CredentialSource, **options: Any) -> ProviderClient:
         """Return a client for one account, whose calls are told of; `options` are ProviderClient's."""
@@ -97,8 +99,13 @@ async def open_context(
         http = await stack.enter_async_context(
             open_client(origin_overrides=settings.origin_overrides, wrap=MeteredTransport)
         )
+        reads = await stack.enter_async_context(
+            Reads(settings.database_url, application_name=application_name, pooler=settings.database_pooler)
+        )
         sessions, vault = session_factory(engine), Vault(open_keys(settings))
         at_once = max(1, connections // 2)
         renewals = Renewals(sessions, vault, catalog, settings, http, at_once)
         stack.push_async_callback(renewals.close)
-        yield Context(settings, catalog, vault, engine, sessions, platform, redis, http, renewals, flush)
+        yield Context(
+            settings, catalog, vault, engine, sessions, platform, redis, http, renewals, flush, reads
+        )

@@ -137,7 +137,7 @@ async def _emptied(url: str) -> bool:
         if await connection.fetchval(_SHAPE) != _shape_of_template["shape"]:
             return False
         await connection.execute(
-            empty({each for each in filled if each.startswith("public.")} - {"public.alembic_version"})
+            empty({each for each in filled if each.startswith("public.")} - {"public.hub_version"})
         )
     except asyncpg.InsufficientPrivilegeError:  # on a server that isn't ours
         return False

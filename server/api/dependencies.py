@@ -11,12 +11,10 @@ from litestar.params import SkipValidation
 
 from server.api.errors import request_id
 from server.context import Context
-from server.db.reads import Reads
 from server.services.audit import Actor, address
 
 # It is ours already: looking whether it is one would go through every manifest that it holds.
 Shared = NamedDependency[SkipValidation[Context]]
-Reading = NamedDependency[SkipValidation[Reads]]
 Acting = NamedDependency[Actor]
 Stopping = NamedDependency[asyncio.Event]  # set when the server is told to stop: whoever waits, answers
 
@@ -24,11 +22,6 @@ Stopping = NamedDependency[asyncio.Event]  # set when the server is told to stop
 async def _context(state: State) -> Context:
     context: Context = state.context
     return context
-
-
-async def _reads(state: State) -> Reads:
-    reads: Reads = state.reads
-    return reads
 
 
 async def _stopping(state: State) -> asyncio.Event:
@@ -43,7 +36,6 @@ async def _actor(request: Request[Any, Any, Any]) -> Actor:
 
 DEPENDENCIES: Mapping[str, Provide] = {
     "context": Provide(_context),
-    "reads": Provide(_reads),
     "actor": Provide(_actor),
     "stopping": Provide(_stopping),
 }

@@ -13,7 +13,7 @@ from litestar.params import QueryParameter
 
 from engine.errors import ProviderError
 from server.api import schemas
-from server.api.dependencies import Reading, Shared
+from server.api.dependencies import Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import ADMINS, MANAGERS, PUBLIC, READERS, TOKEN, CallerRequest, identify
@@ -61,14 +61,13 @@ TAGS = ["Health"]
 async def integration_health(
     request: Request[Any, Any, Any],
     context: Shared,
-    reads: Reading,
     provider: ProviderName,
     venue_id: VenueId,
 ) -> schemas.HealthAnswer:
     if not context.settings.public_health:
         identify(request, context.settings).require(venue_id)
     context.catalog.connector(provider)
-    view = await views.find_view(reads, venue_id, provider)
+    view = await views.find_view(context.reads, venue_id, provider)
     return schemas.HealthAnswer(schemas.health_answer(view))
 
 

@@ -5,7 +5,7 @@ from litestar.enums import MediaType
 from litestar.openapi.spec import Example
 
 from server.api import schemas
-from server.api.dependencies import Acting, Reading, Shared
+from server.api.dependencies import Acting, Shared
 from server.api.described import good
 from server.api.errors import error_answers
 from server.api.guards import MANAGERS, READERS, TOKEN, CallerRequest
@@ -76,7 +76,7 @@ _INTEGRATION = {
 )
 async def list_integrations(
     request: CallerRequest,
-    reads: Reading,
+    context: Shared,
     venue_id: VenueId,
     limit: Limit = 50,
     offset: Offset = 0,
@@ -84,7 +84,7 @@ async def list_integrations(
 ) -> schemas.IntegrationsAnswer:
     request.user.require(venue_id)
     page = await views.list_views(
-        reads, venue_id, limit=limit, offset=offset, after=read_cursor(cursor, [str])
+        context.reads, venue_id, limit=limit, offset=offset, after=read_cursor(cursor, [str])
     )
     return schemas.IntegrationsAnswer(
         [schemas.integration(view) for view in page.rows], page_meta(page, limit, offset)
@@ -109,11 +109,11 @@ async def list_integrations(
     },
 )
 async def get_integration(
-    request: CallerRequest, context: Shared, reads: Reading, provider: ProviderName, venue_id: VenueId
+    request: CallerRequest, context: Shared, provider: ProviderName, venue_id: VenueId
 ) -> schemas.IntegrationAnswer:
     request.user.require(venue_id)
     context.catalog.connector(provider)
-    view = await views.find_view(reads, venue_id, provider)
+    view = await views.find_view(context.reads, venue_id, provider)
     if view is None:
         raise integrations.not_connected(provider)
     return schemas.IntegrationAnswer(schemas.integration(view))

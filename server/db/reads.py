@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 from server.errors import StoreUnavailableError
 
 CONNECTIONS = 5
+STATEMENTS = 100  # of which a connection remembers how they are done
 STATEMENT_SECONDS = 10.0
 _AWAY = ("08", "53", "57")  # SQLSTATE classes: no connection, no resources, shut down or starting
 
@@ -24,10 +25,19 @@ _AWAY = ("08", "53", "57")  # SQLSTATE classes: no connection, no resources, shu
 class Reads:
     """A pool of its own. `async with` opens it; connections are made when they are first needed."""
 
-    def __init__(self, database_url: str, *, application_name: str, connections: int = CONNECTIONS) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        application_name: str,
+        connections: int = CONNECTIONS,
+        pooler: bool = False,
+    ) -> None:
+        """`pooler`: something before the database shares connections, so that none keeps statements."""
         self._url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
         self._name = application_name
         self._connections = connections
+        self._cached = 0 if pooler else STATEMENTS
         self._pool: Any = None
 
     async def __aenter__(self) -> Self:
@@ -38,6 +48,7 @@ class Reads:
             timeout=STATEMENT_SECONDS,
             command_timeout=STATEMENT_SECONDS,
             init=_decode_json,
+            statement_cache_size=self._cached,
             reset=_nothing,  # no statement here leaves anything behind, and it would cost a round trip
             server_settings={"timezone": "UTC", "application_name": self._name},
         )

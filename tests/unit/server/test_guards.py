@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import jwt
@@ -83,12 +84,12 @@ def test_it_is_not_known_past_its_end(monkeypatch: pytest.MonkeyPatch, verified:
     read_token(text, settings())
     later = int(now) + 3
 
-    class Later(guards.jwt.api_jwt.datetime):  # type: ignore[name-defined, misc]  # what PyJWT reads its time by
+    class Later(datetime):  # what PyJWT reads its time by
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls.fromtimestamp(later, tz)
 
-    monkeypatch.setattr(guards.time, "time", lambda: float(later))
+    monkeypatch.setattr(time, "time", lambda: float(later))
     monkeypatch.setattr("jwt.api_jwt.datetime", Later)
     with pytest.raises(TokenExpiredError):
         read_token(text, settings())
@@ -100,12 +101,12 @@ def test_it_is_verified_again_after_a_while_and_when_the_clock_was_set_back(
     monkeypatch: pytest.MonkeyPatch, verified: list[str], seconds: float
 ) -> None:
     text, now = token(), time.time()
-    monkeypatch.setattr(guards.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     read_token(text, settings())
-    monkeypatch.setattr(guards.time, "time", lambda: now + seconds / 2 if seconds > 0 else now)
+    monkeypatch.setattr(time, "time", lambda: now + seconds / 2 if seconds > 0 else now)
     read_token(text, settings())
     assert verified == [text]
-    monkeypatch.setattr(guards.time, "time", lambda: now + seconds * 1.01)
+    monkeypatch.setattr(time, "time", lambda: now + seconds * 1.01)
     read_token(text, settings())
     assert verified == [text] * 2
 
