@@ -1,6 +1,6 @@
 """The questions `hub heal` is asked, as a file writes them, and its answers.
 
-docs/reference/heal-input.md describes the file.
+docs/how-to/ask-what-became-of-a-field.md describes the file.
 """
 
 from __future__ import annotations
@@ -79,4 +79,5 @@ def answer(question: Mapping[str, Any], *, explain: bool) -> Iterator[tuple[dict
         for plan in plan_heals(was, now, **named):
             yield echoed, plan.as_dict(explain=explain)
     except (TypeError, AttributeError) as error:
-        raise ValueError("a question isn't in the form docs/reference/heal-input.md describes") from error
+        page = "docs/how-to/ask-what-became-of-a-field.md"
+        raise ValueError(f"a question isn't in the form {page} describes") from error

@@ -234,7 +234,7 @@ def heal(
     """Find what became of fields that are gone. Nothing is changed.
 
     QUESTIONS is a file (`-` for standard input) with one question or a list of them; or ask one by --old and
-    --new. docs/reference/heal-input.md describes both.
+    --new. docs/how-to/ask-what-became-of-a-field.md describes both.
     """
     from engine.asking import answer, read_questions
 

@@ -3,8 +3,8 @@
 `plan_heal` looks for the successor of one field, `plan_heals` for those of all fields a resource lost. Three
 kinds of evidence count: how alike the names are, whether type and shape fit, and whether linked records
 carry the same values before and after. A candidate applies by itself only when nothing speaks against it;
-in doubt a person decides. docs/explanation/healing.md says why, docs/reference/heal-input.md what may be
-given.
+in doubt a person decides. docs/explanation/healing.md says why, and
+docs/how-to/ask-what-became-of-a-field.md what may be given.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ MOST_FIELDS = 500  # of a resource; a provider that makes up names, such as date
 MOST_SHAPES = 6  # of a field
 DEEPEST = 6  # levels within each other
 ITEMS_LOOKED_AT = 3  # of a list
+MOST_WORDS = 50  # of an enumeration
 
 # What other people call our types.
 _OTHER_WORDS: Final[Mapping[str, str]] = {
@@ -54,6 +55,7 @@ _SHAPES: Final = tuple(
         ("word", r"[A-Za-z][A-Za-z0-9_-]{0,39}"),
     )
 )
+_WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_ -]{0,39}")
 _TYPE_OF_SHAPE: Final = {
     "email": "email",
     "url": "url",
@@ -145,14 +147,17 @@ class Observed:
     nulls: int = 0  # of those, with nothing in it
     types: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, int] = field(default_factory=dict)
+    words: set[str] = field(default_factory=set)  # values, of fields that are declared as enumerations only
 
     @property
     def null_share(self) -> float:
         """From 0 to 1."""
         return self.nulls / self.seen if self.seen else 0.0
 
-    def add(self, value: Any) -> None:
+    def add(self, value: Any, *, enumeration: bool = False) -> None:
         self.seen += 1
+        if enumeration and isinstance(value, str) and _WORD.fullmatch(value) and len(self.words) < MOST_WORDS:
+            self.words.add(value)
         if value is None:
             self.nulls += 1
             return
@@ -169,6 +174,7 @@ class Sighting:
 
     records: int = 0
     fields: dict[str, Observed] = field(default_factory=dict)
+    enumerations: frozenset[str] = frozenset()  # paths whose values are words of the provider's own
 
     def look(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Count in what some records carry."""
@@ -183,7 +189,7 @@ class Sighting:
                     known = self.fields[path] = Observed()
                 if path not in here:  # of a list's items the first one counts
                     here.add(path)
-                    known.add(value)
+                    known.add(value, enumeration=path in self.enumerations)
 
 
 def observe(records: Iterable[Mapping[str, Any]]) -> dict[str, Observed]:
