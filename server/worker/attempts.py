@@ -180,6 +180,7 @@ class Endings:
         self._context = context
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[object]] = set()
+        self._announcing: set[asyncio.Task[None]] = set()
         self._writing = False
 
     async def write(self, attempt: Attempt, error: HubError | None) -> OperationStatus | None:
@@ -194,10 +195,9 @@ class Endings:
             self._begin(self._work())
         return await waiting.written
 
-    async def close(self) -> None:
-        """Return when all is written, and what waited for it is announced."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def announced(self) -> None:
+        """Return when what waited for the ends that are written by now is announced."""
+        await asyncio.gather(*self._announcing, return_exceptions=True)
 
     def _begin(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
@@ -238,7 +238,8 @@ class Endings:
                 for each in some:
                     if not each.written.done():
                         each.written.set_result(statuses.get(each.attempt.claim.operation_id))
-                self._begin(self._announce_next(some))
+                self._announcing.add(task := asyncio.create_task(self._announce_next(some)))
+                task.add_done_callback(self._announcing.discard)
                 return
 
     async def _announce_next(self, some: Sequence[_Waiting]) -> None:

@@ -75,7 +75,6 @@ async def serve(worker: Worker, *, concurrency: int, grace: float) -> None:
         if not listening.done():
             worker.abandon()
         await listening
-        await worker.endings.close()
     finally:
         stopping.cancel()
         await broker.shutdown()

@@ -5,9 +5,9 @@ oldest first. Venues take turns: one that queues ten thousand operations has no 
 queues a single one. An operation is in its lane once however often it is announced, so sweeps don't flood.
 Losing all of Redis loses nothing: the next sweep announces again whatever is due.
 
-    hub:lane:LANE                   set: providers with work
-    hub:lane:LANE:PROVIDER          sorted set: venues by their turn
-    hub:lane:LANE:PROVIDER:VENUE    sorted set: ids by the time they were queued
+    hub:work:LANE                   set: providers with work
+    hub:work:LANE:PROVIDER          sorted set: venues by their turn
+    hub:work:LANE:PROVIDER:VENUE    sorted set: ids by the time they were queued
     hub:turn:LANE                   the turn that was served last
     hub:bell:LANE                   list: one entry when somebody who has nothing to do should look
 """
@@ -38,12 +38,12 @@ _ANNOUNCE = """
 local new, rung = 0, {}
 for i = 1, #ARGV, 5 do
     local lane, provider, venue = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    local shelf = 'hub:lane:' .. lane .. ':' .. provider
+    local shelf = 'hub:work:' .. lane .. ':' .. provider
     if redis.call('ZADD', shelf .. ':' .. venue, 'NX', ARGV[i + 4], ARGV[i + 3]) == 1 then
         new = new + 1
         local turn = tonumber(redis.call('GET', 'hub:turn:' .. lane) or '0') + 1
         if redis.call('ZADD', shelf, 'NX', turn, venue) == 1 then
-            redis.call('SADD', 'hub:lane:' .. lane, provider)
+            redis.call('SADD', 'hub:work:' .. lane, provider)
         end
         rung[lane] = true
     end
@@ -97,7 +97,7 @@ end
 
 local function take_one(place)
     local lane = ask.lanes[place]
-    local key = 'hub:lane:' .. lane
+    local key = 'hub:work:' .. lane
     local best, best_provider
     for _, provider in ipairs(redis.call('SMEMBERS', key)) do
         if may(place, 'provider', provider) then
@@ -154,7 +154,7 @@ end
 while #taken < 4 * ask.most and pick((ask.picks + #taken / 4 + 1) % ask.floor == 0) do end
 for _, lane in ipairs(ask.lanes) do
     local bell = 'hub:bell:' .. lane
-    if redis.call('EXISTS', 'hub:lane:' .. lane) == 0 then
+    if redis.call('EXISTS', 'hub:work:' .. lane) == 0 then
         redis.call('DEL', bell, 'hub:turn:' .. lane)
     elseif #taken > 0 and redis.call('LLEN', bell) == 0 then
         redis.call('LPUSH', bell, 1)
@@ -228,6 +228,6 @@ async def take(redis: Redis, ask: Mapping[str, Any]) -> list[Due]:
 async def listed(redis: Redis, lane: str) -> list[UUID]:
     """Return the operations in a lane, in no order; for a person or a test to look at."""
     members: list[Any] = []
-    async for key in redis.scan_iter(match=f"hub:lane:{lane}:*:*"):
+    async for key in redis.scan_iter(match=f"hub:work:{lane}:*:*"):
         members += await redis.zrange(key, 0, -1)
     return [UUID(each.decode() if isinstance(each, bytes) else each) for each in members]

@@ -71,6 +71,7 @@ async def work(worker: Worker, *operation_ids: UUID) -> None:
         await _attempt(worker, claims[0])
     elif claims:
         await asyncio.gather(*(_attempt(worker, claim) for claim in claims))
+    await worker.endings.announced()
 
 
 async def _claim(worker: Worker, operation_ids: Sequence[UUID]) -> Sequence[Claim]:

@@ -257,11 +257,11 @@ async def test_redis_holds_ids_and_nothing_else(
     assert await sweep(sessions, redis) == 1
     async with sessions() as session:
         venue = (await session.get_one(Operation, operation_id)).venue_id
-    place = f"hub:lane:high:juniper:{venue}"
+    place = f"hub:work:high:juniper:{venue}"
     assert sorted(await redis.keys("*")) == [
         "hub:bell:high",
-        "hub:lane:high",
-        "hub:lane:high:juniper",
+        "hub:work:high",
+        "hub:work:high:juniper",
         place,
     ]
     assert await redis.zrange(place, 0, -1) == [str(operation_id)]
@@ -270,7 +270,7 @@ async def test_redis_holds_ids_and_nothing_else(
 async def test_what_is_no_id_is_dropped(redis: Redis) -> None:
     bad = _due("critical")
     await announce(redis, [bad])
-    place = f"hub:lane:critical:juniper:{bad.venue_id}"
+    place = f"hub:work:critical:juniper:{bad.venue_id}"
     await redis.delete(place)
     await redis.zadd(place, {'{"task_name": "os.system"}': 0})
     (good,) = await _fill(redis, "low", 1)

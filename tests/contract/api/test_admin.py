@@ -84,7 +84,7 @@ async def test_what_failed_is_queued_again_in_its_lane(hub: Hub) -> None:
     assert await state(hub, dead) == ("pending", "NORMAL", 0)
     assert await state(hub, waiting) == ("pending", "NORMAL", 0)
     assert (await state(hub, other))[0] == "dead_letter"
-    assert await hub.context.redis.zscore(f"hub:lane:high:stripe:{OURS}", str(failed)) is not None
+    assert await hub.context.redis.zscore(f"hub:work:high:stripe:{OURS}", str(failed)) is not None
     taken = await claim(hub, dead)
     assert (taken.attempts, taken.max_attempts) == (1, 1)
     again = await hub.post(RETRY, {"venueId": str(OURS)})
@@ -427,19 +427,19 @@ async def test_dead_letters_go_to_the_low_lane_where_the_provider_answers(hub: H
     assert await state(hub, dead) == ("recovering", "LOW", 0)
     assert (await state(hub, failed))[0] == "failed"
     assert (await state(hub, nobodys))[0] == "dead_letter"
-    assert await hub.context.redis.zscore(f"hub:lane:low:stripe:{OURS}", str(dead)) is not None
+    assert await hub.context.redis.zscore(f"hub:work:low:stripe:{OURS}", str(dead)) is not None
 
 
 async def test_stale_operations_are_announced(hub: Hub) -> None:
     stale = await queue(hub)
     await claim(hub, stale)
-    await hub.context.redis.delete(f"hub:lane:normal:stripe:{OURS}")
+    await hub.context.redis.delete(f"hub:work:normal:stripe:{OURS}")
     fresh = await hub.post(f"{ADMIN}/recover-stale", {}, headers=ROOT)
     assert fresh.json()["message"].endswith(": 0 queue items to be taken over")
     await hub.execute("UPDATE sync_queue SET lease_expires_at = now() - interval '1 second'")
     answer = await hub.post(f"{ADMIN}/recover-stale", {}, headers=ROOT)
     assert answer.json()["message"] == "Stale operations recovery initiated: 1 queue item to be taken over"
-    assert await hub.context.redis.zscore(f"hub:lane:normal:stripe:{OURS}", str(stale)) is not None
+    assert await hub.context.redis.zscore(f"hub:work:normal:stripe:{OURS}", str(stale)) is not None
     assert (await claim(hub, stale)).operation_id == stale
 
 

@@ -11,6 +11,7 @@ from engine.ports import Commit, Link
 from server.db.models import VenueApiKey
 from server.db.stores import Lease, PostgresSyncState
 from server.vault import Context as Place
+from server.worker import relay
 from tests.canary import MARK
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, USER_ID, Hub, bearer
 
@@ -40,7 +41,7 @@ async def test_a_key_that_works_connects(hub: Hub) -> None:
         "full",
     )
     assert operation["payload"] == {"syncType": "full", "operation": "initial_sync"}
-    assert await hub.context.redis.zcard("hub:lane:normal") == 1
+    assert len(await relay.listed(hub.context.redis, "normal")) == 1
     [entry] = await hub.rows("SELECT * FROM audit_log")
     assert (entry["action"], entry["actor"], entry["venue_id"]) == ("integration.connected", USER_ID, OURS)
 

@@ -13,6 +13,7 @@ from engine.errors import UnavailableError
 from server.api import schemas
 from server.services import operations
 from server.services.operations import Claim
+from server.worker import relay
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
 
 SYNC = f"{API}/sync/stripe/sync"
@@ -66,7 +67,7 @@ async def test_a_sync_that_takes_longer_is_accepted(hub: Hub) -> None:
         "operation": "manual_sync",
         "options": {"complete": False, "approveDeletes": False},
     }
-    assert await hub.context.redis.zscore("hub:lane:high", str(operation["id"])) is not None
+    assert operation["id"] in await relay.listed(hub.context.redis, "high")
     followed = await hub.get(answer.headers["location"])
     assert followed.status_code == 200
     assert (followed.json()["data"]["status"], followed.json()["data"]["ended"]) == ("pending", False)
