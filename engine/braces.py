@@ -169,7 +169,7 @@ def compile_braces(text: str, known: Collection[str] | None) -> tuple[frozenset[
     check_length(text)
     try:
         for _, token, value in _grammar().lex(text):
-            if token in ("block_begin", "comment_begin"):
+            if token in ("block_begin", "comment_begin", "raw_begin"):
                 raise ExpressionError(
                     f"`{value}` isn't used here: braces hold a value, as in `{{{{ value }}}}`",
                     text.find(value),

@@ -19,6 +19,7 @@ LONGEST_TEXT: Final = 2000  # characters of an expression
 LONGEST_RESULT: Final = 16 * 1024 * 1024  # characters of a rendered text
 DEEPEST: Final = 40  # nested parts of an expression
 MOST_WORK: Final = 64 * 1024 * 1024  # of one evaluation, about a character each: at most a second
+STEP: Final = 32  # what looking at one part of a value costs
 MOST_RECORD_WORK: Final = 16 * 1024 * 1024  # of all the expressions of a mapping, for one record
 
 
@@ -57,12 +58,28 @@ def spend_on(value: Any) -> None:
         if isinstance(each, str):
             spend(len(each))
         elif isinstance(each, Mapping):
-            spend(8 + 8 * len(each))
+            spend(STEP + 2 * STEP * len(each))
             pending.extend(each)
             pending.extend(each.values())
         elif isinstance(each, list | tuple):
-            spend(8 + 8 * len(each))
+            spend(STEP + STEP * len(each))
             pending.extend(each)
+
+
+def check_depth(value: Any) -> None:
+    """Raise ExpressionError for a value nested too deeply to be written out, or to be walked by functions."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [each for holder in level if (parts := _parts(holder)) for each in parts]
+        if not level:
+            return
+    raise ExpressionError("the value is nested too deeply")
+
+
+def _parts(value: Any) -> Collection[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def check_size(characters: int) -> None:

@@ -217,7 +217,7 @@ def _major_units(value: Any, currency: Any) -> Decimal:
     return Decimal(int(number)).scaleb(-digits, _EXACT)
 
 
-def _rounded(value: Any, digits: int) -> Decimal:
+def _rounded(value: Any, digits: Any) -> Decimal:
     if isinstance(digits, bool) or not isinstance(digits, int) or not 0 <= digits <= 30:
         raise ExpressionError("a number of digits from 0 to 30 was expected")
     return _number(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _EXACT)
@@ -394,9 +394,7 @@ def _graphemes() -> Any:
 
 
 def _join(value: Any, separator: str = "") -> str | None:
-    if not isinstance(value, list | tuple):
-        raise ExpressionError("a list was expected")
-    spend_on(value)
+    spend_on(_items(value))
     parts = [as_text(part).strip() for part in value if part is not None and not isinstance(part, Undefined)]
     parts = [part for part in parts if part]
     check_size(sum(map(len, parts)) + len(_text(separator)) * len(parts))
@@ -675,7 +673,8 @@ def _country_code(value: Any) -> str:
 def _country_alpha3(value: Any) -> str:
     import pycountry
 
-    return str(pycountry.countries.get(alpha_2=_country_code(value)).alpha_3)
+    code = _country_code(value)
+    return next(each.alpha_3 for each in pycountry.countries if each.alpha_2 == code)
 
 
 def _country_name(value: Any, language: str = "en") -> str:
@@ -695,7 +694,9 @@ def _states(country: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
 
     codes: dict[str, str] = {}
     names: dict[str, str] = {}
-    for each in pycountry.subdivisions.get(country_code=country) or ():
+    for each in pycountry.subdivisions:
+        if each.country_code != country:
+            continue
         code = each.code.partition("-")[2]
         codes.update(dict.fromkeys((each.code.casefold(), code.casefold(), each.name.casefold()), code))
         names[code] = each.name

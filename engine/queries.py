@@ -13,7 +13,17 @@ import jmespath.functions
 import jmespath.parser
 import jmespath.visitor
 
-from engine.ceilings import DEEPEST, check_length, check_size, short, spend, spend_on, unknown
+from engine.ceilings import (
+    DEEPEST,
+    STEP,
+    check_depth,
+    check_length,
+    check_size,
+    short,
+    spend,
+    spend_on,
+    unknown,
+)
 from engine.errors import ExpressionError
 
 
@@ -74,7 +84,8 @@ class _Functions(jmespath.functions.Functions):
         return None if value is None else value.upper()
 
 
-_VISIT = 12  # what a step into a node costs, in characters
+_FUNCTIONS = _Functions()
+_VISIT = 2 * STEP  # what a step into a node costs
 _WHOLE = frozenset(("to_string", "contains", "join"))  # functions that look into all of what they are given
 
 
@@ -107,7 +118,7 @@ class _Interpreter(jmespath.visitor.TreeInterpreter):
                 spend(len(each))
             elif isinstance(each, list | dict):
                 spend(8 * len(each))
-        return self._functions.call_function(name, given)
+        return _FUNCTIONS.call_function(name, given)
 
 
 def _counted(made: Any) -> Any:
@@ -128,12 +139,15 @@ def compile_query(text: str) -> Callable[[Any], Any]:
         if literal.group(1) is None:
             continue
         try:
-            json.loads(literal.group(1).replace("\\`", "`"))
-        except (ValueError, RecursionError):
+            value = json.loads(literal.group(1).replace("\\`", "`"))
+        except RecursionError:
+            raise ExpressionError(f"`{short(text)}` is nested too deeply", literal.start()) from None
+        except ValueError:
             # Read as text by the library, which calls it deprecated; more often it is a mistake.
             shown = short(literal.group())
             message = f"{shown} isn't JSON; write text in quotes, as in `'text'`"
             raise ExpressionError(message, literal.start()) from None
+        check_depth(value)
     try:
         tree = jmespath.parser.Parser().parse(text).parsed
     except jmespath.exceptions.EmptyExpressionError:
@@ -150,7 +164,7 @@ def compile_query(text: str) -> Callable[[Any], Any]:
     except RecursionError as error:
         raise ExpressionError(f"`{short(text)}` is nested too deeply") from error
     _check_jmespath(tree, text)
-    interpreter = _Interpreter(jmespath.visitor.Options(custom_functions=_Functions()))
+    interpreter = _Interpreter()
 
     def evaluate(data: Any) -> Any:
         try:
