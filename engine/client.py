@@ -5,6 +5,7 @@ each.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
@@ -38,16 +39,18 @@ __all__ = [
     "WriteResult",
 ]
 
+OnRecords = Callable[[str, Sequence[Mapping[str, Any]]], None]
 FORBIDDEN = (403, 404)  # answers to what this account may not see, or doesn't have
 
 
 class ProviderClient:
     """One provider account, called by its manifest.
 
-    `on_call` is told of every HTTP exchange. Clients of one account share a limiter to keep to its limits
-    together; `budget` names the account there when its connection doesn't. Every method raises
-    AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError or another ProviderError
-    for what ends a run, and ForbiddenAddressError for an address that may not be called.
+    `on_call` is told of every HTTP exchange, `on_records` of records as the provider gave them, with their
+    resource: those of a page, looked up by id, or answered to writes. Clients of one account share a limiter
+    to keep to its limits together; `budget` names the account there when its connection doesn't. Every method
+    raises AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError or another
+    ProviderError for what ends a run, and ForbiddenAddressError for an address that may not be called.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class ProviderClient:
         limiter: RateLimiter | None = None,
         clock: Clock | None = None,
         on_call: Callable[[CallReport], None] | None = None,
+        on_records: OnRecords | None = None,
         ceilings: Ceilings | None = None,
         budget: str | None = None,
     ) -> None:
         clock, ceilings = clock or SystemClock(), ceilings or Ceilings()
         self.connector = connector
         self._clock = clock
+        self._on_records = on_records
         self._caller = Caller(
             connector,
             credentials,
@@ -187,7 +192,8 @@ class ProviderClient:
         batch, with the same `since`. Raises StaleCursorError when the read has to start again. Close the
         iterator when leaving it early.
         """
-        return self._reader.pages(self._resource(resource), since, resume)
+        pages = self._reader.pages(self._resource(resource), since, resume)
+        return pages if self._on_records is None else _told(pages, resource, self._on_records)
 
     async def get(self, resource: str, record_id: str) -> dict[str, Any] | None:
         """Return one record, or None when the provider has none under this id (any more)."""
@@ -199,7 +205,10 @@ class ProviderClient:
 
     async def look_up(self, resource: str, ids: Sequence[str]) -> dict[str, ReadRecord]:
         """Return records by id as `pages` would, with the moment they changed; missing ones are left out."""
-        return await self._reader.look_up(self._resource(resource), ids)
+        found = await self._reader.look_up(self._resource(resource), ids)
+        if self._on_records is not None and found:
+            self._on_records(resource, [row.record for row in found.values() if not row.deleted])
+        return found
 
     def plan(self, resource: str, writes: Sequence[Write]) -> list[WriteGroup]:
         """Split writes into calls. The same writes give the same groups under the same keys."""
@@ -212,7 +221,12 @@ class ProviderClient:
         its result, never an exception. A group with a `job` isn't sent again but waited for. `books` says
         which records are linked, and is told of jobs.
         """
-        return await self._writer.send(self._resource(group.resource), group, books)
+        results = await self._writer.send(self._resource(group.resource), group, books)
+        if self._on_records is not None:
+            answered = [each.record for each in results if each.record is not None and each.error is None]
+            if answered:
+                self._on_records(group.resource, answered)
+        return results
 
     async def archive(self, resource: str, record_id: str, key: str) -> None:
         """Put a record out of use as the manifest says. One that is gone already is done.
@@ -249,6 +263,16 @@ class ProviderClient:
             known = ", ".join(self.connector.resources)
             raise ManifestError(f"{self.connector.name} has no resource `{name}`; it has {known}")
         return resource
+
+
+async def _told(
+    pages: AsyncGenerator[ReadBatch, None], resource: str, on_records: OnRecords
+) -> AsyncGenerator[ReadBatch, None]:
+    async with aclosing(pages):
+        async for batch in pages:
+            if batch.records:
+                on_records(resource, [row.record for row in batch.records if not row.deleted])
+            yield batch
 
 
 def _differ(found: Any, known: Sequence[Any]) -> bool:

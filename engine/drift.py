@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from engine.fields import FieldCatalog
 from engine.healing import plan_heals
-from engine.observing import MOST_SHAPES, Sighting
+from engine.observing import MOST_FIELDS, MOST_SHAPES, Sighting
 
 DriftKind = Literal["added", "removed", "retyped", "enumeration_grown", "renamed"]
 DRIFT_KINDS: tuple[DriftKind, ...] = ("added", "removed", "retyped", "enumeration_grown", "renamed")
@@ -95,6 +95,8 @@ def compare(
         if path not in sighting.fields:
             made.fields[path] = _missed(old, sighting.records, made)
     for path, seen in sighting.fields.items():
+        if path not in known and len(made.fields) >= MOST_FIELDS:
+            continue
         old = known.get(path, KnownField(path))
         if path not in known and settled:
             made.drift.append(Drift("added", path, (), tuple(seen.types)))

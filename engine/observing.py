@@ -14,6 +14,7 @@ from typing import Any, Final
 
 MOST_FIELDS = 500  # of a resource; a provider that makes up names, such as dates for keys, has no end of them
 MOST_SHAPES = 6  # of a field
+LONGEST = 500  # characters of a path
 DEEPEST = 6  # levels within each other
 ITEMS_LOOKED_AT = 3  # of a list
 MOST_WORDS = 50  # of an enumeration
@@ -184,7 +185,7 @@ class Sighting:
             for path, value in leaves(record):
                 known = self.fields.get(path)
                 if known is None:
-                    if len(self.fields) >= MOST_FIELDS:
+                    if len(self.fields) >= MOST_FIELDS or len(path) > LONGEST or not path.isprintable():
                         continue
                     known = self.fields[path] = Observed()
                 if path not in here:  # of a list's items the first one counts

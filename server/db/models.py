@@ -151,6 +151,7 @@ Count = Annotated[int, mapped_column(server_default=text("0"))]
 No = Annotated[bool, mapped_column(server_default=text("false"))]
 Yes = Annotated[bool, mapped_column(server_default=text("true"))]
 EmptyObject = Annotated[dict[str, Any], mapped_column(server_default=text("'{}'::jsonb"))]
+Texts = Annotated[list[str], mapped_column(server_default=text("'{}'"))]
 BigCount = Annotated[int, mapped_column(BigInteger, server_default=text("0"))]
 LargeMoney = Annotated[Decimal, mapped_column(Numeric(20, 2))]
 
@@ -803,6 +804,35 @@ class ObservedField(Base):
     seen_count: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     first_seen_at: Mapped[Now]
     last_seen_at: Mapped[Now]
+    shapes: Mapped[Texts] = mapped_column(doc="What values look like, such as `email`.")
+    words: Mapped[Texts] = mapped_column(doc="Values of an enumeration that the manifest doesn't declare.")
+    record_count: Mapped[BigCount] = mapped_column(doc="Records looked at while it was there.")
+    null_count: Mapped[BigCount] = mapped_column(doc="Those that had it with nothing in it.")
+    missed_count: Mapped[BigCount] = mapped_column(doc="The last records, in a row, that didn't have it.")
+    removed_at: Mapped[datetime | None] = mapped_column(doc="When it was missed for so long that it is gone.")
+
+
+class DriftEvent(Base):
+    """Something about a provider's records changed: see `engine.drift`."""
+
+    __tablename__ = "drift_events"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    resource: Mapped[str] = mapped_column(String(100))
+    path: Mapped[str] = mapped_column(String(500))
+    kind: Mapped[str] = mapped_column(String(20))
+    before: Mapped[list[str]]
+    after: Mapped[list[str]]
+    evidence: Mapped[list[str]]
+    created_at: Mapped[Now] = mapped_column(index=True)
+    handled_at: Mapped[datetime | None] = mapped_column(doc="When the mapping was looked at for it.")
+
+    __table_args__ = (
+        Index("ix_drift_events_place", "venue_id", "integration_type", "id"),
+        Index("ix_drift_events_waiting", "id", postgresql_where=text("handled_at IS NULL")),
+    )
 
 
 class OutboxMessage(Base):

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from server.db.models import (
     DeliveryStatus,
+    DriftEvent,
     EventDelivery,
     HealthChange,
     Operation,
@@ -23,13 +24,22 @@ from server.db.models import (
 AT_ONCE = 1000  # rows in one transaction: whoever waits for them doesn't wait long
 TURNS = 100  # transactions in one go; the rest follow with the next
 
-_Forgotten = Operation | SyncLog | Webhook | WebhookDelivery | EventDelivery | OutboxMessage | HealthChange
+_Forgotten = (
+    Operation
+    | SyncLog
+    | Webhook
+    | WebhookDelivery
+    | EventDelivery
+    | OutboxMessage
+    | HealthChange
+    | DriftEvent
+)
 
 
 async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
     """Delete what is older than `keep`: operations that were completed or stopped, logs of syncs, webhooks
-    that were worked or ignored, deliveries, events that were told, and changes of health. Returns how many
-    rows went.
+    that were worked or ignored, deliveries, events that were told, changes of health, and drift. Returns how
+    many rows went.
     """
     ended = or_(Operation.status == OperationStatus.COMPLETED, Operation.status == OperationStatus.PAUSED)
     old_operation = ended & (Operation.completed_at < func.now() - keep)
@@ -52,6 +62,7 @@ async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta
         + await _forget(sessions, EventDelivery, old_sending)
         + await _forget(sessions, OutboxMessage, old_message)
         + await _forget(sessions, HealthChange, HealthChange.created_at < func.now() - keep)
+        + await _forget(sessions, DriftEvent, DriftEvent.created_at < func.now() - keep)
     )
 
 

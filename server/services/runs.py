@@ -59,7 +59,7 @@ from server.errors import (
 )
 from server.host import SqlHost
 from server.metering import Usage
-from server.services import breaker, lookups, mappings, outbox, quotas, webhooks
+from server.services import breaker, drift, lookups, mappings, outbox, quotas, webhooks
 from server.services.breaker import Heard
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
@@ -150,6 +150,7 @@ class Run:
     circuit: breaker.Rule = field(default_factory=breaker.Rule)
     clients: list[ProviderClient] = field(default_factory=list)  # all that it called with
     usage: Usage = field(default_factory=Usage)  # calls made, until they are written down
+    sightings: drift.Sightings = field(default_factory=dict)  # what records of the provider carried
 
     def __post_init__(self) -> None:
         for entry in (self.claim.progress or {}).get("mappings", ()):
@@ -372,6 +373,7 @@ class _Syncs:
                 limiter=limiter,
                 clock=context.clock,
                 budget=f"venue {claim.venue_id}",
+                on_records=drift.watcher(run.sightings, connector, claim.venue_id),
             )
             run.clients.append(client)
             return client
@@ -506,6 +508,7 @@ async def record(session: AsyncSession, ended: Sequence[Ended]) -> None:
     for run, status, _ in ended:
         quota = quotas.newest(client.quota for client in run.clients)
         await quotas.write(session, run.claim.venue_id, run.claim.provider, quota)
+        await drift.write(session, run.claim.venue_id, run.claim.provider, run.sightings)
         count_end(session, run.claim, status, run.began)
 
 

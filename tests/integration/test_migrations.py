@@ -20,6 +20,7 @@ from server.db.models import (
     AuditEntry,
     Base,
     Direction,
+    DriftEvent,
     EventDelivery,
     EventSubscriber,
     ExportPart,
@@ -100,6 +101,9 @@ def one_of_each() -> list[Base]:
         AuditEntry(actor="u", action="connect", details={"provider": "juniper"}),
         MappingVersion(**OURS, version=1, mappings={}, reason="initial"),
         ObservedField(**OURS, resource="customer", path="given_name", types=["text", "null"]),
+        DriftEvent(
+            **OURS, resource="customer", path="name", kind="added", before=[], after=["text"], evidence=[]
+        ),
         OutboxMessage(topic="sync.completed", payload={"run": str(RUN)}, streams=["redis"]),
         EventSubscriber(id=RUN, url="https://hooks.example", events=[], encrypted_secret="hub1.d"),
         EventDelivery(subscriber_id=RUN, outbox_id=1, give_up_at=datetime(2026, 11, 30, tzinfo=UTC)),
