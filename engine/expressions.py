@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from engine.braces import compile_braces
-from engine.ceilings import LONGEST_TEXT, begin
+from engine.ceilings import begin, check_length
 from engine.errors import ExpressionError
 from engine.queries import compile_query
 
@@ -191,7 +191,8 @@ class Expression:
         if has_braces(text):
             used, render = compile_braces(text, names)
             return cls(text, used, None, lambda data, scope: render(scope))
-        if _PLAIN.fullmatch(text) and len(text) <= LONGEST_TEXT:
+        check_length(text)
+        if _PLAIN.fullmatch(text) and text.count(".") + text.count("[") < MOST_STEPS:
             steps = parse_steps(text)
             follow = _follow(steps)
             return cls(text, frozenset(), steps, lambda data, scope: follow(data))

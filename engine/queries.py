@@ -14,7 +14,6 @@ import jmespath.parser
 import jmespath.visitor
 
 from engine.ceilings import (
-    DEEPEST,
     STEP,
     check_depth,
     check_length,
@@ -94,7 +93,7 @@ class _Interpreter(jmespath.visitor.TreeInterpreter):
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         spend(_VISIT)
-        return super().visit(node, *args, **kwargs)  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+        return _VISITS[node["type"]](self, node, *args)
 
     def visit_comparator(self, node: Any, value: Any) -> Any:
         left, right = (self.visit(child, value) for child in node["children"])
@@ -121,6 +120,13 @@ class _Interpreter(jmespath.visitor.TreeInterpreter):
         return _FUNCTIONS.call_function(name, given)
 
 
+_VISITS: Mapping[str, Callable[..., Any]] = {
+    name.removeprefix("visit_"): getattr(_Interpreter, name)
+    for name in dir(_Interpreter)
+    if name.startswith("visit_")
+}
+
+
 def _counted(made: Any) -> Any:
     if isinstance(made, list):
         spend(8 * len(made))
@@ -128,6 +134,7 @@ def _counted(made: Any) -> Any:
 
 
 _LITERAL = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`((?:\\`|[^`])*)`""")
+_DEEPEST = 110  # nested parts, such as a dot or a pipe; each takes two calls of Python's
 _MOST_GROWTH = 4096  # how many times larger than its input a result may be
 _MOST_TO_STRING = 3  # each nesting doubles the backslashes of the one within
 
@@ -185,11 +192,15 @@ def _check_jmespath(tree: Mapping[str, Any], text: str) -> None:
     pending: list[tuple[Any, int]] = [(tree, 0)]
     while pending:
         node, depth = pending.pop()
-        if depth > DEEPEST:
+        if depth > _DEEPEST:
             raise ExpressionError(f"`{short(text)}` is nested too deeply")
         kind = node["type"]
         if kind in ("multi_select_list", "multi_select_dict"):
-            growth *= max(1, len(node["children"]))
+            # Copies of all there is are seen here; copies of its parts cost work when they are made use of.
+            chosen = [
+                each["children"][0] if each["type"] == "key_val_pair" else each for each in node["children"]
+            ]
+            growth *= max(1, sum(each["type"] == "current" for each in chosen))
         if kind == "function_expression":
             name = node["value"]
             known = _Functions.FUNCTION_TABLE
