@@ -197,7 +197,7 @@ def sync(provider: str, venue: str, sync_type: str, url: str | None, json_output
     async def run() -> int:
         async with ApiClient(url or settings.api_url, token) as api:
             sync_id = await api.start_sync(provider, venue, sync_type)
-            return await show_syncs(api, venue, {provider: sync_id}, json_output=json_output)
+            return await show_syncs(api, {provider: sync_id}, json_output=json_output)
 
     try:
         sys.exit(asyncio.run(run()))

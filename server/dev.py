@@ -142,15 +142,15 @@ class ApiClient:
         current = answer["data"]["current"]
         return str(current["syncId"]) if current else None
 
-    async def sync_progress(self, provider: str, venue: str, sync_id: str) -> dict[str, Any]:
-        answer = await self.request("GET", f"{API}/sync/{provider}/sync/{sync_id}", params={"venueId": venue})
+    async def sync_progress(self, provider: str, sync_id: str) -> dict[str, Any]:
+        answer = await self.request("GET", f"{API}/sync/{provider}/sync/{sync_id}")
         return dict(answer["data"])
 
 
-async def show_syncs(api: ApiClient, venue: str, syncs: Mapping[str, str], *, json_output: bool) -> int:
+async def show_syncs(api: ApiClient, syncs: Mapping[str, str], *, json_output: bool) -> int:
     """Follow syncs to their ends, showing a live table; returns 0, or 1 when one failed or a record did."""
     console = Console(stderr=json_output)
-    states = await _follow(api, venue, syncs, console)
+    states = await _follow(api, syncs, console)
     if json_output:
         sys.stdout.write(json.dumps({"syncs": states}) + "\n")
     for provider, state in states.items():
@@ -165,9 +165,7 @@ async def show_syncs(api: ApiClient, venue: str, syncs: Mapping[str, str], *, js
     return 0 if good else 1
 
 
-async def _follow(
-    api: ApiClient, venue: str, syncs: Mapping[str, str], console: Console
-) -> dict[str, dict[str, Any]]:
+async def _follow(api: ApiClient, syncs: Mapping[str, str], console: Console) -> dict[str, dict[str, Any]]:
     """Show syncs in a table until all have ended; returns how they ended, by provider."""
     states: dict[str, dict[str, Any]] = {}
     started = time.monotonic()
@@ -175,7 +173,7 @@ async def _follow(
         while True:
             for provider, sync_id in syncs.items():
                 if not states.get(provider, {}).get("ended"):
-                    states[provider] = await api.sync_progress(provider, venue, sync_id)
+                    states[provider] = await api.sync_progress(provider, sync_id)
             done = all(state["ended"] for state in states.values())
             if console.is_terminal or done:
                 live.update(_table(states, time.monotonic() - started, done, console.width))
@@ -197,9 +195,9 @@ async def sync_all(
     left = {provider: await api.sync_under_way(provider, venue) for provider in providers}
     if under_way := {provider: sync_id for provider, sync_id in left.items() if sync_id}:
         say.print("[dim]going on with what was interrupted…[/]")
-        await _follow(api, venue, under_way, say)
+        await _follow(api, under_way, say)
     syncs = {provider: await api.start_sync(provider, venue) for provider in providers}
-    return await show_syncs(api, venue, syncs, json_output=json_output)
+    return await show_syncs(api, syncs, json_output=json_output)
 
 
 def _mappings(state: Mapping[str, Any]) -> list[dict[str, Any]]:

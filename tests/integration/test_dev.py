@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from server import cli, dev
+from server.app import openapi_document
 from server.embedded import EmbeddedError, embedded_stores, forget
 from server.settings import Settings, read_settings
 
@@ -76,15 +78,29 @@ def test_an_interrupted_run_is_gone_on_with_and_a_second_writes_nothing(tmp_path
     assert {"stripe event price push", "square event item push", "square order order pull"} <= again.keys()
 
 
+def unknown_names(document: Mapping[str, Any], request: httpx.Request) -> set[str]:
+    """Return what a request's query has and its route doesn't take: the API refuses such a request."""
+    fitting = [
+        path
+        for path in document["paths"]
+        if re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", path), request.url.path)
+    ]
+    route = document["paths"][min(fitting, key=lambda path: path.count("{"))]
+    known = {each["name"] for each in route[request.method.lower()]["parameters"] if each["in"] == "query"}
+    return set(request.url.params) - known
+
+
 class Api(dev.ApiClient):
     """An API of which one provider's sync was left by an earlier run; notes what it is asked."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        document = openapi_document()
         states = {"left": "juniper", "new-juniper": "juniper", "new-maple": "maple"}
 
         def answer(request: httpx.Request) -> httpx.Response:
             self.asked.append(f"{request.method} {request.url.path.removeprefix(dev.API)}")
+            assert unknown_names(document, request) == set()
             path = request.url.path.removeprefix(f"{dev.API}/sync/").split("/")
             if request.method == "POST":
                 return httpx.Response(200, json={"success": True, "data": {"syncId": f"new-{path[0]}"}})
