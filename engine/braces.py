@@ -12,6 +12,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from typing import Any, Final
@@ -35,12 +36,64 @@ from engine.errors import ExpressionError
 from engine.filters import FILTERS, as_text
 
 LARGEST_NUMBER: Final = 10**40
+_SMALL: Final = 256  # characters not worth counting: an expression has room for some hundred operations
 
 # What `is` may ask.
 TESTS = ("boolean", "defined", "false", "float", "integer", "mapping", "none", "number", "sequence",
          "string", "true", "undefined")  # fmt: skip
 
-Run = Callable[[Mapping[str, Any]], Any]
+
+# What the direct function of an expression may raise, besides its result being a missing value.
+FAILURES: Final = (
+    ExpressionError, TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Braces:
+    """A text with braces, compiled: the names it uses, in order, and two ways to evaluate it.
+
+    `run(scope)` takes the values by name. `direct(*values)` takes them in the order of `names`, for one
+    that has called `ceilings.begin`: it raises FAILURES, which `refusal` puts into words, and its result
+    still has to go through `finished` unless it is a text, a whole number, true, false or null.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    direct: Callable[..., Any]
+
+    def run(self, scope: Mapping[str, Any]) -> Any:
+        """Return the value; raises ExpressionError, which never quotes a value."""
+        try:
+            return finished(self.direct(*[scope.get(name, UNDEFINED) for name in self.names]))
+        except FAILURES as error:
+            if isinstance(error, UndefinedError):
+                for name in self.names:
+                    if name not in scope:
+                        unknown("value", name, scope.keys(), offset(self.text, name))
+            raise self.refusal(error) from (error if isinstance(error, ExpressionError) else None)
+
+    def refusal(self, error: Exception) -> ExpressionError:
+        """Return what failed, in words that quote no value."""
+        place = f", in `{short(self.text)}`"
+        if isinstance(error, ExpressionError):
+            return ExpressionError(f"{error.message}{place}", error.position)
+        if isinstance(error, UndefinedError):
+            return ExpressionError(f"{error.message}{place}")
+        # The library's own message may quote the value.
+        reason = "division by zero" if isinstance(error, ZeroDivisionError) else "the value doesn't fit"
+        return ExpressionError(f"{reason}{place}")
+
+
+def finished(value: Any) -> Any:
+    """Return the result of an expression, if it is one that may leave it; raises FAILURES."""
+    if isinstance(value, Undefined):
+        str(value)  # raises
+    if isinstance(value, str):
+        check_size(len(value))
+    elif isinstance(value, list | tuple | dict):
+        spend_on(value)
+    return value
 
 
 class _Missing(StrictUndefined):
@@ -117,8 +170,10 @@ def _printed(value: Any) -> str:
 
 
 def _joined(*values: Any) -> str:
-    parts = [_printed(value) for value in values]
-    check_size(sum(map(len, parts)))
+    parts = [value if type(value) is str else _printed(value) for value in values]
+    size = sum(map(len, parts))
+    if size > _SMALL:
+        check_size(size)
     return "".join(parts)
 
 
@@ -128,7 +183,7 @@ def _null_stays_null(function: Callable[..., Any]) -> Callable[..., Any]:
             return None
         if isinstance(value, Undefined):
             str(value)  # raises: a strict undefined can't be printed
-        if isinstance(value, str):
+        if isinstance(value, str) and len(value) > _SMALL:
             spend(len(value))
         return function(value, *args, **kwargs)
 
@@ -145,7 +200,6 @@ _BUILT: Mapping[str, Any] = {
     "calculated": _calculated,
     "joined": _joined,
     "slice": slice,
-    "UNDEFINED": UNDEFINED,
     **{f"is_{name}": jinja2.tests.TESTS[name] for name in TESTS},
     **{f"filter_{name}": each for name, each in _FILTERS.items()},
 }
@@ -160,11 +214,11 @@ def _grammar() -> Environment:
     return Environment(autoescape=False, keep_trailing_newline=True)  # noqa: S701 - what is made is no HTML
 
 
-def compile_braces(text: str, known: Collection[str] | None) -> tuple[frozenset[str], Run]:
-    """Return the names a text with braces uses, and the function that evaluates it.
+def compile_braces(text: str, known: Collection[str] | None) -> Braces:
+    """Compile a text with braces.
 
     A text that is one `{{ … }}` keeps the value's type, any other gives text. With `known`, another name is
-    refused. Raises ExpressionError; so does the function, which never quotes a value.
+    refused. Raises ExpressionError.
     """
     check_length(text)
     try:
@@ -180,7 +234,7 @@ def compile_braces(text: str, known: Collection[str] | None) -> tuple[frozenset[
         if known is not None:
             for name in sorted(set(names) - set(known), key=lambda each: offset(text, each) or 0):
                 unknown("value", name, known, offset(text, name))
-        return frozenset(names), _guarded(text, names, _written(tree, names))
+        return Braces(text, tuple(names), _written(tree, names))
     except TemplateSyntaxError as error:
         raise ExpressionError(f"`{short(text)}` can't be read: {_plainly(error.message)}") from error
     except (RecursionError, MemoryError, SyntaxError) as error:
@@ -269,7 +323,7 @@ _COMPARISONS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def _written(tree: nodes.Template, names: list[str]) -> Run:
+def _written(tree: nodes.Template, names: list[str]) -> Callable[..., Any]:
     """Return the function a checked text means."""
     variables = {name: f"n{number}" for number, name in enumerate(names)}
     parts = [part for output in tree.body if isinstance(output, nodes.Output) for part in output.nodes]
@@ -277,12 +331,10 @@ def _written(tree: nodes.Template, names: list[str]) -> Run:
         result = _python(parts[0], variables)
     else:
         result = f"joined({', '.join(_python(part, variables) for part in parts)})"
-    lines = ["def run(scope):"]
-    lines += [f"    {made} = scope.get({name!r}, UNDEFINED)" for name, made in variables.items()]
-    lines.append(f"    return {result}")
+    source = f"def direct({', '.join(variables.values())}):\n    return {result}\n"
     namespace = dict(_BUILT)
-    exec(compile("\n".join(lines), "<braces>", "exec"), namespace)  # noqa: S102 - the author's words are literals
-    made: Run = namespace["run"]
+    exec(compile(source, "<braces>", "exec"), namespace)  # noqa: S102 - the author's words are literals
+    made: Callable[..., Any] = namespace["direct"]
     return made
 
 
@@ -345,29 +397,3 @@ _WRITERS: Mapping[type[nodes.Node], _Writer] = {
     nodes.FloorDiv: _binary("//"),
     nodes.Mod: _binary("%"),
 }
-
-
-def _guarded(text: str, names: list[str], run: Run) -> Run:
-    def evaluate(scope: Mapping[str, Any]) -> Any:
-        try:
-            value = run(scope)
-            if isinstance(value, Undefined):
-                str(value)  # raises
-            if isinstance(value, str):
-                check_size(len(value))
-            elif isinstance(value, list | tuple | dict):
-                spend_on(value)
-        except ExpressionError as error:
-            raise ExpressionError(f"{error.message}, in `{short(text)}`", error.position) from error
-        except UndefinedError as error:
-            for name in names:
-                if name not in scope:
-                    unknown("value", name, scope.keys(), offset(text, name))
-            raise ExpressionError(f"{error.message}, in `{short(text)}`") from None
-        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-            # The library's own message may quote the value.
-            reason = "division by zero" if isinstance(error, ZeroDivisionError) else "the value doesn't fit"
-            raise ExpressionError(f"{reason}, in `{short(text)}`") from None
-        return value
-
-    return evaluate

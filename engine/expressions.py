@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from engine.braces import compile_braces
+from engine.braces import Braces, compile_braces
 from engine.ceilings import begin, check_length
 from engine.errors import ExpressionError
 from engine.queries import compile_query
@@ -181,6 +181,7 @@ class Expression:
     run: Callable[[Any, Mapping[str, Any]], Any] = field(
         default=lambda data, scope: None, repr=False, compare=False
     )
+    braces: Braces | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def compile(cls, text: str, *, names: Collection[str] | None = None) -> Expression:
@@ -189,8 +190,8 @@ class Expression:
         With `names`, a Jinja text that uses another name is refused. Raises ExpressionError.
         """
         if has_braces(text):
-            used, render = compile_braces(text, names)
-            return cls(text, used, None, lambda data, scope: render(scope))
+            made = compile_braces(text, names)
+            return cls(text, frozenset(made.names), None, lambda data, scope: made.run(scope), made)
         check_length(text)
         if _PLAIN.fullmatch(text) and text.count(".") + text.count("[") < MOST_STEPS:
             steps = parse_steps(text)
@@ -256,14 +257,14 @@ def _compile_tree(
 ) -> Callable[[Mapping[str, Any]], Any] | None:
     """Return what renders a tree, or None when nothing in it varies."""
     if isinstance(value, str) and has_braces(value):
-        names, render = compile_braces(value, known)
-        used |= names
-        return render
+        made = compile_braces(value, known)
+        used.update(made.names)
+        return made.run
     if isinstance(value, Mapping):
-        made = {key: _compile_tree(each, known, used) for key, each in value.items()}
-        if any(made.values()):
+        below = {key: _compile_tree(each, known, used) for key, each in value.items()}
+        if any(below.values()):
             return lambda scope: {
-                key: render(scope) if render else value[key] for key, render in made.items()
+                key: render(scope) if render else value[key] for key, render in below.items()
             }
     elif isinstance(value, list):
         parts = [_compile_tree(each, known, used) for each in value]

@@ -21,7 +21,7 @@ import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation
 from functools import cache, lru_cache, partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -181,7 +181,9 @@ def _json_number(value: Any) -> Any:
 
 # ---- numbers and money ---------------------------------------------------------------------------------
 
-_EXACT = Context(prec=80)  # digits; the largest number taken has 31 before the point and 30 after it
+# The largest number taken has 31 digits before the point; more of them than this aren't cut off quietly.
+_EXACT = Context(prec=80, traps=[Inexact])
+_ROUNDING = Context(prec=80)
 
 
 def _number(value: Any) -> Decimal:
@@ -196,8 +198,6 @@ def _number(value: Any) -> Decimal:
         raise ExpressionError("a number was expected") from None
     if not number.is_finite() or number.adjusted() > 30 or number.adjusted() < -30:
         raise ExpressionError("the number is out of range")
-    if len(number.as_tuple().digits) > 60:
-        raise ExpressionError("the number has too many digits")
     return number
 
 
@@ -220,7 +220,7 @@ def _major_units(value: Any, currency: Any) -> Decimal:
 def _rounded(value: Any, digits: Any) -> Decimal:
     if isinstance(digits, bool) or not isinstance(digits, int) or not 0 <= digits <= 30:
         raise ExpressionError("a number of digits from 0 to 30 was expected")
-    return _number(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _EXACT)
+    return _number(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _ROUNDING)
 
 
 def _round_money(value: Any, currency: Any) -> Decimal:

@@ -162,3 +162,132 @@ def test_a_filter_refuses_what_it_can_not_take(text: str) -> None:
 
 def test_the_reference_page_is_the_table() -> None:
     assert DOCS.read_text("utf-8") == filters_page(TESTS)
+
+
+# ---- people, places, times, pages
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("{{ '(201) 555-0123' | e164('US') }}", "+12015550123"),
+        ("{{ '+44 20 7946 0958' | e164 }}", "+442079460958"),
+        ("{{ '020 7946 0958' | e164('GBR') }}", "+442079460958"),
+        ("{{ ' ' | e164 }}", None),
+        ("{{ '+442079460958' | national_phone }}", "020 7946 0958"),
+        ("{{ 'Juan de la Vega' | given_names }}", "Juan"),
+        ("{{ 'Madonna' | family_name }}", None),
+        ("{{ 'Ana María Ruiz' | name_part('middle') }}", "María"),
+        ("{{ 'deu' | country_code }}", "DE"),
+        ("{{ '276' | country_code }}", "DE"),
+        ("{{ 'UK' | country_code }}", "GB"),
+        ("{{ 'Côte d’Ivoire' | country_code }}", "CI"),
+        ("{{ 'US' | country_name('de') }}", "Vereinigte Staaten"),
+        ("{{ 'us-ca' | state_code('US') }}", "CA"),
+        ("{{ 'Ontario' | state_code('Canada') }}", "ON"),
+        ("{{ 'on' | state_name('CA') }}", "Ontario"),
+        # The clocks of Berlin went forward on 2026-03-29 at 2:00, and go back on 2026-10-25 at 3:00.
+        ("{{ '2026-03-29T01:30:00' | to_utc('Europe/Berlin') }}", "2026-03-29T00:30:00Z"),
+        ("{{ '2026-10-25T02:30:00' | to_utc('Europe/Berlin') }}", "2026-10-25T00:30:00Z"),
+        ("{{ '2026-07-01T20:30:00+02:00' | to_utc }}", "2026-07-01T18:30:00Z"),
+        ("{{ '2026-12-31T23:30:00Z' | in_zone('America/New_York') }}", "2026-12-31T18:30:00-05:00"),
+        ("{{ '2026-07-01T02:00:00Z' | date_in('America/New_York') }}", "2026-06-30"),
+        ("{{ '2026-01-31T12:00:00Z' | plus(-1, 'days') }}", "2026-01-30T12:00:00Z"),
+        ("{{ '20260701' | parse_time('%Y%m%d') | format_time('%d/%m/%y') }}", "01/07/26"),
+        ("{{ '2.5' | round_to(0) }}", Decimal("3")),
+        ("{{ '-2.345' | round_to(2) }}", Decimal("-2.35")),
+        ("{{ '1234.5' | round_money('JPY') }}", Decimal("1235")),
+        ("{{ 'off' | boolean }}", False),
+        ("{{ 1 | boolean }}", True),
+        ("{{ 1 | lookup({'1': 'wrong', 1: 'right'}) }}", "right"),
+        ("{{ '1' | lookup({1: 'wrong', '1': 'right'}) }}", "right"),
+        ("{{ true | lookup({1: 'wrong', 'true': 'right'}) }}", "right"),
+        ("{{ 'new' | lookup({'old': 1}, none) }}", None),
+        ("{{ [1, '1', 1, true] | unique }}", [1, "1", True]),
+        ("{{ '478' | trim }}", "478"),
+        ("{{ [] | last }}", None),
+    ],
+)
+def test_people_places_and_times(text: str, result: Any) -> None:
+    found = jinja(text)
+    assert found == result
+    assert type(found) is type(result)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ '555-0123' | e164 }}",  # of which country?
+        "{{ '123' | e164('US') }}",
+        "{{ 'no phone' | e164('US') }}",
+        "{{ 'Atlantis' | country_code }}",
+        "{{ 'Bavaria-on-Sea' | state_code('DE') }}",
+        "{{ '2026-03-29T02:30:00' | to_utc('Europe/Berlin') }}",  # the clocks skipped it
+        "{{ '2026-07-01T20:30:00' | to_utc }}",
+        "{{ '2026-07-01T20:30:00' | in_zone('Europe/Berlin') }}",
+        "{{ '2026-07-01T20:30:00Z' | in_zone('Mars/Olympus') }}",
+        "{{ '01.07.2026' | parse_time('%Y-%m-%d') }}",
+        "{{ '2026-07-01' | plus(1, 'months') }}",
+        "{{ 'perhaps' | boolean }}",
+        "{{ 2 | boolean }}",
+        "{{ 'new' | lookup({'old': 1}) }}",
+        "{{ 1 | lookup({true: 'wrong'}) }}",
+        "{{ 'a' | lookup('a') }}",
+        "{{ '1_000' | integer }}",
+        "{{ 'Ana' | name_part('soul') }}",
+        "{{ '%%%' | base64_decode }}",
+        "{{ [[1]] | unique }}",
+    ],
+)
+def test_what_cannot_be_told_is_an_error(text: str) -> None:
+    with pytest.raises(ExpressionError):
+        jinja(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("plain", "plain"),
+        ("", None),
+        ("<p>One<br>two</p>\n<ul><li>a<li>b</ul>", "One\ntwo\na\nb"),
+        ("1 < 2 & 3 > 2", "1 < 2 & 3 > 2"),
+        ("<b title='a > b'>bold</b>", "bold"),
+        ("a<!-- <p>no</p> -->b", "ab"),
+        ("<script>if (a < b) { x = '<p>' }</script>after", "after"),
+        ("<STYLE>p { color: red }</STYLE><P>x</P>", "x"),
+        ("<p>cut off <a href='", "cut off"),
+        ("&lt;b&gt; isn&#39;t bold&hellip;", "<b> isn't bold…"),
+        ("one\n  two", "one two"),
+        ("<!doctype html><head><title>t</title></head><body>b", "b"),
+    ],
+)
+def test_html_is_read_as_people_read_it(written: str, said: str | None) -> None:
+    assert jinja("{{ value | html_text }}", value=written) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "cut"),
+    [
+        ("👩‍👩‍👧 and more", 3, "👩‍👩‍"[:3]),  # one picture of five characters: too long to stay whole
+        ("ab👩‍👩‍👧", 4, "ab"),
+        ("a🇩🇪b", 2, "a"),
+        ("नमस्ते", 4, "नम"),
+        ("a\r\nb", 2, "a"),
+    ],
+)
+def test_what_is_read_as_one_character_is_not_cut_apart(text: str, length: int, cut: str) -> None:
+    assert jinja("{{ value | truncate_to(length) }}", value=text, length=length) == cut.rstrip()
+
+
+@given(st.text(max_size=60), st.integers(1, 20))
+def test_a_text_is_never_cut_longer_than_asked(text: str, length: int) -> None:
+    cut = jinja("{{ value | truncate_to(length) }}", value=text, length=length)
+    assert len(cut) <= length
+    assert text.startswith(cut)
+
+
+def test_an_amount_with_more_digits_than_usual_stays_exact() -> None:
+    assert (
+        jinja("{{ '1234567890123456789012345678.91' | minor_units('EUR') }}")
+        == 123456789012345678901234567891
+    )
