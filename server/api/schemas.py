@@ -981,6 +981,9 @@ def write_cursor(key: Sequence[str]) -> str:
     return base64.urlsafe_b64encode(orjson.dumps(list(key))).rstrip(b"=").decode()
 
 
+_LARGEST_NUMBER = 2**63 - 1  # of PostgreSQL's bigint
+
+
 def read_cursor(text: str | None, kinds: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return the sort key a cursor holds, each part as its kind; raises InvalidRequestError."""
     if text is None:
@@ -1000,6 +1003,8 @@ def _key_part(part: Any, kind: Any) -> Any:
     """Return a part of a sort key; raises ValueError or OverflowError for one PostgreSQL can't read."""
     value = msgspec.convert(part, kind, strict=False)
     if isinstance(value, str) and "\0" in value:
+        raise ValueError
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         raise ValueError
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 

@@ -1,5 +1,6 @@
 """What callers see of a provider that doesn't answer."""
 
+import base64
 from datetime import timedelta
 
 from server.services import conditions, rollups
@@ -72,6 +73,14 @@ async def test_changes_of_health_are_listed(hub: Hub) -> None:
     assert metrics.json()["data"]["condition"]["explanation"] == "the provider didn't answer 5 times in a row"
     shown = await hub.get(f"{API}/health/stripe", params=WHOSE)
     assert shown.json()["data"]["status"] == "unhealthy"
+
+
+async def test_a_place_among_changes_that_no_number_can_be_is_refused(hub: Hub) -> None:
+    await hub.connect_by_key()
+    for number in (2**63, -(2**63) - 1, 2**64):
+        cursor = base64.urlsafe_b64encode(f"[{number}]".encode()).decode()
+        answer = await hub.get(f"{API}/health/stripe/changes", params={**WHOSE, "cursor": cursor})
+        assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "cursor")
 
 
 async def test_numbers_of_all_integrations_are_listed(hub: Hub) -> None:
