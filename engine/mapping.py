@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from engine.braces import UNDEFINED
+from engine.braces import FAILURES, UNDEFINED, finished
+from engine.ceilings import MOST_RECORD_WORK, STEP, begin, spend, spend_on
 from engine.errors import ExpressionError, MappingError
 from engine.expressions import ABSENT, Expression, Path, Steps, has_braces
 from engine.fields import Field, FieldCatalog
@@ -39,6 +40,8 @@ CONDITION_NAMES = ("record", "venue")
 
 # Fields of these types come from the platform as JSON values; numbers of others may be Decimal.
 _JSON_TYPES = frozenset(("text", "boolean", "id", "email", "phone", "url", "currency", "timestamp", "date"))
+
+_PLAIN = frozenset((str, int, bool, type(None)))  # of what braces make, that which needs no look at it
 
 COPY = "{{ value }}"  # how a rule says that it copies one way only
 
@@ -380,6 +383,10 @@ class _Source:
             "checked": _checked,
             "missing": _missing,
             "put": _put_item,
+            "begin": begin,
+            "UNDEFINED": UNDEFINED,
+            "FAILURES": FAILURES,
+            "PLAIN": _PLAIN,
         }
         self.count = 0
 
@@ -404,18 +411,27 @@ class _Source:
 
 
 def _push_function(
-    tree: _Tree, remote: FieldCatalog, local: FieldCatalog, links: tuple[LinkRule, ...]
-) -> Translate:
+    tree: _Tree, remote: FieldCatalog, local: FieldCatalog, links: tuple[LinkRule, ...],
+    *, within: bool = False,
+) -> Translate:  # fmt: skip
     source = _Source("def mapped(record, scope):")
     source.add(1, "body = {}")
-    _write_children(source, tree, "body", remote, local, links)
+    if not within and _calculates(tree):
+        source.add(1, f"begin({MOST_RECORD_WORK})")
+    _write_children(source, tree, "body", remote, local, links, within=within)
     source.add(1, "return body")
     return source.function()
 
 
+def _calculates(tree: _Tree) -> bool:
+    return any(
+        _calculates(each) if isinstance(each, dict) else bool(each.push or each.each) for each in tree.values()
+    )
+
+
 def _write_children(
     source: _Source, tree: _Tree, target: str, remote: FieldCatalog, local: FieldCatalog,
-    links: tuple[LinkRule, ...],
+    links: tuple[LinkRule, ...], *, within: bool,
 ) -> None:  # fmt: skip
     for step, child in sorted(tree.items()) if any(isinstance(step, int) for step in tree) else tree.items():
 
@@ -430,7 +446,7 @@ def _write_children(
             inner = source.variable("o")
             is_list = any(isinstance(each, int) for each in child)
             source.add(1, f"{inner} = {'[]' if is_list else '{}'}")
-            _write_children(source, child, inner, remote, local, links)
+            _write_children(source, child, inner, remote, local, links, within=within)
             source.add(1, f"if {inner}: {store(inner)}")
             continue
         name = child.field
@@ -447,9 +463,13 @@ def _write_children(
             there = f"{name!r} in record" if clears else f"record.get({name!r}) is not None"
             source.add(1, f"if {there}: {store(value)}")
         else:
-            compute = _push_compute(child, links, remote)
-            kept = source.keep(_conditional(compute, child.only_when, "only_when"))
-            source.add(1, f"v = {kept}(record, scope)")
+            if child.push is not None and child.push.braces and not child.each and child.only_when is None:
+                source.add(1, f"s = record.get({name!r}, UNDEFINED)")
+                _write_braces(source, child, child.push, links, _check_of(declared), within=within)
+            else:
+                compute = _push_compute(child, links, remote)
+                kept = source.keep(_conditional(compute, child.only_when, "only_when"))
+                source.add(1, f"v = {kept}(record, scope)")
             if required:
                 source.add(1, f"if v is ABSENT or v in (None, ''): raise missing({name!r})")
             source.add(1, f"if v is not ABSENT{'' if clears else ' and v is not None'}: {store('v')}")
@@ -477,7 +497,9 @@ def _list_compute(rule: _Rule, items_of: Compute, remote: FieldCatalog) -> Compu
     """Map the items of a list, each with the whole record in sight; faults name the item, from 0."""
     name, start = rule.field, f"{rule.path.text}[0]."
     declared = {text.removeprefix(start): each for text, each in remote.items() if text.startswith(start)}
-    push = _push_function(_body_tree(rule.each, []), FieldCatalog(declared), FieldCatalog({}), ())
+    tree = _body_tree(rule.each, [])
+    push = _push_function(tree, FieldCatalog(declared), FieldCatalog({}), (), within=True)
+    cost = 2 * STEP * len(rule.each)
 
     def compute(record: Any, scope: MappingScope) -> Any:
         items = items_of(record, scope)
@@ -488,7 +510,10 @@ def _list_compute(rule: _Rule, items_of: Compute, remote: FieldCatalog) -> Compu
         inner, made = replace(scope, whole=record), []
         for number, item in enumerate(items):
             try:
+                spend(cost)
                 made.append(push(item, inner))
+            except ExpressionError as error:
+                raise MappingError(f"`{name}`: {error.message}", name) from error
             except MappingError as error:
                 raise MappingError(f"`{name}[{number}]`: {error.message}", name) from error
         return made
@@ -515,6 +540,7 @@ def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRul
     for rule in rules:
         by_field.setdefault(rule.field, []).append(rule)
     computed: list[tuple[str, Compute]] = []
+    direct: list[tuple[_Rule, Expression]] = []
     for name, several in by_field.items():
         first = several[0]
         if len(several) == 1 and first.pull is None and first.link is None and first.only_pull_when is None:
@@ -522,6 +548,8 @@ def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRul
             for step in first.path.steps:
                 node = node.below.setdefault(step, _Node())
             node.fields.append(name)
+        elif len(several) == 1 and first.pull and first.pull.braces and first.only_pull_when is None:
+            direct.append((first, first.pull))
         else:
             computes = [
                 _conditional(_pull_compute(rule, links), rule.only_pull_when, "only_pull_when")
@@ -529,7 +557,15 @@ def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRul
             ]
             computed.append((name, _first_value(computes)))
     required = {name for name in by_field if name in local and local[name].required}
+    if computed or direct:
+        source.add(1, f"begin({MOST_RECORD_WORK})")
     _read_children(source, root, "record", 1, required)
+    for rule, expression in direct:
+        _write_finding(source, rule.path.steps)
+        _write_braces(source, rule, expression, links, _listed, within=False)
+        if rule.field in required:
+            source.add(1, f"if v is None: raise missing({rule.field!r})")
+        source.add(1, f"if v is not ABSENT: values[{rule.field!r}] = v")
     for name, compute in computed:
         source.add(1, f"v = {source.keep(compute)}(record, scope)")
         if name in required:
@@ -619,7 +655,9 @@ def _evaluate(
         if scope.whole is not None:
             names |= {"item": record, "record": scope.whole}
         try:
-            result = expression.evaluate(record, names)
+            result = expression.run(record, names)
+            if isinstance(result, list | dict):
+                spend_on(result)
         except ExpressionError as error:
             if value is UNDEFINED and needs_value:
                 return ABSENT  # absent stays absent, unless the expression makes something of it
@@ -627,6 +665,64 @@ def _evaluate(
         return finish(result, name)
 
     return compute
+
+
+def _write_finding(source: _Source, steps: Steps) -> None:
+    """Write what finds a value in a remote record, as `s`."""
+    holder, default = "record", "None"
+    for number, step in enumerate(steps):
+        if number == len(steps) - 1:
+            default = "UNDEFINED"
+        if isinstance(step, str):
+            found = f"{holder}.get({step!r}, {default})"
+            source.add(1, f"s = {found if number == 0 else f'{found} if isinstance(s, dict) else {default}'}")
+        else:
+            source.add(1, f"s = s[{step}] if isinstance(s, list) and len(s) > {step} else {default}")
+        holder = "s"
+
+
+def _write_braces(
+    source: _Source, rule: _Rule, expression: Expression, links: tuple[LinkRule, ...],
+    finish: Callable[[Any, str], Any], *, within: bool,
+) -> None:  # fmt: skip
+    """Write what evaluates an expression over the value `s`, as `v`; within the items of a list or not."""
+    braces = expression.braces
+    assert braces is not None
+    name = rule.field
+    needs_value = "value" in braces.names
+    resources = {each.resource for each in links} if "links" in braces.names else set()
+
+    def linked(record: Any, scope: MappingScope) -> dict[str, str | None]:
+        return {each: scope.links.get((each, str(record.get("id")))) for each in resources}
+
+    def failed(error: Exception, value: Any) -> Any:
+        if value is UNDEFINED and needs_value:
+            return ABSENT  # absent stays absent, unless the expression makes something of it
+        refused = braces.refusal(error)
+        raise MappingError(f"`{name}`: {refused.message}", name) from (
+            error if isinstance(error, ExpressionError) else None
+        )
+
+    def checked(result: Any, value: Any) -> Any:
+        if result is ABSENT:
+            return result
+        try:
+            finished(result)
+        except FAILURES as error:
+            return failed(error, value)
+        return finish(result, name)
+
+    values = {
+        "value": "s",
+        "record": "scope.whole" if within else "record",
+        "item": "record",
+        "venue": "scope.venue",
+        "links": f"{source.keep(linked)}(record, scope)" if resources else "{}",
+    }
+    given = ", ".join(values[each] for each in braces.names)
+    source.add(1, f"try: v = {source.keep(braces.direct)}({given})")
+    source.add(1, f"except FAILURES as e: v = {source.keep(failed)}(e, s)")
+    source.add(1, f"if type(v) not in PLAIN: v = {source.keep(checked)}(v, s)")
 
 
 def _link_compute(rule: _Rule, source: Callable[[Any], Any], *, of_none: Any) -> Compute:
@@ -658,13 +754,20 @@ def _checked(value: Any, name: str) -> Any:
         if math.isfinite(value):
             return value
         raise MappingError(f"`{name}` isn't a finite number", name)
-    if isinstance(value, dict):
-        return {key: _checked(each, name) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_checked(each, name) for each in value]
+    if isinstance(value, dict | list | tuple):
+        return _checked_parts(value, name)
     if isinstance(value, Decimal):
         raise MappingError(f"`{name}` is an exact number: send it by `minor_units` or `string`", name)
     raise MappingError(f"`{name}` isn't a value that can be sent", name)
+
+
+def _checked_parts(value: dict[Any, Any] | list[Any] | tuple[Any, ...], name: str) -> Any:
+    try:
+        if isinstance(value, dict):
+            return {key: _checked(each, name) for key, each in value.items()}
+        return [_checked(each, name) for each in value]
+    except RecursionError:
+        raise MappingError(f"`{name}` is nested too deeply to be sent", name) from None
 
 
 def _check_of(declared: Field | None) -> Callable[[Any, str], Any]:
