@@ -76,6 +76,7 @@ class Hold(StrEnum):
 
     HELD = "held"
     STOP = "stop"  # held, and somebody asked the run to stop
+    MAKE_WAY = "make_way"  # held, and something more urgent of the integration waits for its end
     LOST = "lost"
 
 
@@ -337,7 +338,7 @@ async def heartbeats(
     tokens = {claim.operation_id: claim.fencing_token for claim in claims}
     rows = await session.execute(_HELD_BY_ME.with_for_update(skip_locked=True), {"ids": list(tokens)})
     holds: dict[UUID, Hold | None] = {
-        row.id: Hold.STOP if row.stop_requested else Hold.HELD
+        row.id: Hold.STOP if row.stop_requested else Hold.MAKE_WAY if row.makes_way else Hold.HELD
         for row in rows
         if tokens[row.id] == row.fencing_token
     }
@@ -673,9 +674,26 @@ def _queued() -> ColumnElement[Any]:
     return extract("epoch", _OP.queued_at).label("queued")
 
 
+def _more_urgent_waits() -> ColumnElement[bool]:
+    """Something of the same integration, due and in a more urgent lane, waits for this operation's end."""
+    other = _TABLE.alias()
+    return (
+        select(other.c.id)
+        .where(
+            other.c.venue_id == _OP.venue_id,
+            other.c.integration_type == _OP.integration_type,
+            _is(*WAITING, of=other),
+            other.c.priority < _OP.priority,  # CRITICAL is the first of the type
+            not_(other.c.stop_requested),
+            or_(other.c.next_retry_at.is_(None), other.c.next_retry_at <= func.now()),
+        )
+        .exists()
+    )
+
+
 # In order, so that two who lock several never wait for each other.
 _HELD_BY_ME = (
-    select(_OP.id, _OP.fencing_token, _OP.stop_requested)
+    select(_OP.id, _OP.fencing_token, _OP.stop_requested, _more_urgent_waits().label("makes_way"))
     .where(_OP.id == any_(bindparam("ids", type_=ARRAY(Uuid))), _is(OperationStatus.PROCESSING))
     .order_by(_OP.id)
 )

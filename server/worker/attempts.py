@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 PROGRESS_SECONDS = 0.5  # between two writes of a run's progress
 HEARTBEAT_SECONDS = 2.0  # at most, between two looks at whether somebody asked to stop
 ENDING_WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between tries to write down an end
+MAKES_WAY_AFTER = 2.0  # seconds in which a run gets something done before it gives way
 AT_ONCE = 100  # ends in one transaction
 
 
@@ -50,6 +51,7 @@ class Attempt:
     run: Run
     task: asyncio.Task[None]
     extended: float  # the monotonic time at which its lease was last extended
+    began: float = 0.0  # likewise
     asked_to_stop: bool = False
     lost: bool = False
 
@@ -161,6 +163,9 @@ def _learn(context: WorkerContext, attempt: Attempt, hold: Hold | None, asked_at
         attempt.extended = asked_at
     if hold is Hold.STOP:
         attempt.asked_to_stop = attempt.run.stopping = True
+    elif hold is Hold.MAKE_WAY and context.clock.monotonic() - attempt.began >= MAKES_WAY_AFTER:
+        # At the end of its page it is given back, and goes on from there after what is more urgent.
+        attempt.run.stopping = True
 
 
 # --- ends

@@ -32,10 +32,12 @@ from server.services import (
     checks,
     conditions,
     costs,
+    drift,
     endpoints,
     export,
     health,
     maintenance,
+    mappings,
     oauth,
     operations,
     recovery,
@@ -45,6 +47,7 @@ from server.services import (
     tokens,
     upkeep,
 )
+from server.services.audit import Actor
 from server.services.operations import WAITING
 from server.services.runs import schedule_next, sync_interval
 from server.telemetry.metrics import JOB_SECONDS
@@ -264,6 +267,21 @@ async def close_months(context: WorkerContext) -> int:
         return await costs.close_months(session, context.catalog)
 
 
+async def check_drift(context: WorkerContext) -> bool:
+    """Look at the mappings of integrations whose provider's records changed; returns whether there were any.
+
+    One that can't be looked at now is looked at when something changes again, or somebody asks.
+    """
+    async with context.sessions.begin() as session:
+        changed = await drift.take_waiting(session, AT_ONCE)
+    for venue_id, provider in changed:
+        try:
+            await mappings.heal(context, Actor("hub"), mappings.Asked(venue_id, provider))
+        except HubError as error:
+            log.warning("mapping.heal_failed", venue_id=str(venue_id), provider=provider, error=error.code)
+    return bool(changed)
+
+
 async def work_maintenance(context: WorkerContext) -> bool:
     """Do a batch of a rotation, export or erasure; returns whether there was one to do."""
     return await maintenance.work_one(context, upkeep.KINDS)
@@ -281,5 +299,6 @@ JOBS: tuple[Job, ...] = (
     Job("tend_subscriptions", 5.0, tend_subscriptions),
     Job("revive_dead_letters", 3600.0, revive_dead_letters),
     Job("close_months", 900.0, close_months, backlog=True),
+    Job("check_drift", 60.0, check_drift, backlog=True),
     Job("work_maintenance", 1.0, work_maintenance, backlog=True),
 )

@@ -106,7 +106,8 @@ async def _attempt(worker: Worker, claim: Claim) -> None:
         run = Run(claim, stopping=worker.stopping.is_set(), circuit=context.circuit)
         with metering.counting(run.usage):
             task = asyncio.create_task(worker.run(context, run))
-        attempt = Attempt(run, task, extended=context.clock.monotonic())
+        now = context.clock.monotonic()
+        attempt = Attempt(run, task, extended=now, began=now)
         worker.attempts[operation_id] = attempt
         if worker.keeper is None or worker.keeper.done():
             worker.keeper = asyncio.create_task(keep_leases(context, worker.attempts))

@@ -473,6 +473,45 @@ async def test_urgent_work_overtakes_a_backlog(context: WorkerContext) -> None:
     assert order == ["CRITICAL", "HIGH", "HIGH", *["LOW"] * 6]
 
 
+async def test_a_long_run_makes_way_for_what_is_more_urgent_of_its_integration(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of its page; then it goes on, and no attempt was counted. For its like it doesn't."""
+    monkeypatch.setattr("server.worker.attempts.MAKES_WAY_AFTER", 0.0)
+    venue, order = uuid4(), list[str]()
+    urgent_done = asyncio.Event()
+
+    async def run(context: object, run: Run) -> None:
+        name = str(run.claim.payload["name"])
+        order.append(name)
+        if name == "long":
+            while not run.stopping and not urgent_done.is_set():  # noqa: ASYNC110 - asked as between pages
+                await asyncio.sleep(0.01)
+            if run.stopping:
+                raise StoppedError("stopped")
+        if name == "urgent":
+            urgent_done.set()
+
+    async def enqueue(name: str, priority: Priority) -> UUID:
+        return await _enqueue(
+            context,
+            venue_id=venue,
+            payload={"name": name},
+            priority=priority,
+            operation_type=OperationType.RECONCILE if name == "urgent" else OperationType.SYNC,
+        )
+
+    async with _serving(Worker(context, "w", run=run)):
+        long = await enqueue("long", Priority.NORMAL)
+        await _announce(context, long)
+        await _until(_is(context, long, "processing"))
+        await _announce(context, await enqueue("same", Priority.NORMAL))
+        await _announce(context, await enqueue("urgent", Priority.CRITICAL))
+        await _until(lambda: _all_completed(context))
+    assert (order[:2], sorted(order[2:])) == (["long", "urgent"], ["long", "same"])
+    assert (await _row(context, long)).attempts == 1
+
+
 async def test_one_message_too_many_does_no_harm(context: WorkerContext) -> None:
     runs: list[int] = []
 
