@@ -109,6 +109,8 @@ UNDEFINED: Final = _Missing("the value isn't there")  # in a scope, stands for a
 
 
 def _item(holder: Any, key: Any) -> Any:
+    if type(holder) is dict and type(key) is str and key in holder:  # what nearly every use is
+        return holder[key]
     if isinstance(holder, Undefined):
         return holder
     if isinstance(holder, Mapping):
@@ -170,22 +172,26 @@ def _printed(value: Any) -> str:
 
 
 def _joined(*values: Any) -> str:
-    parts = [value if type(value) is str else _printed(value) for value in values]
-    size = sum(map(len, parts))
+    size, parts = 0, []
+    for value in values:
+        part = value if type(value) is str else _printed(value)
+        size += len(part)
+        parts.append(part)
     if size > _SMALL:
         check_size(size)
     return "".join(parts)
 
 
 def _null_stays_null(function: Callable[..., Any]) -> Callable[..., Any]:
-    def filtered(value: Any, *args: Any, **kwargs: Any) -> Any:
+    def filtered(value: Any, *args: Any, **named: Any) -> Any:
         if value is None:
             return None
-        if isinstance(value, Undefined):
+        if isinstance(value, str):
+            if len(value) > _SMALL:
+                spend(len(value))
+        elif isinstance(value, Undefined):
             str(value)  # raises: a strict undefined can't be printed
-        if isinstance(value, str) and len(value) > _SMALL:
-            spend(len(value))
-        return function(value, *args, **kwargs)
+        return function(value, *args, **named) if named else function(value, *args)
 
     return filtered
 

@@ -184,37 +184,42 @@ def _json_number(value: Any) -> Any:
 # The largest number taken has 31 digits before the point; more of them than this aren't cut off quietly.
 _EXACT = Context(prec=80, traps=[Inexact])
 _ROUNDING = Context(prec=80)
+_USUAL = 10**18
 
 
 def _number(value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+    if isinstance(value, Decimal):
+        number = value
+    elif isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ExpressionError("a number was expected")
-    if isinstance(value, str) and (len(value) > 100 or "_" in value):
+    elif isinstance(value, str) and (len(value) > 100 or "_" in value):
         raise ExpressionError("a number was expected")
-    try:
-        # A float is taken as it prints, so 19.99 is 19.99 and not the nearest binary fraction.
-        number = Decimal(repr(value) if isinstance(value, float) else value)
-    except InvalidOperation:
-        raise ExpressionError("a number was expected") from None
-    if not number.is_finite() or number.adjusted() > 30 or number.adjusted() < -30:
+    else:
+        try:
+            # A float is taken as it prints, so 19.99 is 19.99 and not the nearest binary fraction.
+            number = Decimal(repr(value) if isinstance(value, float) else value)
+        except InvalidOperation:
+            raise ExpressionError("a number was expected") from None
+    if not number.is_finite() or not -31 < number.adjusted() < 31:
         raise ExpressionError("the number is out of range")
     return number
 
 
 def _minor_units(value: Any, currency: Any) -> int:
     digits = _currency(currency)
-    number = _number(value).scaleb(digits, _EXACT)
-    if number != number.to_integral_value():
+    number = _EXACT.scaleb(_number(value), digits)
+    whole = int(number)
+    if number != whole:
         raise ExpressionError(f"the amount has more than the {digits} decimals of {currency.upper()}")
-    return int(number)
+    return whole
 
 
 def _major_units(value: Any, currency: Any) -> Decimal:
-    number = _number(value)
-    if number != number.to_integral_value():
+    number = value if type(value) is int and -_USUAL < value < _USUAL else _number(value)
+    whole = int(number)
+    if number != whole:
         raise ExpressionError("an amount in minor units must be whole")
-    digits = _currency(currency)
-    return Decimal(int(number)).scaleb(-digits, _EXACT)
+    return _EXACT.scaleb(Decimal(whole), -_currency(currency))
 
 
 def _rounded(value: Any, digits: Any) -> Decimal:
