@@ -394,7 +394,7 @@ VARIABLES: tuple[Variable, ...] = (
         _number(2, 1000),
         "15",
         "How many connections one API process has to each database at most, besides 5 that only read. A "
-        "worker has two for each operation and 5 more, the scheduler 16.",
+        "worker has two for each operation and 5 more, the scheduler 20.",
     ),
     Variable("REDIS_URL", _redis_url, None, "Redis or Valkey. Unset: `hub dev` starts one of its own."),
     Variable("REDIS_HOST", _text, None, "Redis' host, instead of `REDIS_URL`, with these two."),

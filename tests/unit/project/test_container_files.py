@@ -202,6 +202,12 @@ def test_postgresql_takes_all_their_connections() -> None:
     assert api + workers + SCHEDULER_CONNECTIONS + 2 + 3 < most  # a migration's, and PostgreSQL's own
 
 
+def test_documents_say_how_many_connections_a_scheduler_has() -> None:
+    [said] = [variable.about for variable in VARIABLES if variable.name == "HUB_API_CONNECTIONS"]
+    assert said.endswith(f"the scheduler {SCHEDULER_CONNECTIONS}.")
+    assert f"| scheduler | {SCHEDULER_CONNECTIONS} |" in (ROOT / "docs/how-to/scale-out.md").read_text()
+
+
 def test_a_proxy_on_the_machine_is_believed() -> None:
     [network] = COMPOSE["networks"]["hub"]["ipam"]["config"]
     assert filled_in(HUB["api"]["environment"]["FORWARDED_ALLOW_IPS"]) == network["gateway"]
