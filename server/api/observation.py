@@ -14,7 +14,8 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from server.api.errors import request_id, shown_path
-from server.api.guards import Caller
+from server.api.guards import Caller, identify_scope
+from server.errors import UnauthorizedError
 from server.telemetry import traces
 from server.telemetry.logs import say
 from server.telemetry.metrics import REQUEST_SECONDS
@@ -81,10 +82,16 @@ class Observation:
 
 
 def _parent(scope: HTTPScope) -> str | None:
-    """Return the trace that a caller goes on with; of those without a token nobody's word is taken."""
-    headers = dict(scope["headers"])
-    given = headers.get(b"traceparent") if b"authorization" in headers else None
-    return given.decode("latin-1") if given else None
+    """Return the trace that a caller goes on with; of those without a good token nobody's word is taken."""
+    given = dict(scope["headers"]).get(b"traceparent")
+    context = scope["litestar_app"].state.get("context")
+    if given is None or context is None:
+        return None
+    try:
+        identify_scope(scope, context.settings)
+    except UnauthorizedError:
+        return None
+    return given.decode("latin-1")
 
 
 def _describe(span: Any, scope: HTTPScope, status: int) -> None:

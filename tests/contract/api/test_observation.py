@@ -378,11 +378,14 @@ async def test_spans_hold_no_secret_and_no_record(
         assert not span.events
 
 
-async def test_a_trace_of_a_stranger_is_not_gone_on_with(hub: Hub, spans: InMemorySpanExporter) -> None:
+@pytest.mark.parametrize("token", [{}, {"Authorization": "Bearer nonsense"}], ids=["none", "no good one"])
+async def test_a_trace_of_a_stranger_is_not_gone_on_with(
+    hub: Hub, spans: InMemorySpanExporter, token: dict[str, str]
+) -> None:
     await hub.http.get(
         f"{API}/health/stripe",
         params={"venueId": str(OURS)},
-        headers={"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"},
+        headers={**token, "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"},
     )
     [span] = spans.get_finished_spans()
     assert span.parent is None
