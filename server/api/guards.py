@@ -24,7 +24,7 @@ from server.errors import ForbiddenError, InvalidTokenError, TokenExpiredError, 
 from server.settings import Settings
 
 ADMIN, VENUE_ADMIN, USER = "admin", "venue_admin", "user"
-LONGEST_ID = 255  # characters: what the audit log keeps
+LONGEST_ID, LONGEST_ROLE = 255, 50  # characters: what the audit log keeps
 KEPT_SECONDS = 60.0  # how long a token isn't verified again, at the most: never past its end
 MOST_KEPT = 10_000  # tokens
 IDENTIFIED = "caller"  # in a request's state: whom its token names, when that was looked at already
@@ -135,7 +135,9 @@ def _verify_token(token: str, settings: Settings) -> tuple[Caller, int]:
     try:
         if not isinstance(identity, str | int) or not isinstance(role, str):
             raise ValueError
-        if len(str(identity)) > LONGEST_ID:
+        if len(str(identity)) > LONGEST_ID or len(role) > LONGEST_ROLE:
+            raise ValueError
+        if not f"{identity}{role}".isprintable():  # no database keeps all of what isn't
             raise ValueError
         caller = Caller(
             id=str(identity),

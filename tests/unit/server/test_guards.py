@@ -59,6 +59,16 @@ def test_another_token_is_verified_by_itself(verified: list[str]) -> None:
     assert verified == texts
 
 
+@pytest.mark.parametrize(
+    "claims",
+    [{"role": "r" * 51}, {"role": "admin\0"}, {"userId": "a\0"}, {"userId": "\ud800"}, {"userId": "i" * 256}],
+    ids=["long role", "role with NUL", "id with NUL", "id with half a character", "long id"],
+)
+def test_names_that_the_audit_log_cannot_keep_are_refused(claims: dict[str, str]) -> None:
+    with pytest.raises(InvalidTokenError):
+        read_token(token(**claims), settings())
+
+
 @pytest.mark.parametrize("changed", [-1, -20, -60])
 def test_one_changed_character_is_another_token(changed: int) -> None:
     text = token()
