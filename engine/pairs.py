@@ -8,13 +8,14 @@ copy, or what its two types need. `write_pairs(pairs_of(mappings), [mappings], â
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from engine.diagnostics import did_you_mean, listed, nearest
 from engine.errors import ExpressionError
 from engine.expressions import Path
 from engine.fields import Field, declared_field
+from engine.healing import HealPlan, plan_heal
 from engine.lint import made_up
 from engine.manifest import Connector, Entity, Platform, Resource, unsent_fields
 from engine.mapping import COPY, compile_mapping
@@ -81,12 +82,27 @@ class PairFault:
 
 @dataclass(frozen=True, slots=True)
 class GonePair:
-    """A pair one of whose fields isn't known any more; `proposal` is the nearest one that is free."""
+    """A pair one of whose fields isn't known any more; `proposal` is the free one most like it.
+
+    `plan` says what became of the field, with paths of its own side; None when its whole resource is gone.
+    """
 
     source: str
     target: str
     gone: str
     proposal: str | None
+    plan: HealPlan | None = None
+
+    @property
+    def side(self) -> str:
+        """The entity or the resource whose field is gone."""
+        return self.gone.partition(".")[0]
+
+    @property
+    def successor(self) -> str | None:
+        """The field that takes its place by itself, as pairs write it, or None."""
+        found = self.plan.successor if self.plan else None
+        return f"{self.side}.{found}" if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +217,16 @@ def without_pairs(mappings: Sequence[Written], left_out: Collection[tuple[str, s
     return made
 
 
-def gone_pairs(mappings: Sequence[Written], connector: Connector, platform: Platform) -> list[GonePair]:
-    """Return the pairs one of whose fields isn't known any more, with the nearest free field of its side."""
+def gone_pairs(
+    mappings: Sequence[Written],
+    connector: Connector,
+    platform: Platform,
+    observed: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[GonePair]:
+    """Return the pairs one of whose fields isn't known any more, with what became of it.
+
+    `observed` are types of fields that records of theirs had, by resource and path.
+    """
     pairs = pairs_of(mappings)
     targets = {target for each in pairs.values() for target in each}
     found: dict[tuple[str, str], GonePair] = {}
@@ -213,14 +237,43 @@ def gone_pairs(mappings: Sequence[Written], connector: Connector, platform: Plat
             gone = rule.source if entity is None else rule.target
             found[key] = GonePair(*key, gone, None)
         elif rule.field != "id" and rule.field not in entity.fields and not made_up(rule.options):
-            free = [name for name in entity.fields if f"{rule.entity}.{name}" not in pairs]
-            near = nearest(rule.field, free)
-            found[key] = GonePair(*key, rule.source, f"{rule.entity}.{near}" if near else None)
+            free = [each for name, each in entity.fields.items() if f"{rule.entity}.{name}" not in pairs]
+            plan = plan_heal(rule.field, free, resource=rule.entity)
+            found[key] = GonePair(*key, rule.source, _proposal(plan, rule.entity, free), plan)
         elif not _is_known(rule, resource):
-            free = [path for path in resource.fields if f"{rule.resource}.{path}" not in targets]
-            near = nearest(rule.path, free)
-            found[key] = GonePair(*key, rule.target, f"{rule.resource}.{near}" if near else None)
+            free = [
+                each for path, each in resource.fields.items() if f"{rule.resource}.{path}" not in targets
+            ]
+            was = (observed or {}).get(rule.resource, {}).get(rule.path)
+            plan = plan_heal(rule.path, free, old_type=was, renamed=resource.renamed, resource=rule.resource)
+            found[key] = GonePair(*key, rule.target, _proposal(plan, rule.resource, free), plan)
     return list(found.values())
+
+
+def _proposal(plan: HealPlan, side: str, free: Sequence[Field]) -> str | None:
+    """Return the likeliest field as pairs write it; what nothing is like may be a slip of the pen."""
+    likely = plan.proposals[0].path if plan.proposals else nearest(plan.field, [each.path for each in free])
+    return f"{side}.{likely}" if likely else None
+
+
+def moved(mappings: Sequence[Written], gone: GonePair, to: str) -> list[dict[str, Any]]:
+    """Return mappings whose rules of a pair name `to`, as pairs write it, for the field that is gone."""
+    _, _, path = to.partition(".")
+    made = []
+    for mapping in mappings:
+        rules: list[Rule] = []
+        head = dict(mapping)
+        for rule in rules_of([mapping]):
+            if (rule.source, rule.target) != (gone.source, gone.target):
+                rules.append(rule)
+            elif gone.gone == gone.target:
+                written = path if isinstance(rule.written, str) else {**rule.written, "path": path}
+                rules.append(replace(rule, path=path, written=written))
+            else:
+                head |= {"match_on": path} if mapping.get("match_on") == rule.field else {}
+                rules.append(replace(rule, field=path))
+        made.append(_mapping(head, rules))
+    return made
 
 
 # ---- writing -----------------------------------------------------------------------------------------

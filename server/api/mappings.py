@@ -10,7 +10,7 @@ from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter
 from msgspec import Meta, Struct
 
-from engine.pairs import pairs_of
+from engine.pairs import GonePair, pairs_of
 from server.api.dependencies import Acting, Shared
 from server.api.described import good
 from server.api.errors import error_answers
@@ -214,6 +214,15 @@ class TrialAnswer(Struct, frozen=True):
     success: Literal[True] = True
 
 
+class Successor(Struct, frozen=True):
+    """A field that may have taken another's place."""
+
+    path: Annotated[str, Meta(description="The field, as pairs write it.")]
+    score: Annotated[float, Meta(description="How likely it is, from 0 to 1.")]
+    evidence: Annotated[list[str], Meta(description="What speaks for it, in sentences.")]
+    doubts: Annotated[list[str], Meta(description="What speaks against it.")]
+
+
 class Proposal(Struct, frozen=True):
     """A pair whose field isn't known any more, and the field most like it, which nobody has mapped."""
 
@@ -221,10 +230,25 @@ class Proposal(Struct, frozen=True):
     target: str
     gone: str
     proposal: str | None
+    proposals: Annotated[list[Successor], Meta(description="All that are like it, the likeliest first.")]
+    protected: Annotated[
+        Literal["money", "identity", "consent"] | None,
+        Meta(description="Why a person decides whatever the evidence; null when it isn't for such a reason."),
+    ]
+
+
+class MovedPair(Struct, frozen=True):
+    """A pair that names the field which surely took the place of the one that is gone."""
+
+    source: str
+    target: str
+    gone: str
+    to: Annotated[str, Meta(description="The field that took its place.")]
 
 
 class HealReport(Struct, frozen=True):
     checked: int
+    applied: Annotated[list[MovedPair], Meta(description="Pairs that were healed by themselves; undo does.")]
     broken: list[Proposal]
     mended: Annotated[list[list[str]], Meta(description="Pairs that were broken and no longer are.")]
 
@@ -515,8 +539,10 @@ async def reset_mappings(
     f"{MAPPINGS}/mappings/heal",
     operation_id="healMappings",
     summary="Look for mapped fields that are gone",
-    description="Pairs one of whose fields isn't known any more are marked and left out of syncs. The field "
-    "most like it is proposed; nothing is mapped anew by itself, and nothing is removed.",
+    description="Pairs one of whose fields isn't known any more are marked and left out of syncs, and the "
+    "fields most like it are proposed with reasons: accept one, or map it anew. One that is surely the same "
+    "takes its place by itself when recent records of both sides agree, never for money, identity and "
+    "consent. Nothing is removed, and each change is a version that can be undone.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,
@@ -533,12 +559,22 @@ async def reset_mappings(
                     "out of syncs until somebody maps them anew; nothing was removed",
                     "data": {
                         "checked": 12,
+                        "applied": [],
                         "broken": [
                             {
                                 "source": "customer.email",
                                 "target": "customer.email_adress",
                                 "gone": "customer.email_adress",
                                 "proposal": "customer.email_address",
+                                "proposals": [
+                                    {
+                                        "path": "customer.email_address",
+                                        "score": 0.72,
+                                        "evidence": ["the names share `email`"],
+                                        "doubts": [],
+                                    }
+                                ],
+                                "protected": "identity",
                             }
                         ],
                         "mended": [],
@@ -559,9 +595,29 @@ async def heal_mappings(
 ) -> HealAnswer:
     request.user.require(data.venue_id)
     healed = await mappings.heal(context, actor, Asked(data.venue_id, provider, if_match))
-    broken = [Proposal(each.source, each.target, each.gone, each.proposal) for each in healed.broken]
-    report = HealReport(healed.checked, broken, [list(pair) for pair in healed.mended])
+    applied = [
+        MovedPair(each.gone.source, each.gone.target, each.gone.gone, each.to) for each in healed.moved
+    ]
+    broken = [_proposal(each) for each in healed.broken]
+    report = HealReport(healed.checked, applied, broken, [list(pair) for pair in healed.mended])
     return HealAnswer(healed.message, report)
+
+
+def _proposal(gone: GonePair) -> Proposal:
+    proposals = gone.plan.proposals if gone.plan else ()
+    return Proposal(
+        gone.source,
+        gone.target,
+        gone.gone,
+        gone.proposal,
+        [
+            Successor(
+                f"{gone.side}.{each.path}", round(each.score, 3), list(each.evidence), list(each.doubts)
+            )
+            for each in proposals
+        ],
+        gone.plan.protected if gone.plan else None,
+    )
 
 
 @get(

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from engine.diagnostics import listed
 from engine.errors import HubError
 from engine.fields import FieldCatalog
+from engine.manifest import Connector
 from engine.mapping import COPY, MappingScope
 from engine.mapping import Mapping as FieldMapping
 from engine.pairs import (
@@ -32,6 +33,7 @@ from engine.pairs import (
     compile_pairs,
     gone_pairs,
     known_fields,
+    moved,
     pairs_of,
     rules_of,
     without_pairs,
@@ -59,7 +61,7 @@ from server.errors import (
     StaleError,
     TemplateNotFoundError,
 )
-from server.services import audit, operations, outbox, venues
+from server.services import audit, drift, operations, outbox, shadow, venues
 from server.services.audit import Actor
 from server.services.integrations import get_integration, read_venue
 from server.services.paging import Page
@@ -266,30 +268,66 @@ async def restore(context: Context, actor: Actor, asked: Asked, version: int | N
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A pair that names another field now, `to`, because `gone` isn't known any more."""
+
+    gone: GonePair
+    to: str
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.gone.plan
+        best = (
+            next((each for each in plan.proposals if self.to.endswith(f".{each.path}")), None)
+            if plan
+            else None
+        )
+        return {
+            "source": self.gone.source,
+            "target": self.gone.target,
+            "gone": self.gone.gone,
+            "to": self.to,
+            "evidence": list(best.evidence) if best else [],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Healed:
     """What looking at every mapped field came to."""
 
     checked: int
     broken: tuple[GonePair, ...]
     mended: tuple[tuple[str, str], ...]  # marked as broken before, and there again
+    moved: tuple[Moved, ...] = ()
 
     @property
     def message(self) -> str:
+        moved = f"; {len(self.moved)} name the field that took another's place" if self.moved else ""
         if not self.broken:
             again = f"; {len(self.mended)} that were gone are there again" if self.mended else ""
-            return f"Mappings healed successfully: all {self.checked} mapped pairs are known{again}"
+            return f"Mappings healed successfully: all {self.checked} mapped pairs are known{moved}{again}"
         return (
             f"{len(self.broken)} of {self.checked} mapped pairs have a field that isn't known any more. "
-            "They are left out of syncs until somebody maps them anew; nothing was removed"
+            f"They are left out of syncs until somebody maps them anew; nothing was removed{moved}"
         )
 
 
 async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
-    """Look at every mapped field: mark the pairs whose field is gone, and unmark those that are back.
+    """Look at every mapped field whether it is known: one that surely took another's place is mapped for it,
+    and other pairs whose field is gone are marked; those that are back are unmarked. Nothing is removed.
 
-    Nothing is mapped anew by itself, and nothing is removed. Raises what `_change` does.
+    What was healed before and undone isn't done again, nor what recent records of both sides deny, or what
+    couldn't be tried on them. Raises what `_change` does.
     """
     connector = context.catalog.connector(asked.provider)
+    async with context.sessions() as session:
+        types = await _observed_types(session, asked, connector)
+        undone = await _moved_before(session, asked)
+        integration = await session.scalar(
+            select(IntegrationConfig).filter_by(venue_id=asked.venue_id, integration_type=asked.provider)
+        )
+    shadows: dict[tuple[str, str], shadow.Shadow] = {}
+    if integration is not None:
+        undone |= await _denied(context, asked, integration, types, undone, shadows)
     found: list[Healed] = []
 
     def make(now: Current | None) -> Change | None:
@@ -297,27 +335,179 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
             raise TemplateNotFoundError(
                 f"this `{asked.provider}` integration has no mapping: apply a template"
             )
-        gone = gone_pairs(now.mappings, connector, context.catalog.platform)
-        names = {(each.source, each.target) for each in gone}
-        mended = tuple(pair for pair in now.broken if pair not in names)
+        gone = gone_pairs(now.mappings, connector, context.catalog.platform, types)
         checked = sum(len(targets) for targets in now.pairs.values())
-        found.append(Healed(checked, tuple(gone), mended))
-        broken = {(each.source, each.target): _why(each) for each in gone}
-        if broken == now.broken:
+        tried = [each for each in gone if (each.source, each.target) in shadows]
+        mappings, made = _move_sure(context.catalog, connector, now.mappings, gone, tried, undone)
+        left = [each for each in gone if each not in [one.gone for one in made]]
+        names = {(each.source, each.target) for each in left}
+        moved_names = {(each.gone.source, each.gone.target) for each in made}
+        mended = tuple(pair for pair in now.broken if pair not in names | moved_names)
+        found.append(Healed(checked, tuple(left), mended, tuple(made)))
+        broken = {(each.source, each.target): _why(each) for each in left}
+        if broken == now.broken and not made:
             return None
         plan = {
+            "applied": [
+                {
+                    **each.to_json(),
+                    "shadow": shadows[each.gone.source, each.gone.target].to_json(),
+                }
+                for each in made
+            ],
             "broken": [
-                {"source": each.source, "target": each.target, "proposal": each.proposal} for each in gone
+                {
+                    "source": each.source,
+                    "target": each.target,
+                    "proposal": each.proposal,
+                    "plan": each.plan.as_dict() if each.plan else None,
+                }
+                for each in left
             ],
             "mended": [{"source": source, "target": target} for source, target in mended],
         }
-        details = {"broken": len(gone), "mended": len(mended)}
-        return Change(Current(now.mappings, now.template, broken=broken), "healed", details, plan)
+        details = {"broken": len(left), "mended": len(mended)}
+        return Change(Current(mappings, now.template, broken=broken), "healed", details, plan)
 
     await _change(context, actor, asked, make)
     for each in found[-1].broken:
         HEALS.add(asked.provider, "proposed" if each.proposal else "broken")
+    for _ in found[-1].moved:
+        HEALS.add(asked.provider, "applied")
     return found[-1]
+
+
+async def try_successor(context: Context, asked: Asked, source: str, target: str, to: str) -> shadow.Shadow:
+    """Try on recent records what `accept` would do. Raises NotFoundError when the pair isn't broken."""
+    connector = context.catalog.connector(asked.provider)
+    async with context.sessions() as session:
+        now = await look(context, session, asked.venue_id, asked.provider)
+    gone = gone_pairs(now.mappings, connector, context.catalog.platform)
+    pair = next((each for each in gone if (each.source, each.target) == (source, target)), None)
+    if pair is None:
+        raise NotFoundError(f"`{source}` and `{target}` are no pair whose field is gone")
+    return await shadow.try_out(context, asked.venue_id, asked.provider, now.mappings, pair, to)
+
+
+async def accept(context: Context, actor: Actor, asked: Asked, source: str, target: str, to: str) -> Current:
+    """Let a pair whose field is gone name `to` for it, as a person decided.
+
+    Raises NotFoundError when the pair isn't one of those, MappingInvalidError when `to` can't take its place,
+    and what `_change` does.
+    """
+    connector, platform = context.catalog.connector(asked.provider), context.catalog.platform
+
+    def make(now: Current | None) -> Change:
+        gone = gone_pairs(now.mappings, connector, platform) if now else []
+        pair = next((each for each in gone if (each.source, each.target) == (source, target)), None)
+        if now is None or pair is None:
+            raise NotFoundError(f"`{source}` and `{target}` are no pair whose field is gone")
+        other = pair.target if pair.gone == pair.source else pair.source
+        if not to.startswith(f"{pair.side}."):
+            fault = PairFault(
+                source, target, f"what takes the place of `{pair.gone}` is a field of `{pair.side}`"
+            )
+            raise _invalid([fault], 1)
+        mappings = tuple(moved(now.mappings, pair, to))
+        still = {(each.source, each.target) for each in gone_pairs(mappings, connector, platform)}
+        broken = {key: why for key, why in now.broken.items() if key != (source, target)}
+        pairs = {(to, other) if pair.gone == pair.source else (other, to)}
+        if pairs & still:
+            raise _invalid([PairFault(source, target, f"`{to}` isn't known")], 1)
+        left_out = broken.keys() | still
+        faults = compile_pairs(without_pairs(mappings, left_out), connector, platform)[1]
+        if faults:
+            raise _invalid(faults, len(faults))
+        plan = {"applied": [Moved(pair, to).to_json()], "broken": [], "mended": []}
+        details = {"broken": len(broken), "mended": 1}
+        return Change(Current(mappings, now.template, broken=broken), "healed", details, plan)
+
+    return await _change(context, actor, asked, make)
+
+
+def _move_sure(
+    catalog: Catalog,
+    connector: Connector,
+    mappings: tuple[Written, ...],
+    gone: Sequence[GonePair],
+    tried: Sequence[GonePair],
+    undone: Collection[tuple[str, str, str]],
+) -> tuple[tuple[Written, ...], list[Moved]]:
+    """Let pairs name what surely took their field's place, as far as the mapping can be worked with it."""
+    made: list[Moved] = []
+    others = {(each.source, each.target) for each in gone}
+    for each in tried:
+        to = each.successor
+        if to is None or (each.source, each.target, to) in undone:
+            continue
+        others.discard((each.source, each.target))
+        fresh = tuple(moved(mappings, each, to))
+        if compile_pairs(without_pairs(fresh, others), connector, catalog.platform)[1]:
+            others.add((each.source, each.target))
+            continue
+        mappings, made = fresh, [*made, Moved(each, to)]
+    return mappings, made
+
+
+async def _denied(
+    context: Context,
+    asked: Asked,
+    integration: IntegrationConfig,
+    types: Mapping[str, Mapping[str, str]],
+    undone: Collection[tuple[str, str, str]],
+    shadows: dict[tuple[str, str], shadow.Shadow],
+) -> set[tuple[str, str, str]]:
+    """Try on recent records what is sure; returns what they deny, and fills in what came of the others."""
+    connector = context.catalog.connector(asked.provider)
+    try:
+        now = current(context.catalog, integration)
+    except TemplateNotFoundError:
+        return set()
+    denied = set()
+    for each in gone_pairs(now.mappings, connector, context.catalog.platform, types):
+        to = each.successor
+        if to is None or (each.source, each.target, to) in undone:
+            continue
+        try:
+            tried = await shadow.try_out(context, asked.venue_id, asked.provider, now.mappings, each, to)
+        except HubError:
+            denied.add((each.source, each.target, to))
+            continue
+        shadows[each.source, each.target] = tried
+        if tried.denies:
+            denied.add((each.source, each.target, to))
+    return denied
+
+
+async def _observed_types(
+    session: AsyncSession, asked: Asked, connector: Connector
+) -> dict[str, dict[str, str]]:
+    return {
+        resource: {
+            path: each.type
+            for path, each in (
+                await drift.observed(session, asked.venue_id, asked.provider, resource)
+            ).items()
+        }
+        for resource in connector.resources
+    }
+
+
+async def _moved_before(session: AsyncSession, asked: Asked) -> set[tuple[str, str, str]]:
+    """Return what was healed in earlier versions: when it is to be healed again, somebody undid it."""
+    plans = await session.scalars(
+        select(MappingVersion.heal_plan).where(
+            MappingVersion.venue_id == asked.venue_id,
+            MappingVersion.integration_type == asked.provider,
+            MappingVersion.heal_plan.is_not(None),
+        )
+    )
+    return {
+        (each["source"], each["target"], each["to"])
+        for plan in plans
+        if plan is not None
+        for each in plan.get("applied", ())
+    }
 
 
 def _why(gone: GonePair) -> str:

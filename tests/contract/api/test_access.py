@@ -61,6 +61,8 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("POST", f"{API}/mappings/stripe/mappings/apply-template", "body", MANAGE, 404),
     ("POST", f"{API}/mappings/stripe/mappings/reset", "body", MANAGE, 404),
     ("POST", f"{API}/mappings/stripe/mappings/heal", "body", MANAGE, 404),
+    ("GET", f"{API}/mappings/stripe/observed", "query", READ, 404),
+    ("GET", f"{API}/mappings/stripe/drift", "query", READ, 404),
     ("GET", f"{API}/mappings/stripe/mappings/history", "query", READ, 404),
     ("POST", f"{API}/mappings/stripe/mappings/undo", "body", MANAGE, 404),
     ("GET", f"{API}/webhooks/stripe/events", "query", READ, 200),

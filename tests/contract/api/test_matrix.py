@@ -41,6 +41,8 @@ MORE: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", f"{_MAPPINGS}/fields", "nowhere", READ, 200),
     ("PUT", f"{_MAPPINGS}/mappings", "body", MANAGE, 404),
     ("POST", f"{_MAPPINGS}/mappings/test", "body", MANAGE, 404),
+    ("POST", f"{_MAPPINGS}/mappings/heal/try", "body", MANAGE, 404),
+    ("POST", f"{_MAPPINGS}/mappings/heal/accept", "body", MANAGE, 404),
     ("PUT", f"{API}/stripe/webhook", "body", MANAGE, 404),
     ("POST", f"{API}/venue/{{venue_id:uuid}}/erase", "path", MANAGE, 400),  # confirmed with another's id
     ("GET", f"{_SYNC}/{{sync_id:uuid}}", "record", READ, 200),
@@ -56,7 +58,10 @@ MORE: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", "/ready", "nowhere", ALL, 200),
 )
 _PAIRS = {"customer.email": "customer.email"}
+_SUCCESSOR = {"source": "event.name", "target": "product.titel", "to": "product.name"}
 BODIES: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("POST", f"{_MAPPINGS}/mappings/heal/try"): _SUCCESSOR,
+    ("POST", f"{_MAPPINGS}/mappings/heal/accept"): _SUCCESSOR,
     ("PUT", f"{_MAPPINGS}/mappings"): {"mappings": _PAIRS},
     ("POST", f"{_MAPPINGS}/mappings/test"): {"mappings": _PAIRS, "sampleData": {}},
     ("PUT", f"{API}/stripe/webhook"): {"secret": "12345678"},

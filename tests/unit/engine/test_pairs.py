@@ -10,7 +10,15 @@ import pytest
 from engine.documents import read_document
 from engine.manifest import Connector, Platform, load_connector, load_platform
 from engine.mapping import MappingScope
-from engine.pairs import compile_pairs, gone_pairs, known_fields, pairs_of, without_pairs, write_pairs
+from engine.pairs import (
+    compile_pairs,
+    gone_pairs,
+    known_fields,
+    moved,
+    pairs_of,
+    without_pairs,
+    write_pairs,
+)
 
 ROOT = FilePath(__file__).parents[3]
 TEMPLATES = sorted((ROOT / "mapping-templates").glob("*/*.yaml"))
@@ -186,8 +194,26 @@ def test_what_is_gone_on_either_side(stripe: Connector, platform: Platform) -> N
         ("event.nmae", "event.nmae", "event.name"),
         ("event.url", "product.urls", "product.url"),
         ("customer.email", "buyer.email", None),
-        ("customer.telephone_number", "customer.telephone_number", None),
+        ("customer.telephone_number", "customer.telephone_number", "customer.phone"),
     ]
+
+
+def test_the_one_that_is_surely_the_same_takes_its_place(stripe: Connector, platform: Platform) -> None:
+    own = {"path": "statementDescriptor", "push": "{{ value | string }}"}
+    mappings = [{**BASE[0], "fields": {"name": "name", "capacity": own}}]
+    [gone] = gone_pairs(mappings, stripe, platform)
+    assert (gone.gone, gone.successor) == ("product.statementDescriptor", "product.statement_descriptor")
+    [made] = moved(mappings, gone, "product.statement_descriptor")
+    assert made == {**BASE[0], "fields": {"name": "name", "capacity": {**own, "path": "statement_descriptor"}}}
+    assert gone_pairs([made], stripe, platform) == []
+
+
+def test_a_field_of_ours_is_renamed_where_it_pairs_records_too(stripe: Connector, platform: Platform) -> None:
+    mappings = [{**BASE[1], "match_on": "mail", "fields": {"mail": "email", "phone": "phone"}}]
+    [gone] = gone_pairs(mappings, stripe, platform)
+    assert (gone.gone, gone.successor) == ("customer.mail", None)  # whose address it is, a person says
+    [made] = moved(mappings, gone, "customer.email")
+    assert (made["match_on"], made["fields"]) == ("email", {"email": "email", "phone": "phone"})
 
 
 def test_a_mapping_whose_resource_is_gone_is_told_and_the_others_compiled(
