@@ -40,6 +40,7 @@ ENTITY_NAMES: Mapping[str, str] = {
     entity: name for name, entities in SYNC_TYPES.items() for entity in entities or ()
 }
 POLL_SECONDS = 0.25
+EARLIEST, LATEST = date(1970, 1, 1), date(2999, 12, 31)  # days that every provider can be asked about
 FAILED = (OperationStatus.FAILED, OperationStatus.DEAD_LETTER)
 
 
@@ -159,11 +160,18 @@ def _dates(start: date | None, end: date | None, complete: bool) -> dict[str, st
         raise InvalidRequestError(
             "a complete sync looks at all there is", [Detail("options.complete", "not together with dates")]
         )
+    named = {"startDate": start, "endDate": end}
+    problems = [
+        Detail(f"options.{name}", f"it must be from {EARLIEST} to {LATEST}")
+        for name, day in named.items()
+        if day is not None and not EARLIEST <= day <= LATEST
+    ]
+    if problems:
+        raise InvalidRequestError("nothing changed on such a day", problems)
     if start and end and end < start:
         raise InvalidRequestError(
             "the dates are in the wrong order", [Detail("options.endDate", "comes before `startDate`")]
         )
-    named = {"startDate": start, "endDate": end}
     return {name: day.isoformat() for name, day in named.items() if day is not None}
 
 

@@ -174,6 +174,9 @@ async def test_older_callers_options_are_taken(hub: Hub) -> None:
         ({"startDate": "2025-01-02", "endDate": "2025-01-01"}, "options.endDate"),
         ({"startDate": "2025-01-02", "complete": True}, "options.complete"),
         ({"endDate": "2025-01-02", "complete": True}, "options.complete"),
+        ({"endDate": "9999-12-31"}, "options.endDate"),
+        ({"endDate": "3000-01-01"}, "options.endDate"),
+        ({"startDate": "1969-12-31"}, "options.startDate"),
     ],
 )
 async def test_dates_that_make_no_sense_are_named(hub: Hub, options: dict[str, Any], field: str) -> None:
