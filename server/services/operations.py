@@ -112,6 +112,7 @@ class Claim:
     fencing_token: int
     lease: timedelta
     queued_at: datetime | None = field(default=None, compare=False)
+    revivals: int = 0  # how often it ended badly and was queued again
 
 
 @dataclass(frozen=True, slots=True)
@@ -838,6 +839,7 @@ def _claim_statement(lanes: frozenset[str]) -> Update:
             _OP.queued_at,
             _OP.started_at,
             _OP.fencing_token,
+            _OP.revivals,
         )
     )
 

@@ -59,7 +59,7 @@ from server.errors import (
 )
 from server.host import SqlHost
 from server.metering import Usage
-from server.services import breaker, drift, lookups, mappings, outbox, quotas, webhooks
+from server.services import breaker, drift, lookups, mappings, operations, outbox, quotas, webhooks
 from server.services.breaker import Heard
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
@@ -296,13 +296,14 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
     claim = run.claim
     connector = context.catalog.connector(claim.provider)
     async with context.sessions() as session:
-        events = await webhooks.waiting(session, claim.venue_id, claim.provider)
+        events = await webhooks.waiting(
+            session, claim.venue_id, claim.provider, revived=_revived_event(claim)
+        )
     if not events or connector.webhooks is None:
         return
     told, looked, outcomes = webhooks.sorted_out(connector.webhooks, events)
     if webhooks.ends_connection(connector.webhooks, events):
-        async with context.sessions.begin() as session:
-            await webhooks.settle(session, [event.id for event in events], WebhookStatus.PROCESSED)
+        await _settle(context, claim, {(WebhookStatus.PROCESSED, None): [event.id for event in events]})
         raise AuthenticationError("its owner took back what was allowed")
     try:
         syncs = await _Syncs.open(context, run)
@@ -325,18 +326,32 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
         raise  # whoever goes on with the operation finds the events waiting
     except HubError as error:
         status = WebhookStatus.PENDING if error.retryable else WebhookStatus.FAILED
-        async with context.sessions.begin() as session:
-            await webhooks.settle(session, [event.id for event in events], status, error.message)
+        await _settle(context, claim, {(status, error.message): [event.id for event in events]})
         raise
     failures = {
         (step.resource, failure.record_id): failure.message
         for step in run.steps.values()
         for failure in step.failures
     }
+    pulled = {step.mapping.resource for step in steps}
+    await _settle(context, claim, webhooks.grouped(outcomes, pulled, failures))
+
+
+def _revived_event(claim: Claim) -> UUID | None:
+    """Return the event of an operation that ended badly and is worked again."""
+    event_id = claim.payload.get("webhookId")
+    return UUID(event_id) if claim.revivals and event_id else None
+
+
+async def _settle(
+    context: WorkerContext,
+    claim: Claim,
+    outcomes: Mapping[tuple[WebhookStatus, str | None], Sequence[UUID]],
+) -> None:
+    """Write down what became of events; raises LeaseLostError when somebody else works them by now."""
     async with context.sessions.begin() as session:
-        for (status, why), ids in webhooks.grouped(
-            outcomes, {step.mapping.resource for step in steps}, failures
-        ).items():
+        await operations.confirm(session, claim)
+        for (status, why), ids in outcomes.items():
             await webhooks.settle(session, ids, status, why)
 
 

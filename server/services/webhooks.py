@@ -15,9 +15,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import TextClause, func, select, text, tuple_, update
+from sqlalchemy import ColumnElement, TextClause, exists, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from engine.manifest import Webhooks
 from engine.signatures import Delivery
@@ -287,7 +288,7 @@ async def _note_conflicts(session: AsyncSession, known: Sequence[Mapping[str, An
     )
     before = {(provider, external_id): digest for provider, external_id, digest in rows}
     others = {
-        row["payload_hash"]: {
+        (row["integration_type"], row["external_id"], row["payload_hash"]): {
             **row,
             "external_id": f"{row['external_id']}:{row['payload_hash'][:16]}",
             "status": WebhookStatus.IGNORED,
@@ -520,11 +521,28 @@ async def _queue_again(session: AsyncSession, event: Webhook, actor: Actor) -> O
 # --- as workers see it
 
 
-async def waiting(session: AsyncSession, venue_id: UUID, provider: str) -> Sequence[Webhook]:
-    """Return an integration's events that wait, the oldest first."""
+async def waiting(
+    session: AsyncSession, venue_id: UUID, provider: str, *, revived: UUID | None = None
+) -> Sequence[Webhook]:
+    """Return an integration's events that wait, the oldest first.
+
+    `revived` is the event of an operation that failed and is worked again: with it come all that failed with
+    it, since theirs ended without anything left to do.
+    """
+    wanted: ColumnElement[bool] = Webhook.status == WebhookStatus.PENDING
+    if revived is not None:
+        own = aliased(Webhook)
+        together = (
+            (own.id == revived)
+            & (own.status == WebhookStatus.FAILED)
+            & ((own.id == Webhook.id) | (own.processed_at == Webhook.processed_at))
+            & (own.error == Webhook.error)
+        )
+        wanted |= (Webhook.status == WebhookStatus.FAILED) & exists().where(together)
     rows = await session.scalars(
         select(Webhook)
-        .filter_by(venue_id=venue_id, integration_type=provider, status=WebhookStatus.PENDING)
+        .filter_by(venue_id=venue_id, integration_type=provider)
+        .where(wanted)
         .order_by(Webhook.received_at)
         .limit(WORKED_AT_ONCE)
     )

@@ -34,7 +34,7 @@ from server.db.models import (
     WebhookStatus,
 )
 from server.demo.generate import SCHEMA
-from server.services import operations, webhooks
+from server.services import operations, recovery, webhooks
 from server.services.audit import Actor
 from server.services.runs import Run, run_operation
 from server.services.webhooks import UNKNOWN_TYPE, Arrival
@@ -603,6 +603,53 @@ async def test_a_provider_that_is_away_is_asked_again(
     assert await customers(context) == {"ana@example.com": "Ana"}
     assert (await outcomes(context))["customer.created"] == (WebhookStatus.PROCESSED, None)
     assert operation.status is not OperationStatus.PROCESSING
+
+
+async def test_an_operation_that_failed_and_is_tried_again_works_all_that_failed_with_it(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ids = [await customer(sandbox, email=f"{n}@example.com", name=f"N{n} X") for n in range(3)]
+    queued = await told(context, venue, *(("customer.created", each) for each in ids))
+    sandbox.stripe.faults.plan([FaultRule("*/v1/customers/*", "status:401", 1.0, None)], 0)
+    failed, *_ = await worked(context, *queued)
+    assert failed.status is OperationStatus.FAILED
+    assert {status for status, _ in (await outcomes(context)).values()} == {WebhookStatus.FAILED}
+    sandbox.stripe.faults.plan([], 0)
+    again = await recovery.retry_failed(context, Actor("u"), venue_id=venue, provider="stripe")
+    assert again == 1
+    await worked(context, failed.id)
+    assert len(await customers(context)) == 3
+    assert {status for status, _ in (await outcomes(context)).values()} == {WebhookStatus.PROCESSED}
+
+
+async def test_a_worker_that_was_replaced_says_nothing_of_events(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    """One that stood still while another worked them to their end doesn't put them back."""
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    [queued] = await told(context, venue, ("customer.created", ana))
+    sandbox.stripe.faults.plan([FaultRule("*/v1/customers/*", "status:401", 1.0, None)], 0)
+
+    async def late(context: WorkerContext, run: Run) -> None:
+        real = webhooks.waiting
+
+        async def waiting(*args: Any, **given: Any) -> Any:
+            found = await real(*args, **given)
+            async with context.sessions.begin() as session:
+                await session.execute(
+                    update(Operation).values(
+                        fencing_token=Operation.fencing_token + 1, status=OperationStatus.COMPLETED
+                    )
+                )
+                await session.execute(update(Webhook).values(status=WebhookStatus.PROCESSED))
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(webhooks, "waiting", waiting)
+            await run_operation(context, run)
+
+    await work(Worker(context, "w", run=late), queued)
+    assert await outcomes(context) == {"customer.created": (WebhookStatus.PROCESSED, None)}
 
 
 async def test_an_account_that_takes_back_what_it_allowed(context: WorkerContext, venue: UUID) -> None:
