@@ -190,9 +190,11 @@ _USUAL = 10**18
 def _number(value: Any) -> Decimal:
     if isinstance(value, Decimal):
         number = value
-    elif isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ExpressionError("a number was expected")
-    elif isinstance(value, str) and (len(value) > 100 or "_" in value):
+    elif (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | str)
+        or (isinstance(value, str) and (len(value) > 100 or "_" in value))
+    ):
         raise ExpressionError("a number was expected")
     else:
         try:

@@ -1201,7 +1201,10 @@ class _MappingCheck:
             place = (*at, "each", name)
             item = {"path": written} if isinstance(written, str) else written
             path = {"path": f"{rule['path']}[0].{item['path']}", "push": "{{ value }}"}
-            yield from self.remote(path, place)
+            if "each" in item:
+                yield from self.items(path | {"each": item["each"]}, place)
+            else:
+                yield from self.remote(path, place)
             yield from self.names_within((*place, "push"), item.get("push"), ours=True)
 
     def ours(self, name: str, entity: Entity) -> tuple[str, ...]:
@@ -1307,7 +1310,9 @@ class _MappingCheck:
 
 def _paths_of_items(rule: Mapping[str, Any]) -> Iterator[str]:
     for written in rule.get("each", {}).values():
-        yield f"{rule['path']}[0].{written if isinstance(written, str) else written['path']}"
+        item = {"path": written} if isinstance(written, str) else written
+        path = f"{rule['path']}[0].{item['path']}"
+        yield from _paths_of_items({**item, "path": path}) if "each" in item else [path]
 
 
 def made_up(rule: Mapping[str, Any]) -> bool:

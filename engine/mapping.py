@@ -5,10 +5,12 @@ literals, and every computed value is a call, so a plain copy costs what hand-wr
 template doesn't mention is never sent. *Absent* stays absent, *null* stays null.
 
 A field's rule is a path (copied both ways) or `{path, push, pull, link, optional}`; a field may have several.
+`values` is a table of ours and theirs, used both ways; `default` and `pull_default` stand in for a value that
+is null or absent, and `required` says that there must be one.
 With `push` and no `pull` the rule only pushes, and the other way round; a `link` is then for that way alone.
 Where its `only_when` (of a pull: `only_pull_when`) doesn't hold, it says nothing: its field stays absent.
-With `each` the value is a list whose items are mapped one by one, by rules whose paths start in the item;
-such a rule only pushes.
+With `each` the value is a list whose items are mapped one by one, by rules whose paths start in the item, and
+which may have an `each` themselves; such a rule only pushes.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from engine.braces import FAILURES, UNDEFINED, finished
-from engine.ceilings import MOST_RECORD_WORK, STEP, begin, spend, spend_on
+from engine.ceilings import MOST_RECORD_WORK, STEP, begin, check_depth, spend, spend_on
 from engine.errors import ExpressionError, MappingError
 from engine.expressions import ABSENT, Expression, Path, Steps, has_braces
 from engine.fields import Field, FieldCatalog
+from engine.filters import as_text
 from engine.manifest import Entity, Resource, parse_share
 from engine.ports import Record
 
@@ -199,6 +202,21 @@ class _Rule:
     each_is: str | None = None  # the resource they are records of
     only_when: Expression | None = None  # over our record: else nothing is pushed
     only_pull_when: Expression | None = None  # over theirs: else nothing is pulled
+    values: abc.Mapping[str, Any] | None = None  # of ours, as text, and theirs
+    unknown: str = "fail"  # what becomes of a value that isn't in `values`
+    default: Any = ABSENT  # pushed for a missing value
+    pull_default: Any = ABSENT
+    required: bool = False
+
+    @property
+    def copies(self) -> bool:
+        """Whether nothing happens to a value on its way but what its fields say."""
+        return self.values is None and self.direct
+
+    @property
+    def direct(self) -> bool:
+        """Whether what is made of a value is what is sent or kept."""
+        return self.default is ABSENT and self.pull_default is ABSENT and not self.required
 
 
 class _Reader:
@@ -248,6 +266,10 @@ class _Reader:
         items = [
             self.item_rule(item, each, (*at, "each", item)) for item, each in options.get("each", {}).items()
         ]
+        for key, goes in (("default", rule_pushes), ("pull_default", rule_pulls)):
+            if key in options and not goes:
+                message = f"`{key}` has no effect: this rule doesn't {'pull' if 'pull' in key else 'push'}"
+                self.faults.append(Fault("no-effect", (*at, key), message, key=True))
         if path is None:
             return None
         if isinstance(path.steps[0], int):
@@ -267,14 +289,48 @@ class _Reader:
             options.get("each_is"),
             self.expression(options.get("only_when"), (*at, "only_when"), CONDITION_NAMES),
             self.expression(options.get("only_pull_when"), (*at, "only_pull_when"), CONDITION_NAMES),
+            self.table(options, at),
+            options.get("unknown", "fail"),
+            options.get("default", ABSENT),
+            options.get("pull_default", ABSENT),
+            bool(options.get("required")),
         )
 
+    def table(self, options: abc.Mapping[str, Any], at: Steps) -> abc.Mapping[str, Any] | None:
+        values: abc.Mapping[str, Any] | None = options.get("values")
+        for key in ("push", "pull", "link", "each"):
+            if values is not None and key in options:
+                message = f"`values` says all of what becomes of a value: it goes without `{key}`"
+                self.faults.append(Fault("no-effect", (*at, "values"), message, key=True))
+        if "unknown" in options and values is None:
+            message = "`unknown` has no effect without `values`"
+            self.faults.append(Fault("no-effect", (*at, "unknown"), message, key=True))
+        return values
+
     def item_rule(self, name: str, written: Any, at: Steps) -> _Rule | None:
-        options = {"path": written} if isinstance(written, str) else written
+        options: dict[str, Any] = {"path": written} if isinstance(written, str) else written
         path_at = at if isinstance(written, str) else (*at, "path")
         path = self.attempt(lambda: Path.parse(options["path"]), "bad-path", path_at)
         push = self.expression(options.get("push"), (*at, "push"), ITEM_NAMES)
-        return _Rule(name, path_at, path, pushes=True, pulls=False, push=push) if path is not None else None
+        items = [
+            self.item_rule(item, each, (*at, "each", item)) for item, each in options.get("each", {}).items()
+        ]
+        values = self.table(options, at)
+        if path is None:
+            return None
+        return _Rule(
+            name,
+            path_at,
+            path,
+            pushes=True,
+            pulls=False,
+            push=push,
+            each=tuple(each for each in items if each is not None),
+            values=values,
+            unknown=options.get("unknown", "fail"),
+            default=options.get("default", ABSENT),
+            required=bool(options.get("required")),
+        )
 
 
 def compile_mapping(
@@ -291,8 +347,7 @@ def compile_mapping(
     pushed = [rule for rule in rules if rule.pushes]
     pulled = [rule for rule in rules if rule.pulls]
     tree = _body_tree(pushed, reader.faults)
-    for rule in pushed:
-        _body_tree(rule.each, reader.faults)
+    _check_lists(pushed, reader.faults)
     for rule in pulled:
         if rule.field == "id":
             reader.faults.append(
@@ -337,9 +392,16 @@ def compile_mapping(
     return mapping, ()
 
 
+def _check_lists(rules: abc.Iterable[_Rule], faults: list[Fault]) -> None:
+    for rule in rules:
+        if rule.each:
+            _body_tree(rule.each, faults)
+            _check_lists(rule.each, faults)
+
+
 def _pushed_paths(rules: abc.Iterable[_Rule]) -> abc.Iterator[str]:
     for rule in rules:
-        yield from (f"{rule.path.text}[0].{each.path.text}" for each in rule.each)
+        yield from (f"{rule.path.text}[0].{each}" for each in _pushed_paths(rule.each))
         if not rule.each:
             yield rule.path.text
 
@@ -425,7 +487,8 @@ def _push_function(
 
 def _calculates(tree: _Tree) -> bool:
     return any(
-        _calculates(each) if isinstance(each, dict) else bool(each.push or each.each) for each in tree.values()
+        _calculates(each) if isinstance(each, dict) else bool(each.push or each.each)
+        for each in tree.values()
     )
 
 
@@ -453,7 +516,8 @@ def _write_children(
         declared = remote.get(child.path.text)
         required = declared is not None and declared.required
         clears = declared is None or declared.clears
-        if child.push is None and child.link is None and not child.each and child.only_when is None:
+        plain = child.link is None and not child.each and child.only_when is None and child.copies
+        if child.push is None and plain:
             known = local.get(name)
             exact = known is not None and known.type in _JSON_TYPES
             check = source.keep(_check_of(declared)) if declared is not None else "checked"
@@ -463,11 +527,11 @@ def _write_children(
             there = f"{name!r} in record" if clears else f"record.get({name!r}) is not None"
             source.add(1, f"if {there}: {store(value)}")
         else:
-            if child.push is not None and child.push.braces and not child.each and child.only_when is None:
+            if child.push is not None and child.push.braces and plain:
                 source.add(1, f"s = record.get({name!r}, UNDEFINED)")
                 _write_braces(source, child, child.push, links, _check_of(declared), within=within)
             else:
-                compute = _push_compute(child, links, remote)
+                compute = _completed(child, _push_compute(child, links, remote), child.default)
                 kept = source.keep(_conditional(compute, child.only_when, "only_when"))
                 source.add(1, f"v = {kept}(record, scope)")
             if required:
@@ -488,6 +552,8 @@ def _push_compute(rule: _Rule, links: tuple[LinkRule, ...], remote: FieldCatalog
     if rule.link is not None:
         return _link_compute(rule, source, of_none=None)  # no longer a reference here: theirs is cleared
     check = _check_of(remote.get(rule.path.text))
+    if rule.values is not None:
+        return _table_compute(rule, source, rule.values, check, as_text)
     if rule.push is None:
         return lambda record, scope: value if (value := source(record)) is ABSENT else check(value, name)
     return _evaluate(rule, rule.push, source, links, check)
@@ -507,7 +573,7 @@ def _list_compute(rule: _Rule, items_of: Compute, remote: FieldCatalog) -> Compu
             return items
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise MappingError(f"`{name}` isn't a list of objects", name)
-        inner, made = replace(scope, whole=record), []
+        inner, made = replace(scope, whole=record if scope.whole is None else scope.whole), []
         for number, item in enumerate(items):
             try:
                 spend(cost)
@@ -543,16 +609,21 @@ def _pull_function(rules: list[_Rule], local: FieldCatalog, links: tuple[LinkRul
     direct: list[tuple[_Rule, Expression]] = []
     for name, several in by_field.items():
         first = several[0]
-        if len(several) == 1 and first.pull is None and first.link is None and first.only_pull_when is None:
+        plain = len(several) == 1 and first.link is None and first.only_pull_when is None and first.copies
+        if plain and first.pull is None:
             node = root
             for step in first.path.steps:
                 node = node.below.setdefault(step, _Node())
             node.fields.append(name)
-        elif len(several) == 1 and first.pull and first.pull.braces and first.only_pull_when is None:
+        elif plain and first.pull is not None and first.pull.braces:
             direct.append((first, first.pull))
         else:
             computes = [
-                _conditional(_pull_compute(rule, links), rule.only_pull_when, "only_pull_when")
+                _conditional(
+                    _completed(rule, _pull_compute(rule, links, local.get(name)), rule.pull_default),
+                    rule.only_pull_when,
+                    "only_pull_when",
+                )
                 for rule in several
             ]
             computed.append((name, _first_value(computes)))
@@ -597,8 +668,12 @@ def _read_children(source: _Source, node: _Node, holder: str, depth: int, requir
             _read_children(source, below, inner, depth + 1, required)
 
 
-def _pull_compute(rule: _Rule, links: tuple[LinkRule, ...]) -> Compute:
+def _pull_compute(rule: _Rule, links: tuple[LinkRule, ...], declared: Field | None) -> Compute:
     find = rule.path.find
+    if rule.values is not None:
+        # Of several of ours that are one of theirs, the first.
+        back = {_key(theirs): _typed(ours, declared) for ours, theirs in reversed(list(rule.values.items()))}
+        return _table_compute(rule, find, back, _listed, _key)
     if rule.link is not None:
         return _link_compute(rule, find, of_none=ABSENT)
     if rule.pull is None:
@@ -665,6 +740,61 @@ def _evaluate(
         return finish(result, name)
 
     return compute
+
+
+def _key(value: Any) -> Any:
+    """Return what stands for a value in a table: true isn't 1, nor is the text that shows it."""
+    return (bool, value) if isinstance(value, bool) else value
+
+
+def _typed(text: str, declared: Field | None) -> Any:
+    """Return one of our values, which a table writes as text, as its field holds it."""
+    if declared is not None and declared.type == "boolean" and text in ("true", "false"):
+        return text == "true"
+    if declared is not None and declared.type == "integer" and text.removeprefix("-").isdecimal():
+        return int(text)
+    return text
+
+
+def _table_compute(
+    rule: _Rule, source: Callable[[Any], Any], table: abc.Mapping[Any, Any],
+    check: Callable[[Any, str], Any], key_of: Callable[[Any], Any],
+) -> Compute:  # fmt: skip
+    name, unknown = rule.field, rule.unknown
+
+    def compute(record: Any, scope: MappingScope) -> Any:
+        value = source(record)
+        if value is ABSENT or value is None:
+            return value
+        if isinstance(value, str | int | float):
+            key = key_of(value)
+            if key in table:
+                return table[key]
+        if unknown == "keep":
+            return check(value, name)
+        if unknown == "leave_out":
+            return ABSENT
+        raise MappingError(f"`{name}` has a value that its `values` don't name", name)
+
+    return compute
+
+
+def _completed(rule: _Rule, compute: Compute, default: Any) -> Compute:
+    """Let a default stand in for a missing value, or refuse that there is none."""
+    if rule.direct:
+        return compute
+    name, required = rule.field, rule.required
+
+    def complete(record: Any, scope: MappingScope) -> Any:
+        value = compute(record, scope)
+        if value is ABSENT or value is None:
+            if default is not ABSENT:
+                return default
+            if required:
+                raise MappingError(f"`{name}` has no value, and this mapping requires one", name)
+        return value
+
+    return complete
 
 
 def _write_finding(source: _Source, steps: Steps) -> None:
@@ -748,26 +878,28 @@ def _missing(name: str) -> MappingError:
 
 def _checked(value: Any, name: str) -> Any:
     """Return a value as plain JSON; raises MappingError for what JSON can't hold exactly."""
+    if isinstance(value, dict | list | tuple):
+        try:
+            check_depth(value)
+        except ExpressionError as error:
+            raise MappingError(f"`{name}`: {error.message}", name) from error
+    return _plain(value, name)
+
+
+def _plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         if math.isfinite(value):
             return value
         raise MappingError(f"`{name}` isn't a finite number", name)
-    if isinstance(value, dict | list | tuple):
-        return _checked_parts(value, name)
+    if isinstance(value, dict):
+        return {key: _plain(each, name) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, name) for each in value]
     if isinstance(value, Decimal):
         raise MappingError(f"`{name}` is an exact number: send it by `minor_units` or `string`", name)
     raise MappingError(f"`{name}` isn't a value that can be sent", name)
-
-
-def _checked_parts(value: dict[Any, Any] | list[Any] | tuple[Any, ...], name: str) -> Any:
-    try:
-        if isinstance(value, dict):
-            return {key: _checked(each, name) for key, each in value.items()}
-        return [_checked(each, name) for each in value]
-    except RecursionError:
-        raise MappingError(f"`{name}` is nested too deeply to be sent", name) from None
 
 
 def _check_of(declared: Field | None) -> Callable[[Any, str], Any]:

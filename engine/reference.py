@@ -139,8 +139,22 @@ class _SchemaPage:
             schema = {**self.root["definitions"][name], **own}
         return name, schema
 
-    def _find(self, schema: Schema, name: str, label: str, place: tuple[str, ...]) -> None:
-        """Note every block at or below a schema, in the order a reader meets them."""
+    def _find(
+        self,
+        schema: Schema,
+        name: str,
+        label: str,
+        place: tuple[str, ...],
+        above: frozenset[str] = frozenset(),
+    ) -> None:
+        """Note every block at or below a schema, as a reader meets them; `above` are those it is in.
+
+        What can hold itself, as the items of a list can, is looked into once.
+        """
+        reference, _ = self.resolve(schema)
+        if reference in above:
+            return
+        above |= {reference} if reference else set()
         for key, part in self._groups(schema, name or label):
             block = self.blocks.setdefault(key, _Block({**part, **self._own_words(key)}))
             if label not in block.labels:
@@ -148,10 +162,10 @@ class _SchemaPage:
             block.places.append(place)
             for group in (part, *(variant for _, variant in _variants(part))):
                 for inner, its in group.get("properties", {}).items():
-                    self._find(its, f"{key}.{inner}", f"`{inner}`", (*place, inner))
-        for above, inner in self._inside(schema):
-            word = "each of " if above == "map" else "an item of "
-            self._find(inner, f"{name}.*", f"{word}{label}", (*place, "*"))
+                    self._find(its, f"{key}.{inner}", f"`{inner}`", (*place, inner), above)
+        for holder, inner in self._inside(schema):
+            word = "each of " if holder == "map" else "an item of "
+            self._find(inner, f"{name}.*", f"{word}{label}", (*place, "*"), above)
 
     def _own_words(self, name: str) -> Schema:
         """Return what a definition says of itself; where it is used more may be said, of one use only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -560,3 +561,202 @@ def test_a_condition_that_cannot_be_told_fails_its_record() -> None:
 def test_what_cannot_be_compiled_of_a_condition_is_named() -> None:
     [fault] = faults({"note": {"path": "text", "only_when": "{{ value }}"}})
     assert (fault.code, fault.at) == ("bad-template", ("fields", "note", "only_when"))
+
+
+# ---- tables, defaults and what must be there
+
+STATUSES = {"path": "state", "values": {"on_sale": "ACTIVE", "sold_out": "ACTIVE", "void": "CANCELED"}}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "back"),
+    [("on_sale", "ACTIVE", "on_sale"), ("sold_out", "ACTIVE", "on_sale"), ("void", "CANCELED", "void")],
+)
+def test_a_table_goes_both_ways(ours: str, theirs: str, back: str) -> None:
+    made = mapping({"status": STATUSES})
+    assert made.push({"status": ours}, SCOPE) == {"state": theirs}
+    assert made.pull({"state": theirs}, SCOPE) == {"status": back}
+
+
+def test_a_table_keeps_null_null_and_absent_absent() -> None:
+    made = mapping({"status": STATUSES})
+    assert made.push({"status": None}, SCOPE) == {"state": None}
+    assert made.push({}, SCOPE) == {}
+    assert made.pull({"state": None}, SCOPE) == {"status": None}
+    assert made.pull({}, SCOPE) == {}
+
+
+@pytest.mark.parametrize(
+    ("unknown", "pushed", "pulled"),
+    [("leave_out", {}, {}), ("keep", {"state": "odd"}, {"status": "odd"})],
+)
+def test_what_a_table_does_not_name_is_said_by_unknown(
+    unknown: str, pushed: dict[str, Any], pulled: dict[str, Any]
+) -> None:
+    made = mapping({"status": {**STATUSES, "unknown": unknown}})
+    assert made.push({"status": "odd"}, SCOPE) == pushed
+    assert made.pull({"state": "odd"}, SCOPE) == pulled
+
+
+def test_without_unknown_it_fails_naming_the_field_and_no_value() -> None:
+    made = mapping({"status": STATUSES})
+    for run, record in ((made.push, {"status": "s3cret"}), (made.pull, {"state": ["s3cret"]})):
+        with pytest.raises(MappingError, match="`status` has a value that its `values` don't name") as caught:
+            run(record, SCOPE)
+        assert caught.value.field == "status"
+        assert "s3cret" not in caught.value.message
+
+
+def test_a_table_of_truths_keeps_types_apart() -> None:
+    made = mapping({"open": {"path": "state", "values": {"true": 1, "false": 0}}})
+    assert made.push({"open": True}, SCOPE) == {"state": 1}
+    assert made.pull({"state": 0}, SCOPE) == {"open": False}
+    with pytest.raises(MappingError):
+        made.pull({"state": True}, SCOPE)  # isn't 1
+    with pytest.raises(MappingError):
+        made.pull({"state": "1"}, SCOPE)  # nor is the text
+
+
+def test_a_default_stands_in_for_null_and_absent_and_for_nothing_else() -> None:
+    made = mapping({"note": {"path": "memo", "default": "none yet", "pull_default": ""}})
+    assert made.push({}, SCOPE) == {"memo": "none yet"}
+    assert made.push({"note": None}, SCOPE) == {"memo": "none yet"}
+    assert made.push({"note": ""}, SCOPE) == {"memo": ""}
+    assert made.pull({}, SCOPE) == {"note": ""}
+    assert made.pull({"memo": None}, SCOPE) == {"note": ""}
+    assert made.pull({"memo": "x"}, SCOPE) == {"note": "x"}
+
+
+def test_a_default_follows_what_is_calculated() -> None:
+    made = mapping({"note": {"path": "memo", "push": "{{ value | upper }}", "default": "NONE"}}, "push")
+    assert made.push({"note": "x"}, SCOPE) == {"memo": "X"}
+    assert made.push({}, SCOPE) == {"memo": "NONE"}
+
+
+def test_what_is_required_is_there_or_fails_its_record() -> None:
+    made = mapping({"note": {"path": "memo", "required": True}})
+    assert made.push({"note": "x"}, SCOPE) == {"memo": "x"}
+    for run, record in (
+        (made.push, {}),
+        (made.push, {"note": None}),
+        (made.pull, {}),
+        (made.pull, {"memo": None}),
+    ):
+        with pytest.raises(
+            MappingError, match="`note` has no value, and this mapping requires one"
+        ) as caught:
+            run(record, SCOPE)
+        assert caught.value.field == "note"
+
+
+def test_a_default_is_enough_for_what_is_required() -> None:
+    made = mapping({"note": {"path": "memo", "required": True, "default": 0}}, "push")
+    assert made.push({}, SCOPE) == {"memo": 0}
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [
+        ({"values": {"a": "b"}, "push": "{{ value }}"}, "values"),
+        ({"values": {"a": "b"}, "link": "customer"}, "values"),
+        ({"unknown": "keep"}, "unknown"),
+        ({"push": "{{ value }}", "pull_default": 1}, "pull_default"),
+        ({"pull": "{{ value }}", "default": 1}, "default"),
+    ],
+)
+def test_what_has_no_effect_is_said(rule: dict[str, Any], key: str) -> None:
+    (fault,) = faults({"note": {"path": "memo", **rule}})
+    assert (fault.code, fault.at) == ("no-effect", ("fields", "note", key))
+
+
+# ---- lists within lists
+
+
+NESTED = {
+    "path": "lines",
+    "each": {
+        "name": "title",
+        "kind": {"path": "type", "values": {"seat": "SEAT"}, "unknown": "keep"},
+        "extras": {
+            "path": "options",
+            "each": {
+                "name": {
+                    "path": "label",
+                    "push": "{{ value | upper }} in {{ record.name }}",
+                    "required": True,
+                },
+                "count": {"path": "quantity", "default": 1},
+            },
+        },
+    },
+}
+
+
+def test_items_of_items_are_mapped_with_the_whole_record_in_sight() -> None:
+    made = of_parts(NESTED)
+    record = {
+        "name": "Gala",
+        "tags": [
+            {"name": "A1", "kind": "seat", "extras": [{"name": "meal", "count": 2}, {"name": "drink"}]},
+            {"name": "A2", "kind": "box", "extras": []},
+        ],
+    }
+    assert made.push(record, SCOPE) == {
+        "lines": [
+            {
+                "title": "A1",
+                "type": "SEAT",
+                "options": [
+                    {"label": "MEAL in Gala", "quantity": 2},
+                    {"label": "DRINK in Gala", "quantity": 1},
+                ],
+            },
+            {"title": "A2", "type": "box", "options": []},
+        ]
+    }
+    assert made.pushed_paths == (
+        "lines[0].title",
+        "lines[0].type",
+        "lines[0].options[0].label",
+        "lines[0].options[0].quantity",
+    )
+
+
+def test_a_fault_names_the_item_within_the_item() -> None:
+    made = of_parts(NESTED)
+    with pytest.raises(MappingError, match=r"`tags\[1\]`: `extras\[0\]`: `name` has no value") as caught:
+        made.push({"name": "Gala", "tags": [{"name": "A1"}, {"extras": [{"count": 1}]}]}, SCOPE)
+    assert caught.value.field == "tags"
+
+
+# ---- ceilings
+
+
+def test_lists_that_multiply_are_stopped() -> None:
+    many = "{{ [" + "{}, " * 300 + "] }}"
+    rule: dict[str, Any] = {"path": "d", "push": "{{ item.x | default('leaf') }}"}
+    for path in "cba":
+        rule = {"path": path, "push": many, "each": {"x": rule}}
+    made = of_parts(rule)
+    began = time.thread_time()
+    with pytest.raises(MappingError, match="too much work"):
+        made.push({}, SCOPE)
+    assert time.thread_time() - began < 3
+
+
+def test_all_rules_of_a_record_share_one_ceiling() -> None:
+    big = "y" * 1_000_000
+    made = mapping(
+        {f"f{n}": {"path": f"f{n}", "push": "{{ record.note | upper }}"} for n in range(20)}, "push"
+    )
+    with pytest.raises(MappingError, match="`f16`: this takes too much work"):
+        made.push({"note": big}, SCOPE)
+    assert len(made.push({"note": big[:10_000]}, SCOPE)) == 20  # and the next record has one of its own
+
+
+def test_a_value_nested_too_deeply_fails_its_record() -> None:
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(MappingError, match="`tags`: the value is nested too deeply"):
+        mapping({"tags": "memo"}).push({"tags": deep}, SCOPE)
