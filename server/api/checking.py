@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from functools import cache, reduce
 from itertools import islice
@@ -173,9 +174,11 @@ def _wrong_headers(request: Request[Any, Any, Any], expected: Mapping[str, Param
 
 def _wrong_text(name: str, value: str, parameter: Parameter) -> Iterator[Detail]:
     try:
-        msgspec.convert(value, parameter.kind, strict=parameter.strict)
+        found = msgspec.convert(value, parameter.kind, strict=parameter.strict)
     except ValidationError as error:
         yield Detail(name, _sentence(error, parameter.kind, value))
+    else:
+        yield from _beyond_all_times(name, found)
 
 
 def _wrong_body(content: bytes, expected: Expected) -> list[Detail]:
@@ -199,9 +202,20 @@ def wrong_in(kind: Any, value: Any, path: str = "") -> Iterator[Detail]:
         yield from parts  # one by one: nobody looks at all of very many
         return
     try:
-        msgspec.convert(value, kind, dec_hook=_decode)
+        found = msgspec.convert(value, kind, dec_hook=_decode)
     except ValidationError as error:
         yield Detail(path or "body", _sentence(error, kind, value))
+    else:
+        yield from _beyond_all_times(path, found)
+
+
+def _beyond_all_times(path: str, value: Any) -> Iterator[Detail]:
+    """Yield what is wrong with a time that is none in UTC, where the year is before 1 or after 9999."""
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        try:
+            value.astimezone(UTC)
+        except OverflowError:
+            yield Detail(path, "it is before or after all times")
 
 
 def _wrong_parts(kind: Any, value: Any, path: str) -> Iterator[Detail]:

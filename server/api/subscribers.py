@@ -1,6 +1,6 @@
 """Who is told of events, and what became of telling them."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -26,7 +26,7 @@ from server.api.schemas import (
     read_cursor,
 )
 from server.db.models import DeliveryStatus, EventSubscriber
-from server.errors import Detail, InvalidRequestError, VenueRequiredError
+from server.errors import Detail, VenueRequiredError
 from server.services import subscribers
 from server.services.subscribers import Delivered, Wanted, Wishes
 
@@ -641,8 +641,8 @@ async def redeliver_events(
         actor,
         _owner(request, data.venue_id),
         subscriber_id,
-        since=_moment("since", data.since),
-        until=None if data.until is None else _moment("until", data.until),
+        since=data.since,
+        until=data.until,
     )
     return RedeliveredAnswer(Redelivered(count, count == subscribers.MOST_REDELIVERED))
 
@@ -657,15 +657,6 @@ def _owner(request: CallerRequest, venue_id: UUID | None) -> UUID | None:
     elif request.user.role != ADMIN:
         raise VenueRequiredError("say which venue it is for", [Detail("venueId", "`venueId` is missing")])
     return venue_id
-
-
-def _moment(name: str, given: datetime) -> datetime:
-    try:
-        return given.astimezone(UTC)
-    except OverflowError:
-        raise InvalidRequestError(
-            "this time can't be used", [Detail(name, "it is before or after all times")]
-        ) from None
 
 
 def _subscriber(row: EventSubscriber) -> Subscriber:

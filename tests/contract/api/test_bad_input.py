@@ -71,6 +71,7 @@ class Operation:
     path: str
     parameters: tuple[Mapping[str, Any], ...]
     body: Mapping[str, Any] | None  # a good one, from its examples
+    times: tuple[str, ...]  # which fields of the body are a time
     open: bool  # to anybody
 
     def __str__(self) -> str:
@@ -92,10 +93,15 @@ class Operation:
 
 
 def _operations() -> Iterator[Operation]:
-    for path, methods in openapi_document()["paths"].items():
+    document = openapi_document()
+    for path, methods in document["paths"].items():
         for method, described in methods.items():
             body: Mapping[str, Any] | None = None
+            times: list[str] = []
             if "requestBody" in described:
+                for schema in re.findall(r"schemas/(\w+)", json.dumps(described["requestBody"])):
+                    fields = document["components"]["schemas"][schema].get("properties", {})
+                    times += [name for name, kind in fields.items() if is_time(kind)]
                 examples = described["requestBody"]["content"]["application/json"]["examples"].values()
                 body = {name: value for each in examples for name, value in each["value"].items()}
                 ours = {"venueId": str(OURS), "integrationType": "stripe", "wait": 0}
@@ -105,8 +111,13 @@ def _operations() -> Iterator[Operation]:
                 path,
                 tuple(described.get("parameters", ())),
                 body,
+                tuple(times),
                 not described.get("security"),
             )
+
+
+def is_time(schema: Mapping[str, Any]) -> bool:
+    return '"date-time"' in json.dumps(schema)
 
 
 OPERATIONS = tuple(_operations())
@@ -192,6 +203,27 @@ async def test_ids_that_are_none_and_numbers_nobody_counts_to(hub: Hub, operatio
                     operation.method, operation.address(**{name: value}), headers=ADMIN
                 )
                 refused(answer, 404, 405)
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+async def test_times_before_and_after_all_times(hub: Hub, time: str) -> None:
+    asked = 0
+    for operation in OPERATIONS:
+        for described in operation.parameters:
+            if described["in"] == "query" and is_time(described["schema"]):
+                query = operation.query(**{described["name"]: time})
+                path = operation.address()
+                answer = await hub.http.request(operation.method, path, params=query, headers=ADMIN)
+                refused(answer, 400, code="VALIDATION_ERROR")
+                assert [each["field"] for each in answer.json()["details"]] == [described["name"]]
+                asked += 1
+        for name in operation.times:
+            assert operation.body is not None
+            answer = await send(hub, operation, encoded({**operation.body, name: time}))
+            refused(answer, 400, code="VALIDATION_ERROR")
+            assert name in [each["field"] for each in answer.json()["details"]]
+            asked += 1
+    assert asked >= 14
 
 
 @every_body
