@@ -556,10 +556,18 @@ async def reset_mappings(
                 value={
                     "success": True,
                     "message": "1 of 12 mapped pairs have a field that isn't known any more. They are left "
-                    "out of syncs until somebody maps them anew; nothing was removed",
+                    "out of syncs until somebody maps them anew; nothing was removed; 1 name the field that "
+                    "took another's place",
                     "data": {
                         "checked": 12,
-                        "applied": [],
+                        "applied": [
+                            {
+                                "source": "event.url",
+                                "target": "item.pageUrl",
+                                "gone": "item.pageUrl",
+                                "to": "item.page_url",
+                            }
+                        ],
                         "broken": [
                             {
                                 "source": "customer.email",
