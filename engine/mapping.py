@@ -16,11 +16,15 @@ which may have an `each` themselves; such a rule only pushes.
 from __future__ import annotations
 
 import math
+import threading
 from collections import abc
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
+
+import orjson
 
 from engine.braces import FAILURES, UNDEFINED, finished
 from engine.ceilings import MOST_RECORD_WORK, STEP, begin, check_depth, spend, spend_on
@@ -45,6 +49,8 @@ CONDITION_NAMES = ("record", "venue")
 _JSON_TYPES = frozenset(("text", "boolean", "id", "email", "phone", "url", "currency", "timestamp", "date"))
 
 _PLAIN = frozenset((str, int, bool, type(None)))  # of what braces make, that which needs no look at it
+
+MOST_COMPILED = 512  # mappings kept; each takes some tens of kilobytes
 
 COPY = "{{ value }}"  # how a rule says that it copies one way only
 
@@ -297,7 +303,7 @@ class _Reader:
         )
 
     def table(self, options: abc.Mapping[str, Any], at: Steps) -> abc.Mapping[str, Any] | None:
-        values: abc.Mapping[str, Any] | None = options.get("values")
+        values = dict(options["values"]) if "values" in options else None
         for key in ("push", "pull", "link", "each"):
             if values is not None and key in options:
                 message = f"`values` says all of what becomes of a value: it goes without `{key}`"
@@ -333,13 +339,41 @@ class _Reader:
         )
 
 
+_Compiled = tuple[Mapping | None, tuple[Fault, ...]]
+_compiled: dict[tuple[bytes, int, int], tuple[_Compiled, Resource, Entity]] = {}  # the one used last is last
+_compiling = threading.Lock()
+
+
 def compile_mapping(
     written: abc.Mapping[str, Any], resource: Resource, entity: Entity
 ) -> tuple[Mapping | None, tuple[Fault, ...]]:
     """Compile a mapping as a template writes it, its shape already checked.
 
-    Returns the mapping, or None with everything that is wrong with it.
+    Returns the mapping, or None with everything that is wrong with it. The same again is not compiled again:
+    the mappings of a venue are read anew by every operation.
     """
+    try:
+        text = orjson.dumps(written)
+    except TypeError:  # what no file can say
+        return _compile(written, resource, entity)
+    key = (text, id(resource), id(entity))
+    with _compiling:
+        known = _compiled.pop(key, None)
+        if known is not None:
+            _compiled[key] = known  # now the one used last
+            return known[0]
+    made = _compile(written, resource, entity)
+    with _compiling:
+        # Both are kept with it, so that no other ever has their identity.
+        _compiled[key] = (made, resource, entity)
+        if len(_compiled) > MOST_COMPILED:
+            del _compiled[next(iter(_compiled))]
+    return made
+
+
+def _compile(
+    written: abc.Mapping[str, Any], resource: Resource, entity: Entity
+) -> tuple[Mapping | None, tuple[Fault, ...]]:
     reader = _Reader(written)
     rules = reader.rules()
     only_when = reader.expression(written.get("only_when"), ("only_when",), CONDITION_NAMES)
@@ -784,12 +818,13 @@ def _completed(rule: _Rule, compute: Compute, default: Any) -> Compute:
     if rule.direct:
         return compute
     name, required = rule.field, rule.required
+    default = deepcopy(default)  # what it is written in may change; so may the body it becomes a part of
 
     def complete(record: Any, scope: MappingScope) -> Any:
         value = compute(record, scope)
         if value is ABSENT or value is None:
             if default is not ABSENT:
-                return default
+                return deepcopy(default)
             if required:
                 raise MappingError(f"`{name}` has no value, and this mapping requires one", name)
         return value

@@ -15,7 +15,8 @@ from engine.errors import MappingError
 from engine.expressions import Path
 from engine.fields import Field, FieldCatalog
 from engine.manifest import Entity, ListPart, Resource
-from engine.mapping import Fault, Mapping, MappingScope, compile_mapping
+from engine.mapping import MOST_COMPILED, Fault, Mapping, MappingScope, compile_mapping
+from engine.mapping import _compiled as compiled_mappings
 
 ENTITY = Entity(
     "event",
@@ -627,6 +628,14 @@ def test_a_default_stands_in_for_null_and_absent_and_for_nothing_else() -> None:
     assert made.pull({"memo": "x"}, SCOPE) == {"note": "x"}
 
 
+def test_a_default_is_never_shared() -> None:
+    written: list[str] = ["live"]
+    made = mapping({"tags": {"path": "labels", "default": written}}, "push")
+    made.push({}, SCOPE)["labels"].append("changed")
+    written.append("changed")
+    assert made.push({}, SCOPE) == {"labels": ["live"]}
+
+
 def test_a_default_follows_what_is_calculated() -> None:
     made = mapping({"note": {"path": "memo", "push": "{{ value | upper }}", "default": "NONE"}}, "push")
     assert made.push({"note": "x"}, SCOPE) == {"memo": "X"}
@@ -727,6 +736,29 @@ def test_a_fault_names_the_item_within_the_item() -> None:
     with pytest.raises(MappingError, match=r"`tags\[1\]`: `extras\[0\]`: `name` has no value") as caught:
         made.push({"name": "Gala", "tags": [{"name": "A1"}, {"extras": [{"count": 1}]}]}, SCOPE)
     assert caught.value.field == "tags"
+
+
+# ---- compiling once
+
+
+def test_the_same_is_compiled_once_and_anything_else_anew() -> None:
+    rule = {"note": {"path": "memo", "push": "{{ value | upper }}"}}
+    first = mapping(rule)
+    assert mapping({"note": {"path": "memo", "push": "{{ value | upper }}"}}) is first
+    assert mapping({"note": {"path": "memo", "push": "{{ value | lower }}"}}) is not first
+    assert mapping(rule, "push") is not first
+    other = replace(RESOURCE, fields=FieldCatalog({"memo": Field("memo", required=True)}))
+    made, _ = compile_mapping({"direction": "bidirectional", "fields": rule}, other, ENTITY)
+    assert made is not None
+    assert made is not first
+    with pytest.raises(MappingError, match="the other side requires one"):
+        made.push({}, SCOPE)
+
+
+def test_no_more_are_kept_than_there_is_room_for() -> None:
+    for number in range(MOST_COMPILED + 10):
+        mapping({"note": f"memo{number}"}, "push")
+    assert len(compiled_mappings) == MOST_COMPILED
 
 
 # ---- ceilings
