@@ -37,6 +37,7 @@ from engine.transport import encode_body, form_text, rewrite_origin, with_query
 
 LONGEST_MESSAGE = 500  # characters of a provider's own words
 LONGEST_CALL = 30.0  # seconds, however slowly the answer comes
+LONGEST_WAIT = 86_400.0  # seconds; whoever is told to wait longer asks again
 LONGEST_CODE = 100  # characters of a provider's own code
 LARGEST_ANSWER = 2**20  # bytes
 MILLISECONDS = 10**11  # a moment above it is counted in them: in seconds it would be the year 5138
@@ -497,7 +498,7 @@ def _oauth_error(response: httpx.Response, hidden: Collection[str]) -> ProviderE
         wait = response.headers.get("Retry-After", "")
         return RateLimitedError(
             "the authorization server asks to slow down",
-            retry_after=float(wait) if wait.isdecimal() else None,
+            retry_after=min(float(wait), LONGEST_WAIT) if wait.isdecimal() else None,
             status=status,
         )
     if 300 <= status < 400:

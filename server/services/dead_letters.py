@@ -111,12 +111,13 @@ async def retry(
     async with context.sessions() as session:
         matched = await _count(session, wanted.conditions())
         fitting = await _count(session, and_(wanted.conditions(), _useful(wanted)))
+        now = await session.scalar(select(func.now()))
     if dry_run:
         queued = min(fitting, limit)
         return Retried(matched, queued, fitting - queued, matched - fitting)
     queued = 0
     while queued < limit:
-        found = await _queue(context, wanted, min(RETRIED_AT_ONCE, limit - queued))
+        found = await _queue(context, wanted, now, min(RETRIED_AT_ONCE, limit - queued))
         queued += len(found)
         await relay.announce(context.redis, found)
         if not found:
@@ -133,11 +134,14 @@ async def retry(
     return Retried(matched, queued, max(fitting - queued, 0), matched - fitting)
 
 
-async def _queue(context: Context, wanted: Filter, limit: int) -> Sequence[operations.Due]:
+async def _queue(
+    context: Context, wanted: Filter, asked_at: datetime | None, limit: int
+) -> Sequence[operations.Due]:
     async with context.sessions.begin() as session:
         some = (
             select(Operation.id)
-            .where(wanted.conditions(), _useful(wanted))
+            # What was queued and failed again meanwhile isn't queued twice.
+            .where(wanted.conditions(), _useful(wanted), Operation.completed_at <= asked_at)
             .order_by(Operation.completed_at, Operation.id)
             .limit(limit)
             .with_for_update(skip_locked=True)

@@ -1,13 +1,16 @@
 """Operations that ended badly: listed with their history, and queued again by filter."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from engine.errors import AuthenticationError
+from server.services import operations
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, Hub, bearer
-from tests.contract.api.test_admin import ADMIN, dead_letter, fail, queue, state
+from tests.contract.api.test_admin import ADMIN, claim, dead_letter, fail, queue, state
 
 ROOT = bearer("admin", None)
 MINE = f"{API}/sync/stripe/sync/dead-letters"
@@ -145,6 +148,22 @@ async def test_it_is_bounded_and_repeating_it_goes_on(hub: Hub) -> None:
         "SELECT revivals, attempts, lost_workers FROM sync_queue WHERE id = :id", id=ids[0]
     )
     assert (row["revivals"], row["attempts"], row["lost_workers"]) == (1, 0, 0)
+
+
+async def test_what_fails_again_at_once_is_queued_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    await hub.connect_by_key()
+    dead = await ended(hub)
+
+    async def announce(_: object, found: Sequence[operations.Due]) -> bool:
+        for each in found:
+            taken = await claim(hub, each.id)
+            async with hub.context.sessions.begin() as session:
+                await operations.fail(session, taken, AuthenticationError("no", status=401))
+        return True
+
+    monkeypatch.setattr("server.worker.relay.announce", announce)
+    assert (await retry(hub))["queued"] == 1
+    assert (await state(hub, dead))[0] == "failed"
 
 
 async def test_the_same_key_queues_once(hub: Hub) -> None:

@@ -372,6 +372,16 @@ async def test_answers_that_bring_no_token(
     assert getattr(refused.value, "provider_code", None) == code
 
 
+@pytest.mark.parametrize(
+    ("said", "wait"), [("120", 120.0), ("9" * 400, 86_400.0), ("Fri, 31 Dec 1999 23:59:59 GMT", None)]
+)
+async def test_how_long_a_server_that_is_busy_asks_to_wait(said: str, wait: float | None) -> None:
+    answer = httpx.Response(429, json={}, headers={"Retry-After": said})
+    with pytest.raises(RateLimitedError) as refused:
+        await refreshed(FakeProvider([answer]))
+    assert refused.value.retry_after == wait
+
+
 async def test_an_error_never_repeats_a_secret() -> None:
     answer = reply({"error": "invalid_grant", "error_description": "rt-old of app-1 / hush:1 is dead"}, 400)
     with pytest.raises(AuthenticationError) as refused:
