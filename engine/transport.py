@@ -29,6 +29,9 @@ CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 30.0
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Of a network's own, though not every Python says so: IPv4 addresses in other clothes, a site's NAT64, and
+# what sites had before `fc00::/7`.
+LOCAL = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "fec0::/10")))
 
 
 def open_client(
@@ -167,7 +170,8 @@ def check_address(address: str, host: str) -> None:
     except ValueError as error:
         raise ForbiddenAddressError(f"{host} leads to something that isn't an address") from error
     for inner in _unwrapped(parsed):
-        if not inner.is_global or inner.is_multicast:
+        local = not inner.is_global or inner.is_multicast or any(inner in each for each in LOCAL)
+        if local:
             raise ForbiddenAddressError(f"{host} leads to {address}, which isn't a public address")
 
 
