@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 NO_ANSWER = 499  # whoever asked went away first
 NO_ROUTE = "none"
+OTHER = "other"  # stands for all methods that callers make up: each told by its name would be a metric more
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds
 _ABOUT = ("request_id", "provider", "venue_id")
 
@@ -59,7 +61,7 @@ class Observation:
             if not traces.tracing():
                 await self._app(scope, receive, watch)
                 return
-            with traces.span(scope["method"], kind="server", parent=_parent(scope)) as span:
+            with traces.span(_method(scope), kind="server", parent=_parent(scope)) as span:
                 try:
                     await self._app(scope, receive, watch)
                 finally:
@@ -67,7 +69,7 @@ class Observation:
         finally:
             seconds = time.perf_counter() - started
             route = str(scope.get("path_template") or NO_ROUTE)
-            REQUEST_SECONDS.observe(seconds, route, str(scope["method"]), str(status))
+            REQUEST_SECONDS.observe(seconds, route, _method(scope), str(status))
             caller = scope.get("user")
             # The path and not the query: an OAuth callback's query holds a code.
             (log.debug if route in PROBES else say)(
@@ -79,6 +81,11 @@ class Observation:
                 caller=caller.id if isinstance(caller, Caller) else None,
             )
             structlog.contextvars.unbind_contextvars(*_ABOUT)
+
+
+def _method(scope: HTTPScope) -> str:
+    method = str(scope["method"])
+    return method if method in METHODS else OTHER
 
 
 def _parent(scope: HTTPScope) -> str | None:
@@ -97,10 +104,10 @@ def _parent(scope: HTTPScope) -> str | None:
 def _describe(span: Any, scope: HTTPScope, status: int) -> None:
     """Say in a span what was asked for and answered: by the route, whose path holds no id and no secret."""
     route = str(scope.get("path_template") or NO_ROUTE)
-    span.update_name(f"{scope['method']} {route}")
+    span.update_name(f"{_method(scope)} {route}")
     about = structlog.contextvars.get_contextvars()
     attributes = {
-        "http.request.method": scope["method"],
+        "http.request.method": _method(scope),
         "http.route": route,
         "http.response.status_code": status,
         **{f"hub.{name}": about[name] for name in _ABOUT if name in about},

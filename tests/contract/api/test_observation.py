@@ -138,6 +138,16 @@ async def test_what_is_refused_as_too_many_has_its_status_and_is_counted(
     assert times == {(route, "GET", "404"): 1, (route, "GET", "429"): 1}
 
 
+async def test_methods_that_callers_make_up_are_counted_as_one(
+    hub: Hub, counted: Callable[[], Awaitable[metrics.Counts]]
+) -> None:
+    for method in ("FETCH", "FETCH2", "x" * 100):
+        assert (await hub.http.request(method, "/health")).status_code == 405
+    assert {labels for (name, labels, _) in await counted() if name == "integration_request_seconds"} == {
+        ("none", "other", "405")
+    }
+
+
 async def test_what_nobody_foresaw_is_told_as_500(
     hub: Hub, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
