@@ -223,3 +223,16 @@ def test_a_file_that_cannot_be_read_is_a_document_error(tmp_path: Path) -> None:
         load_connector(tmp_path / "gone.yaml")
     with pytest.raises(DocumentError):
         load_platform(tmp_path / "gone.yaml")
+
+
+def test_what_was_renamed_more_than_once_is_what_it_is_called_now() -> None:
+    made = small(
+        '    renamed: {"2023": {e_mail: mail}, "2024": {mail: email}, "2025": {contact: email}}\n'
+    ).resources["customer"]
+    assert made.renamed == {"e_mail": "email", "mail": "email", "contact": "email"}
+    assert small().resources["customer"].renamed == {}
+
+
+def test_renames_in_a_circle_end() -> None:
+    made = small('    renamed: {"2023": {a: email}, "2024": {email: a}}\n').resources["customer"]
+    assert set(made.renamed) == {"a", "email"}
