@@ -41,7 +41,9 @@ KEPT_SECONDS = 30.0  # how long a process keeps opened secrets: one that is repl
 MOST_KEPT = 10_000
 CHECK_EVERY = timedelta(days=1)
 LONGEST_WAIT = timedelta(hours=6)
-AT_ONCE = 20
+AT_ONCE = 20  # of a provider, in a turn
+PROVIDERS_AT_ONCE = 4  # each holds a connection while it is asked
+TURN_SECONDS = 10.0  # after which nothing more is begun
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 bits
 END_SECONDS = 10.0  # for a provider to end a subscription: what is stored here is erased in any case
 
@@ -197,7 +199,7 @@ async def _keep_secret(context: Context, row: WebhookEndpoint, scheme: str, secr
 
 
 _DUE = (
-    select(WebhookEndpoint.venue_id, WebhookEndpoint.integration_type)
+    select(WebhookEndpoint)
     .join(
         IntegrationConfig,
         (IntegrationConfig.venue_id == WebhookEndpoint.venue_id)
@@ -207,21 +209,45 @@ _DUE = (
         IntegrationConfig.status == IntegrationStatus.CONNECTED,
         WebhookEndpoint.next_check_at <= func.now(),
     )
-    .order_by(WebhookEndpoint.next_check_at)
 )
+_PROVIDERS_DUE = _DUE.with_only_columns(WebhookEndpoint.integration_type).distinct()
+_NEXT_DUE = _DUE.with_only_columns(WebhookEndpoint.venue_id).order_by(WebhookEndpoint.next_check_at).limit(1)
 
 
 async def tend(context: Context) -> int:
     """Create, look at and renew subscriptions that are due; returns how many were looked at.
 
+    Providers are asked side by side: one that hangs keeps only its own waiting.
+    """
+    async with context.sessions() as session:
+        providers = (await session.scalars(_PROVIDERS_DUE)).all()
+    turns = asyncio.Semaphore(PROVIDERS_AT_ONCE)
+
+    async def in_turn(provider: str) -> int:
+        async with turns:
+            return await _tend_some(context, provider)
+
+    # To the end of each, whatever becomes of the others: a subscription that is made has to be stored.
+    tended = await asyncio.gather(*map(in_turn, providers), return_exceptions=True)
+    for each in tended:
+        if isinstance(each, BaseException):
+            raise each
+    return sum(each for each in tended if isinstance(each, int))
+
+
+async def _tend_some(context: Context, provider: str) -> int:
+    """Look at what is due of one provider, as much as fits in a turn; returns how many.
+
     Each is locked while its provider is asked, so two schedulers never make two of one.
     """
+    began = time.monotonic()
     for tended in range(AT_ONCE):
-        async with context.sessions() as session:
-            found = (await session.execute(_DUE.limit(1))).first()
-        if found is None:
+        if time.monotonic() - began > TURN_SECONDS:
             return tended
-        venue_id, provider = found
+        async with context.sessions() as session:
+            venue_id = await session.scalar(_NEXT_DUE.where(WebhookEndpoint.integration_type == provider))
+        if venue_id is None:
+            return tended
         # Before anything is locked: a renewal waits for the token, which whoever disconnects holds meanwhile.
         with suppress(HubError):  # what is wrong is told when the provider is asked
             await context.credentials(venue_id, provider).current()

@@ -16,7 +16,7 @@ import pytest
 
 from engine.errors import ProviderError, UnavailableError
 from engine.ports import Secret
-from server.services import endpoints
+from server.services import endpoints, integrations
 from server.worker import relay
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
 
@@ -534,6 +534,35 @@ async def test_an_address_that_can_not_be_looked_at_keeps_no_other_waiting(
     assert ours["subscription_id"] is not None
     assert (theirs["subscription_id"], theirs["failures"]) == (None, 1)
     assert "altered" in theirs["last_error"]
+
+
+async def test_a_provider_that_hangs_keeps_no_other_waiting(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.connect_by_key()
+    await connected(hub, "mailchimp", "us1")
+    async with hub.context.sessions.begin() as session:
+        integration = await integrations.get_integration(session, OURS, "mailchimp")
+        await endpoints.establish(session, hub.context, integration)
+    await hub.execute("UPDATE webhook_endpoints SET next_check_at = now() - interval '1 day'")
+    await hub.execute("UPDATE webhook_endpoints SET next_check_at = now() WHERE integration_type <> 'stripe'")
+    other_was_asked = asyncio.Event()
+
+    class Asked:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def make(self, *_: Any) -> Any:
+            if self.name == "stripe":  # hangs until the other was asked
+                await asyncio.wait_for(other_was_asked.wait(), 20)
+            other_was_asked.set()
+            return {"id": f"{self.name}_1", "secret": "whsec_of_it"}
+
+    monkeypatch.setattr(endpoints, "client_of", lambda _, connector, __: Asked(connector.name))
+    settings = replace(hub.context.settings, api_url="https://hub.example.org")
+    assert await endpoints.tend(replace(hub.context, settings=settings)) == 2
+    rows = await hub.rows("SELECT subscription_id FROM webhook_endpoints ORDER BY 1")
+    assert [row["subscription_id"] for row in rows] == ["mailchimp_1", "stripe_1"]
 
 
 async def test_a_provider_that_is_away_is_asked_later(hub: Hub, provider: Provider) -> None:
