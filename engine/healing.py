@@ -113,10 +113,11 @@ class _Known:
     words: str = ""
     protected: bool = False
     samples: tuple[Any, ...] = ()
+    new: bool | None = None  # whether it wasn't there before; None: nobody says
 
 
 def read_fields(given: Names | None) -> dict[str, _Known]:
-    """Return fields by path: names, or path and type, or `{path, type, label, description, protected}`."""
+    """Return fields by path: names, or path and type, or groups as `plan_heal` describes."""
     if given is None:
         return {}
     if isinstance(given, Mapping):
@@ -144,8 +145,14 @@ def _read_field(given: str | Field | Mapping[str, Any]) -> _Known:
     known = family(type_) if isinstance(type_, str) else "any"
     if known == "any" and isinstance(samples, list):
         known = type_of_values(samples)
+    new = given.get("new")
     return _Known(
-        path, known, words, bool(given.get("protected")), tuple(samples) if isinstance(samples, list) else ()
+        path,
+        known,
+        words,
+        bool(given.get("protected")),
+        tuple(samples) if isinstance(samples, list) else (),
+        new if isinstance(new, bool) else None,
     )
 
 
@@ -311,8 +318,8 @@ def plan_heal(
     """Return what took the place of the field `old_path`, which is gone.
 
     `candidates` are the fields there are now: names, `{path: type}`, `Field`s, or groups with `path` and, if
-    known, `type`, `label`, `description` and `protected`. Type words of other systems (`string`, `number`,
-    `datetime`, `array`) are understood; a type may be unknown.
+    known, `type`, `label`, `description`, `protected` and `new` (it wasn't there before). Type words of other
+    systems (`string`, `number`, `datetime`, `array`) are understood; a type may be unknown.
 
     What more is known makes the plan surer, and none of it is needed: `old_type`; `before`, the fields there
     were when `old_path` still was (in the same forms), since what was there already is hardly a successor;
@@ -334,7 +341,7 @@ def plan_heal(
         if path == old_path:
             continue  # it is of another type: what is within it may be the successor
         known = replace(each, type=_type(each.type, values_after.of(path)))
-        new = path not in earlier if earlier is not None else None
+        new = each.new if earlier is None else path not in earlier
         if new is None and values_before.columns:
             new = path not in values_before.columns
         has = values_after.of(path)

@@ -123,6 +123,14 @@ def test_what_was_there_before_is_hardly_a_successor() -> None:
     assert before.proposals[0].score < new.proposals[0].score
 
 
+def test_a_candidate_may_say_itself_whether_it_is_new() -> None:
+    told = [
+        plan_heal("seatMap", [{"path": "seat_map", "type": "url", "new": new}], old_type="url").status
+        for new in (True, None, False)
+    ]
+    assert told == ["applies", "applies", "proposed"]
+
+
 def records(**columns: list[Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
