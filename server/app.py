@@ -7,7 +7,6 @@ from typing import Any
 
 import structlog
 from litestar import Litestar, Request, Router
-from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import Components, Contact, License, SecurityScheme, Server, Tag
 from litestar.serialization import decode_json, encode_json
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,7 +40,7 @@ from server.api.guards import PUBLIC, Authentication
 from server.api.limits import RateLimits, RequestCounts, send_standing
 from server.api.observation import Observation, bind_provider
 from server.api.openapi import Description
-from server.api.reference import PAGE_HEADERS, ReferencePlugin
+from server.api.reference import PAGE_HEADERS, JsonPlugin, ReferencePlugin, YamlPlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
 from server.intake import Intake
@@ -189,7 +188,7 @@ def _openapi() -> Description:
                 )
             }
         ),
-        render_plugins=[ReferencePlugin(), JsonRenderPlugin(), YamlRenderPlugin()],
+        render_plugins=[ReferencePlugin(), JsonPlugin(), YamlPlugin()],
         openapi_router=Router(
             "/schema", route_handlers=[], opt=_PAGES, include_in_schema=False, response_headers=PAGE_HEADERS
         ),

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 from litestar import Request
-from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin, YamlRenderPlugin
 
 from engine.reference import GENERATED
 from server.api.openapi import ROLES, operations, resolve
@@ -105,14 +105,35 @@ PAGE_HEADERS: Mapping[str, str] = {
 }
 
 
-class ReferencePlugin(OpenAPIRenderPlugin):
-    """Serves the page at `/schema`."""
+class _Once:
+    """Renders once: the document never changes, anybody may ask for it, and writing it takes seconds."""
 
+    _rendered: bytes | None = None
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        if self._rendered is None:
+            self._rendered = super().render(request, openapi_schema)  # type: ignore[misc]  # of what it is mixed into
+        return self._rendered
+
+
+class _Page(OpenAPIRenderPlugin):
     def __init__(self) -> None:
         super().__init__(path="/")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         return page(orjson.loads(self.render_json(request, openapi_schema))).encode()
+
+
+class ReferencePlugin(_Once, _Page):
+    """Serves the page at `/schema`."""
+
+
+class JsonPlugin(_Once, JsonRenderPlugin):
+    """Serves the document as JSON."""
+
+
+class YamlPlugin(_Once, YamlRenderPlugin):
+    """Serves the document as YAML."""
 
 
 def page(document: Json) -> str:

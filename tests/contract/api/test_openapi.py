@@ -276,6 +276,22 @@ async def test_the_page_is_served_without_a_token_and_fetches_nothing(hub: Hub) 
         assert f"{kind} 'sha256-{digest}'" in policy
 
 
+async def test_what_anybody_may_ask_for_is_written_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = ("/schema", "/schema/openapi.json", "/schema/openapi.yaml")
+    first = [(await hub.http.get(path)).content for path in paths]
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was written again")
+
+    for name in (
+        "yaml.dump",
+        "server.api.reference.page",
+        "litestar.openapi.plugins.OpenAPIRenderPlugin.render_json",
+    ):
+        monkeypatch.setattr(name, again)
+    assert [(await hub.http.get(path)).content for path in paths] == first
+
+
 async def test_the_description_is_served_without_a_token(hub: Hub) -> None:
     served = await hub.http.get("/schema/openapi.json")
     assert (served.status_code, served.json()) == (200, DOCUMENT)
