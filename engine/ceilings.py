@@ -18,9 +18,11 @@ from engine.errors import ExpressionError
 LONGEST_TEXT: Final = 2000  # characters of an expression
 LONGEST_RESULT: Final = 16 * 1024 * 1024  # characters of a rendered text
 DEEPEST: Final = 40  # nested parts of an expression
-MOST_WORK: Final = 64 * 1024 * 1024  # of one evaluation, about a character each: at most a second
+MOST_WORK: Final = (
+    128 * 1024 * 1024
+)  # of one evaluation, a character each: of a page, as many steps as it needs
 STEP: Final = 32  # what looking at one part of a value costs
-MOST_RECORD_WORK: Final = 16 * 1024 * 1024  # of all the expressions of a mapping, for one record
+MOST_RECORD_WORK: Final = 16 * 1024 * 1024  # of a mapping's expressions, for one record: well below a second
 
 
 class _Meter(threading.local):

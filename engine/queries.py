@@ -84,7 +84,7 @@ class _Functions(jmespath.functions.Functions):
 
 
 _FUNCTIONS = _Functions()
-_VISIT = 2 * STEP  # what a step into a node costs
+_VISIT = STEP  # what a step into a node costs
 _WHOLE = frozenset(("to_string", "contains", "join"))  # functions that look into all of what they are given
 
 
@@ -102,10 +102,16 @@ class _Interpreter(jmespath.visitor.TreeInterpreter):
         return super().visit_comparator(node, value)  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
 
     def visit_flatten(self, node: Any, value: Any) -> Any:
-        return _counted(super().visit_flatten(node, value))  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+        base = self.visit(node["children"][0], value)
+        if not isinstance(base, list):
+            return None
+        spend(8 * sum(len(each) if isinstance(each, list) else 1 for each in base))  # before they are there
+        return [item for each in base for item in (each if isinstance(each, list) else (each,))]
 
     def visit_slice(self, node: Any, value: Any) -> Any:
-        return _counted(super().visit_slice(node, value))  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+        made = super().visit_slice(node, value)  # type: ignore[no-untyped-call, unused-ignore]  # untyped in the stubs
+        spend(8 * len(made or ()))
+        return made
 
     def visit_function_expression(self, node: Any, value: Any) -> Any:
         given = [self.visit(child, value) for child in node["children"]]
@@ -125,12 +131,6 @@ _VISITS: Mapping[str, Callable[..., Any]] = {
     for name in dir(_Interpreter)
     if name.startswith("visit_")
 }
-
-
-def _counted(made: Any) -> Any:
-    if isinstance(made, list):
-        spend(8 * len(made))
-    return made
 
 
 _LITERAL = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`((?:\\`|[^`])*)`""")

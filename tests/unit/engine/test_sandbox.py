@@ -25,7 +25,7 @@ from engine.errors import ExpressionError
 from engine.expressions import Expression, Template
 
 SECRET = "s3cret-0f-the-record"
-SECONDS = 1.5  # of the thread's own time, also on a slow machine; a fraction of it on most
+SECONDS = 4.0  # of the thread's own time, also on a slow machine; a fraction of it on most
 KILOBYTES = 200_000  # more than before
 CORPUS = FilePath(__file__).parents[2] / "security" / "templates.yaml"
 
@@ -122,7 +122,7 @@ def test_a_value_costs_what_it_holds_as_often_as_it_holds_it() -> None:
     shared: Any = "x"
     for _ in range(200):
         shared = [shared, shared]  # more than any machine could walk
-    begin()
+    begin(MOST_RECORD_WORK)
     with pytest.raises(ExpressionError):
         spend_on(shared)
 
@@ -135,7 +135,7 @@ def test_every_evaluation_may_do_as_much_as_the_one_before() -> None:
 
 
 def test_a_thread_spends_only_its_own() -> None:
-    bomb = Expression.compile("{{ [" + "v | upper, " * 100 + "] | length }}")
+    bomb = Expression.compile("{{ [" + "v | upper, " * 150 + "] | length }}")
     tame = Expression.compile("{{ v[:3] | upper }}")
     scope = {"v": "y" * 1_000_000}
 
@@ -146,7 +146,7 @@ def test_a_thread_spends_only_its_own() -> None:
             return "refused"
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(run, range(12))) == ["YYY", "refused"] * 6
+        assert list(pool.map(run, range(6))) == ["YYY", "refused"] * 3
 
 
 def test_a_text_as_long_as_allowed_is_made_and_none_longer() -> None:
