@@ -194,7 +194,8 @@ _LOOK = text("""
     SELECT config.venue_id, config.integration_type, config.status, config.health_status,
         config.failure_count, config.circuit_failures, config.circuit_opened_at IS NOT NULL AS circuit_open,
         coalesce(known.sync_count_24h, 0) AS syncs, coalesce(known.success_count_24h, 0) AS successes,
-        greatest(known.checked_at, config.answered_at) IS NOT NULL AS checked,
+        coalesce(config.answered_at IS NOT NULL OR known.response_ms IS NOT NULL
+            OR known.check_failures > 0, false) AS checked,
         coalesce(known.check_failures, 0) AS check_failures, known.check_error, known.response_ms,
         known.better_status, coalesce(known.better_count, 0) AS better_count,
         known.reason, known.explanation,

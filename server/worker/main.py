@@ -90,7 +90,7 @@ def lane_broker(worker: Worker) -> LaneBroker:
 
     async def due() -> list[Due]:
         async with context.sessions() as session:
-            return await operations.due(session, worker.slots.most[0], lanes=worker.lanes)
+            return await operations.due(session, lanes=worker.lanes)
 
     async def task(operation_ids: list[UUID]) -> None:
         await work(worker, *operation_ids)

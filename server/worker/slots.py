@@ -108,7 +108,26 @@ class Slots:
         ask = self.ask()
         if ask is None:
             return []
-        return list(found[: ask["free"][0]])
+        none, fits = [0] * len(self.lanes), []
+        for due in found:
+            above = range(self.lanes.index(due.lane) + 1)  # its lane and those more urgent
+            names = {"provider": due.provider, "venue": str(due.venue_id)}
+            running = {kind: ask["running"][kind].setdefault(name, [*none]) for kind, name in names.items()}
+            whose = f"{due.venue_id}:{due.provider}"
+            full = any(
+                ask["free"][place] <= 0
+                or any(running[kind][place] >= ask["limits"][kind][place] for kind in names)
+                for place in above
+            )
+            if full or whose in ask["busy"]:
+                continue
+            ask["busy"][whose] = True
+            for place in above:
+                ask["free"][place] -= 1
+                for kind in names:
+                    running[kind][place] += 1
+            fits.append(due)
+        return fits
 
     @property
     def messages(self) -> int:

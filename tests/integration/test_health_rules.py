@@ -26,6 +26,7 @@ from server.db.models import (
     SyncLog,
     SyncRollup,
 )
+from server.errors import VaultError
 from server.services import breaker, checks, conditions, quotas, rollups
 from server.settings import read_settings
 from server.worker import schedule
@@ -370,6 +371,16 @@ async def test_who_was_not_heard_from_is_asked(context: WorkerContext, asked: li
     known = await _known(context, silent)
     assert (known.check_failures, known.response_ms) == (0, 250)
     assert await checks.ask_due(context) == 0
+
+
+async def test_one_that_could_not_be_asked_is_not_said_to_be_well(
+    context: WorkerContext, asked: list[UUID]
+) -> None:
+    venue_id = await _connected(context)
+    _ANSWERS.append(VaultError("its key is gone"))
+    assert await checks.ask_due(context) == 1
+    await _judge(context)
+    assert (await _config(context, venue_id)).health_status is HealthStatus.UNKNOWN
 
 
 async def test_two_schedulers_ask_each_once(context: WorkerContext, asked: list[UUID]) -> None:

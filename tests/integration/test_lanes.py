@@ -307,6 +307,22 @@ async def test_without_redis_the_database_is_asked(sessions: async_sessionmaker[
         assert await _take(_broker(away, due=due), 2) == ids
 
 
+def test_without_redis_slots_are_kept_as_with_it() -> None:
+    venue = uuid4()
+    slots = Slots.of(10, provider_share=70)
+    hanging = [_due("low", provider="hanging") for _ in range(50)]
+    others = [_due("low") for _ in range(5)]
+    mine = [_due("low", venue=venue), _due("low", venue=venue)]
+    # Of the eight that the lane may use a provider has six, and an integration one at a time.
+    begun = slots.fitting([*hanging, *mine, *others])
+    assert begun == [*hanging[:6], mine[0], others[0]]
+    for due in begun:
+        slots.take(due)
+    assert slots.fitting([*mine, *others]) == []
+    urgent = [_due("critical") for _ in range(9)]
+    assert slots.fitting(urgent) == urgent[:7]  # fifteen in all
+
+
 async def test_announcing_without_redis_raises_nothing() -> None:
     async with open_redis(NOBODY_LISTENS) as away:
         assert await announce(away, [_due("high")]) is False
