@@ -106,7 +106,7 @@ def test_a_command_page_of_a_group_made_up() -> None:
 
 def test_every_setting_is_described() -> None:
     ours, _, of_the_original = COMMITTED["settings.md"].partition("## The original service's settings")
-    rows = r"(?m)^\| `([A-Z_]+)` \|"
+    rows = r"(?m)^\| `([A-Z_<>]+)` \|"
     assert re.findall(rows, ours) == [variable.name for variable in VARIABLES]
     assert re.findall(rows, of_the_original.partition("\n## ")[0]) == [each.name for each in UNNEEDED]
     assert str(ROOT) not in COMMITTED["settings.md"]
