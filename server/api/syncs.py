@@ -32,6 +32,7 @@ from server.api.schemas import (
 )
 from server.context import Context
 from server.db.models import Operation
+from server.errors import NotFoundError
 from server.services import recovery, syncs
 from server.services.operations import WAITING
 
@@ -465,7 +466,7 @@ async def watch_sync(
     request: CallerRequest, context: Shared, stopping: Stopping, provider: ProviderName, sync_id: SyncId
 ) -> ServerSentEvent:
     operation = await _find(context, request.user, provider, sync_id)
-    return ServerSentEvent(_events(context, operation, stopping))
+    return ServerSentEvent(watch_events(context, operation, stopping))
 
 
 async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) -> Operation:
@@ -476,9 +477,10 @@ async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) 
     return operation
 
 
-async def _events(
+async def watch_events(
     context: Context, operation: Operation, stopping: asyncio.Event
 ) -> AsyncIterator[ServerSentEventMessage]:
+    """Yield what becomes of a sync, until it ends, is cleared, or `stopping` is set."""
     told: Any = None
     quiet = 0.0
     while True:
@@ -498,7 +500,10 @@ async def _events(
             yield ServerSentEventMessage(told_last, event="stopping", retry=RECONNECT_MS)
             return
         quiet += syncs.POLL_SECONDS
-        operation = await syncs.look(context, operation)
+        try:
+            operation = await syncs.look(context, operation)
+        except NotFoundError:  # whoever asks again is told
+            return
 
 
 HANDLERS = (start_sync, stop_sync, retry_failed, sync_status, sync_history, get_sync, watch_sync)

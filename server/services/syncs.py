@@ -200,9 +200,12 @@ def ended(operation: Operation) -> bool:
 
 
 async def look(context: Context, operation: Operation) -> Operation:
-    """Return an operation as it is now."""
+    """Return an operation as it is now; raises NotFoundError when it was cleared or erased meanwhile."""
     async with context.sessions() as session:
-        return await session.get_one(Operation, operation.id)
+        found = await session.get(Operation, operation.id)
+    if found is None:
+        raise no_such_sync()
+    return found
 
 
 async def wait_for(

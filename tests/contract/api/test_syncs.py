@@ -8,9 +8,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import select
 
 from engine.errors import UnavailableError
 from server.api import schemas
+from server.api.syncs import watch_events
+from server.db.models import Operation
 from server.services import operations
 from server.services.operations import Claim
 from server.worker import relay
@@ -185,6 +188,27 @@ async def test_dates_that_make_no_sense_are_named(hub: Hub, options: dict[str, A
     assert (answer.status_code, answer.json()["code"]) == (400, "VALIDATION_ERROR")
     assert [detail["field"] for detail in answer.json()["details"]] == [field]
     assert await hub.rows("SELECT id FROM sync_queue") == []
+
+
+async def test_a_sync_that_is_cleared_while_somebody_waits_for_it(hub: Hub) -> None:
+    await hub.connect_by_key()
+    waiting = asyncio.create_task(start(hub, wait=30))
+    await queued(hub)
+    cleared = await hub.post(f"{API}/admin/clear-queue", {}, headers=bearer("admin", None))
+    assert cleared.json()["message"] == "1 queue item cleared"
+    answer = await waiting
+    assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
+
+
+async def test_a_stream_of_a_sync_that_is_cleared_ends(hub: Hub) -> None:
+    await hub.connect_by_key()
+    await start(hub)
+    async with hub.context.sessions() as session:
+        operation = (await session.scalars(select(Operation))).one()
+    told = watch_events(hub.context, operation, asyncio.Event())
+    assert (await anext(told)).event == "progress"
+    await hub.execute("DELETE FROM sync_queue")
+    assert [each async for each in told] == []
 
 
 async def test_the_same_key_starts_one_sync(hub: Hub) -> None:
