@@ -113,6 +113,7 @@ class Claim:
     lease: timedelta
     queued_at: datetime | None = field(default=None, compare=False)
     revivals: int = 0  # how often it ended badly and was queued again
+    lost_workers: int = 0  # in a row, before this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -840,6 +841,7 @@ def _claim_statement(lanes: frozenset[str]) -> Update:
             _OP.started_at,
             _OP.fencing_token,
             _OP.revivals,
+            _OP.lost_workers,
         )
     )
 

@@ -299,6 +299,9 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
         events = await webhooks.waiting(
             session, claim.venue_id, claim.provider, revived=_revived_event(claim)
         )
+    if claim.lost_workers:  # by one of them, perhaps: each by itself shows by which
+        own = claim.payload.get("webhookId")
+        events = [event for event in events if str(event.id) == own]
     if not events or connector.webhooks is None:
         return
     told, looked, outcomes = webhooks.sorted_out(connector.webhooks, events)

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import ColumnElement, TextClause, exists, func, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Text, TextClause, cast, exists, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -28,6 +28,7 @@ from server.db import exact_json
 from server.db.models import (
     IntegrationStatus,
     Operation,
+    OperationStatus,
     OperationType,
     Priority,
     Webhook,
@@ -524,7 +525,7 @@ async def _queue_again(session: AsyncSession, event: Webhook, actor: Actor) -> O
 async def waiting(
     session: AsyncSession, venue_id: UUID, provider: str, *, revived: UUID | None = None
 ) -> Sequence[Webhook]:
-    """Return an integration's events that wait, the oldest first.
+    """Return an integration's events that wait, the oldest first; none that workers were lost by.
 
     `revived` is the event of an operation that failed and is worked again: with it come all that failed with
     it, since theirs ended without anything left to do.
@@ -542,11 +543,21 @@ async def waiting(
     rows = await session.scalars(
         select(Webhook)
         .filter_by(venue_id=venue_id, integration_type=provider)
-        .where(wanted)
+        .where(wanted, ~exists().where(_set_aside()))
         .order_by(Webhook.received_at)
         .limit(WORKED_AT_ONCE)
     )
     return rows.all()
+
+
+def _set_aside() -> ColumnElement[bool]:
+    """Return the condition that an operation of an event lost too many workers to be worked again."""
+    first = "webhook:" + cast(Webhook.id, Text)
+    return (
+        Operation.idempotency_key.in_([first, first + ":" + cast(Webhook.retry_count, Text)])
+        & (Operation.status == OperationStatus.DEAD_LETTER)
+        & (Operation.error_code == operations.WORKER_LOST)
+    )
 
 
 def sorted_out(

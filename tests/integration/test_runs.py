@@ -652,6 +652,34 @@ async def test_a_worker_that_was_replaced_says_nothing_of_events(
     assert await outcomes(context) == {"customer.created": (WebhookStatus.PROCESSED, None)}
 
 
+async def test_an_event_that_kills_its_workers_takes_no_other_with_it(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ids = [await customer(sandbox, email=f"{n}@example.com", name=f"N{n} X") for n in range(3)]
+    queued = [await told(context, venue, ("customer.created", each)) for each in ids]
+    first, bad, last = (operation for (operation,) in queued)
+    async with context.sessions.begin() as session:  # its worker was lost
+        await session.execute(
+            update(Operation)
+            .where(Operation.id == first)
+            .values(
+                status=OperationStatus.PROCESSING,
+                lease_owner="lost",
+                lease_expires_at=datetime.now(UTC) - timedelta(minutes=1),
+            )
+        )
+    await worked(context, first)
+    assert set(await customers(context)) == {"0@example.com"}
+    async with context.sessions.begin() as session:  # and three of the next one's were
+        await session.execute(
+            update(Operation)
+            .where(Operation.id == bad)
+            .values(status=OperationStatus.DEAD_LETTER, error_code=operations.WORKER_LOST)
+        )
+    await worked(context, last)
+    assert set(await customers(context)) == {"0@example.com", "2@example.com"}
+
+
 async def test_an_account_that_takes_back_what_it_allowed(context: WorkerContext, venue: UUID) -> None:
     await worked(context, *await told(context, venue, ("account.application.deauthorized", "ca_1")))
     async with context.sessions() as session:
