@@ -33,6 +33,7 @@ from engine.errors import ExpressionError, HubError, SignatureError
 from engine.expressions import Expression
 from engine.ports import Secret
 
+_TEXTS = frozenset({"method", "url", "path", "query", "timestamp"})
 SIGNED_NAMES = frozenset({"method", "url", "path", "query", "body", "timestamp", "form", "headers"})
 MOST_SIGNATURES = 16  # in one header; providers send two while a secret is replaced
 LONGEST_HEADER = 8192  # characters
@@ -88,6 +89,7 @@ class SignedText:
 
     text: str
     parts: tuple[str | Expression, ...] = ()
+    names: frozenset[str] = frozenset()
 
     @classmethod
     def compile(cls, text: str) -> SignedText:
@@ -100,7 +102,7 @@ class SignedText:
         for hole in _HOLE.finditer(text):
             parts += [text[end : hole.start()], Expression.compile(hole.group(), names=SIGNED_NAMES)]
             end = hole.end()
-        return cls(text, (*parts, text[end:]))
+        return cls(text, (*parts, text[end:]), whole.names)
 
     def render(self, delivery: Delivery, timestamp: str) -> bytes:
         """Return the bytes that were signed; raises ExpressionError."""
@@ -113,10 +115,9 @@ class SignedText:
             "timestamp": timestamp,
             "headers": delivery.headers,
         }
-        used = {name for part in self.parts if isinstance(part, Expression) for name in part.names}
-        if "form" in used:
+        if "form" in self.names:
             scope["form"] = "".join(f"{name}{value}" for name, value in sorted(delivery.form))
-        if "body" in used:
+        if "body" in self.names:
             scope["body"] = delivery.body.decode("utf-8", "surrogateescape")
         return b"".join(self._bytes(part, scope, delivery) for part in self.parts)
 
@@ -124,9 +125,11 @@ class SignedText:
     def _bytes(part: str | Expression, scope: Mapping[str, Any], delivery: Delivery) -> bytes:
         if isinstance(part, str):
             return part.encode()
-        if part.text.strip("{} ") == "body":
+        name = part.text.strip("{} ")
+        if name == "body":
             return delivery.body
-        return str(part.evaluate(None, scope)).encode("utf-8", "surrogateescape")
+        value = scope[name] if name in _TEXTS else part.evaluate(None, scope)
+        return str(value).encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,6 +261,6 @@ def moment_of(event: Event) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(event.at)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # the first and last hours there are can't be said in UTC
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -43,6 +43,7 @@ from server.api.openapi import Description
 from server.api.reference import PAGE_HEADERS, JsonPlugin, ReferencePlugin, YamlPlugin
 from server.catalog import store_templates
 from server.context import Context, open_context
+from server.db.reads import Reads
 from server.intake import Intake
 from server.services.denials import Denials
 from server.services.endpoints import Addresses
@@ -87,7 +88,14 @@ def create_app(settings: Settings) -> Litestar:
             open_context(
                 settings, application_name="integration-hub api", connections=settings.api_connections
             ) as context,
-            Intake(context.sessions, context.redis, depth=settings.queue_depth) as intake,
+            Reads(
+                str(settings.database_url),
+                application_name="integration-hub api",
+                connections=1,  # of its own: what arrives waits behind no other request
+                pooler=settings.database_pooler,
+                fresh_plans=True,
+            ) as store,
+            Intake(store, context.redis, depth=settings.queue_depth) as intake,
         ):
             app.state.context, app.state.intake, app.state.addresses = context, intake, Addresses()
             app.state.stopping = asyncio.Event()

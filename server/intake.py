@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import asyncpg
 import structlog
 from redis.asyncio import Redis
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from engine.errors import MalformedDeliveryError
 from server.db.engine import is_unstorable
+from server.db.reads import Reads
 from server.errors import QueueFullError, StoreUnavailableError
 from server.services import webhooks
+from server.services.operations import Due
 from server.services.webhooks import Arrival
 from server.worker.relay import announce
 
@@ -28,6 +29,9 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 200  # deliveries in one transaction
 MOST_WAITING = 5000  # deliveries; more are refused, and their providers send them again
 STATEMENT_SECONDS = 10.0
+# Faults of one delivery, and whatever keeps some from being stored; TimeoutError is an OSError.
+_OF_ONE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
+_NOT_STORED = (asyncpg.PostgresError, asyncpg.InternalClientError, StoreUnavailableError, ValueError, OSError)
 
 
 @dataclass(slots=True)
@@ -39,14 +43,16 @@ class _Waiting:
 class Intake:
     """One for each process. `async with` starts it, and at the end stores what has come in."""
 
-    def __init__(self, sessions: async_sessionmaker[AsyncSession], redis: Redis, *, depth: int = 0) -> None:
-        self._sessions = sessions
+    def __init__(self, reads: Reads, redis: Redis, *, depth: int = 0) -> None:
+        self._reads = reads
         self._redis = redis
         self._depth = depth  # operations of one integration that may wait; 0 for any number
         self._waiting: list[_Waiting] = []
         self._there = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+        self._untold: list[Due] = []
+        self._telling: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._work())
@@ -57,6 +63,8 @@ class Intake:
         self._there.set()
         if self._task is not None:
             await self._task
+        if self._telling is not None:
+            await self._telling
 
     async def accept(self, arrival: Arrival, seconds: float) -> None:
         """Return once a delivery is stored for good.
@@ -67,13 +75,15 @@ class Intake:
         """
         if self._stopping or len(self._waiting) >= MOST_WAITING:
             raise StoreUnavailableError("too much comes in just now: send it again later")
-        waiting = _Waiting(arrival, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(arrival, loop.create_future())
         self._waiting.append(waiting)
         self._there.set()
+        clock = loop.call_later(seconds, _give_up, waiting.stored)
         try:
-            await asyncio.wait_for(waiting.stored, seconds)
-        except TimeoutError as error:
-            raise StoreUnavailableError("the delivery couldn't be stored in time: send it again") from error
+            await waiting.stored
+        finally:
+            clock.cancel()
 
     async def _work(self) -> None:
         while True:
@@ -90,12 +100,12 @@ class Intake:
 
     async def _store(self, some: Sequence[_Waiting]) -> None:
         try:
-            async with asyncio.timeout(STATEMENT_SECONDS), self._sessions.begin() as session:
-                stored = await webhooks.store(session, [each.arrival for each in some], self._depth)
-        except (SQLAlchemyError, OSError) as error:  # TimeoutError is an OSError
+            async with asyncio.timeout(STATEMENT_SECONDS):
+                stored = await webhooks.store(self._reads, [each.arrival for each in some], self._depth)
+        except _NOT_STORED as error:
             log.warning("webhooks.not_stored", deliveries=len(some), error=type(error).__name__)
             unstorable = is_unstorable(error)
-            if len(some) > 1 and (unstorable or isinstance(error, DataError | IntegrityError)):
+            if len(some) > 1 and isinstance(error, _OF_ONE):
                 for each in some:  # the fault is of one of them
                     await self._store([each])
                 return
@@ -116,7 +126,20 @@ class Intake:
                 )
             else:
                 each.stored.set_result(None)
-        if stored.operations:
-            await announce(self._redis, stored.operations)
+        self._untold += stored.operations
+        if self._telling is None and self._untold:
+            self._telling = asyncio.create_task(self._tell())
         if stored.conflicts:
             log.warning("webhooks.conflict", events=stored.conflicts)
+
+    async def _tell(self) -> None:
+        """Tell workers, while the next deliveries are stored already."""
+        while self._untold:
+            some, self._untold = self._untold, []
+            await announce(self._redis, some)
+        self._telling = None
+
+
+def _give_up(stored: asyncio.Future[None]) -> None:
+    if not stored.done():
+        stored.set_exception(StoreUnavailableError("the delivery couldn't be stored in time: send it again"))

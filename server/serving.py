@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 SHUTDOWN_SECONDS = 20  # for what is under way, after the last connection was taken
 LINGER_SECONDS = 2.0  # for a client to read an answer that came before the end of its request
+TOGETHER_BYTES = 16 * 1024  # that are written at once, however much follows
 FRESH_SECONDS = 1.0  # for the request on a connection that was taken just before the stop
 SPARE_FILES = 500  # beside a descriptor for each client: stores, providers, logs
 
@@ -121,6 +122,37 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class _Together:
+    """A transport that sends what is written in one turn of the loop together: an answer's head and body.
+
+    Handing each of them to the system takes as long as making both.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held += data
+        if len(self._held) > TOGETHER_BYTES:  # whoever writes much has to learn when it is too much
+            self._send()
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+
 class Connection(H11Protocol):
     """One client's connection, on which everything a client may take its time for has an end."""
 
@@ -133,6 +165,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # uvicorn's own override of BaseProtocol's method is as narrow.
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", _Together(transport, self.loop))
         self.since = time.monotonic()
         self._watch()
         if len(self.connections) > self.config.most_clients:

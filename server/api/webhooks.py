@@ -1,17 +1,21 @@
 """Where providers send webhooks, and what people see of them."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import msgspec
 import structlog
-from litestar import HttpMethod, Request, Response, get, post, put, route
+from litestar import HttpMethod, get, post, put, route
 from litestar.datastructures import ResponseHeader
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import PathParameter, QueryParameter
+from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Receive, Scope, Send
 from msgspec import Meta, Struct
 
 from engine.errors import MalformedDeliveryError, SignatureError, WebhookError
@@ -124,9 +128,45 @@ class WebhookSecretBody(Struct, frozen=True, forbid_unknown_fields=True, rename=
 
 _SHOWN = "whsec_C2FVsBQIhrscChlQIMV"
 _NO_STORE = [ResponseHeader(name="Cache-Control", description="Never kept.", value="no-store")]
+
+
+def _answering(app: ASGIApp) -> ASGIApp:
+    """Return what answers providers: a middleware of their routes, with nothing behind it.
+
+    What the framework does for a handler (its parameters, dependencies and response) takes longer than all
+    that is done about a delivery. Routing, limits, errors and the API's description stay the framework's.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        provider: str = scope["path_params"]["provider"]
+        structlog.contextvars.bind_contextvars(provider=provider)
+        try:
+            reply = await _take(cast("HTTPScope", scope), receive, provider)
+        except WebhookError:
+            DELIVERIES.add(provider, "refused")
+            raise
+        except (QueueFullError, StoreUnavailableError):
+            DELIVERIES.add(provider, "unavailable")
+            raise
+        body, kind = (_RECEIVED, _JSON) if reply is None else (reply.encode(), _TEXT)
+        headers = [*kind, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return answer
+
+
+_RECEIVED = msgspec.json.encode(Received())
+_JSON = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+_TEXT = (
+    (b"content-type", b"text/plain; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
 _OPEN: dict[str, Any] = {**PUBLIC, "raw_body": True, "hides_path": True}
 _RECEIVE: dict[str, Any] = {
     "tags": TAGS,
+    "middleware": [_answering],
     "opt": _OPEN,
     "status_code": 200,
     "response_headers": _NO_STORE,
@@ -151,6 +191,8 @@ _RECEIVE: dict[str, Any] = {
 }
 _PROBE: dict[str, Any] = {
     "tags": TAGS,
+    "middleware": [_answering],
+    "response_headers": _NO_STORE,
     "opt": _OPEN,
     "media_type": "text/plain",
     "responses": {
@@ -166,7 +208,12 @@ _PROBE: dict[str, Any] = {
         ),
     },
 }
-_LOOK: dict[str, Any] = {"http_method": HttpMethod.HEAD, "opt": _OPEN, "include_in_schema": False}
+_LOOK: dict[str, Any] = {
+    "http_method": HttpMethod.HEAD,
+    "middleware": [_answering],
+    "opt": _OPEN,
+    "include_in_schema": False,
+}
 
 
 @post(
@@ -177,8 +224,8 @@ _LOOK: dict[str, Any] = {"http_method": HttpMethod.HEAD, "opt": _OPEN, "include_
     "before it is acknowledged. Whose events they are, their account says.",
     **_RECEIVE,
 )
-async def receive(request: Request[Any, Any, Any], context: Shared, provider: ProviderName) -> Response[Any]:
-    return await _receive(request, context, provider, None)
+async def receive(provider: ProviderName) -> Received:
+    raise _not_reached()
 
 
 @post(
@@ -188,10 +235,8 @@ async def receive(request: Request[Any, Any, Any], context: Shared, provider: Pr
     description="As at the shared address; the token says whose events they are.",
     **_RECEIVE,
 )
-async def receive_own(
-    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
-) -> Response[Any]:
-    return await _receive(request, context, provider, token)
+async def receive_own(provider: ProviderName, token: EndpointToken) -> Received:
+    raise _not_reached()
 
 
 @get(
@@ -201,8 +246,8 @@ async def receive_own(
     description="Some providers ask before they send: for a text of theirs, or just whether anybody answers.",
     **_PROBE,
 )
-async def probe(request: Request[Any, Any, Any], context: Shared, provider: ProviderName) -> Response[Any]:
-    return await _receive(request, context, provider, None)
+async def probe(provider: ProviderName) -> str:
+    raise _not_reached()
 
 
 @get(
@@ -212,56 +257,46 @@ async def probe(request: Request[Any, Any, Any], context: Shared, provider: Prov
     description="As at the shared address.",
     **_PROBE,
 )
-async def probe_own(
-    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
-) -> Response[Any]:
-    return await _receive(request, context, provider, token)
+async def probe_own(provider: ProviderName, token: EndpointToken) -> str:
+    raise _not_reached()
 
 
 @route(f"{WEBHOOKS}/{{provider:str}}", **_LOOK)
-async def look(request: Request[Any, Any, Any], context: Shared, provider: ProviderName) -> Response[Any]:
-    return await _receive(request, context, provider, None)
+async def look(provider: ProviderName) -> str:
+    raise _not_reached()
 
 
 @route(f"{WEBHOOKS}/{{provider:str}}/{{token:str}}", **_LOOK)
-async def look_own(
-    request: Request[Any, Any, Any], context: Shared, provider: ProviderName, token: EndpointToken
-) -> Response[Any]:
-    return await _receive(request, context, provider, token)
+async def look_own(provider: ProviderName, token: EndpointToken) -> str:
+    raise _not_reached()
 
 
-async def _receive(
-    request: Request[Any, Any, Any], context: Context, provider: str, token: str | None
-) -> Response[Any]:
-    try:
-        return await _take(request, context, provider, token)
-    except WebhookError:
-        DELIVERIES.add(provider, "refused")
-        raise
-    except (QueueFullError, StoreUnavailableError):
-        DELIVERIES.add(provider, "unavailable")
-        raise
+def _not_reached() -> Exception:
+    return RuntimeError("this route is answered before its handler")
 
 
-async def _take(
-    request: Request[Any, Any, Any], context: Context, provider: str, token: str | None
-) -> Response[Any]:
+async def _take(scope: HTTPScope, receive: Receive, provider: str) -> str | None:
+    """Take a delivery in; returns the answer to a probe, and None for what is stored."""
     began = perf_counter()
+    state = scope["litestar_app"].state
+    context: Context = state.context
     connector = context.catalog.connector(provider)
     spec = connector.webhooks
     if spec is None:
         raise NotSupportedError(f"{connector.title} sends no webhooks here")
+    token: str | None = scope["path_params"].get("token")
     # The address as the provider was given it, not as a proxy rewrote it: signatures may cover it.
     url = endpoints.url_of(context.settings, provider, token)
-    query = request.scope["query_string"].decode("latin-1")
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    delivery = Delivery(request.method, f"{url}?{query}" if query else url, headers, await request.body())
+    query = scope["query_string"].decode("latin-1")
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    body = await _read(scope, receive, headers)
+    delivery = Delivery(scope["method"], f"{url}?{query}" if query else url, headers, body)
     now = datetime.now(UTC)
     venue_id: UUID | None = None
     if token is None:
         secrets = endpoints.shared_secrets(context.settings, connector)
     else:
-        address = await request.app.state.addresses.find(context, provider, token)
+        address = await state.addresses.find(context, provider, token)
         venue_id = address.venue_id if address else None
         secrets = address.secrets if address else {}
         if venue_id is not None:
@@ -273,7 +308,7 @@ async def _take(
         scheme, refused = None, error
     reply = probe_reply(spec, delivery, verified=scheme is not None, now=now)
     if reply is not None:
-        return Response(reply or None, media_type="text/plain", headers={"X-Content-Type-Options": "nosniff"})
+        return reply
     if scheme is None:
         assert refused is not None
         log.warning("webhook.refused", provider=provider, reason=refused.reason)
@@ -292,9 +327,29 @@ async def _take(
     )
     if arrival.events:
         seconds = max(spec.answer_within.total_seconds() - MARGIN_SECONDS, MARGIN_SECONDS)
-        await request.app.state.intake.accept(arrival, seconds)
+        await state.intake.accept(arrival, seconds)
         INTAKE_SECONDS.observe(perf_counter() - began, provider)
-    return Response(Received())
+    return None
+
+
+async def _read(scope: HTTPScope, receive: Receive, headers: Mapping[str, str]) -> bytes:
+    """Return the body; raises RequestEntityTooLarge as soon as it is known to be."""
+    most = cast("HTTPRouteHandler", scope["route_handler"]).resolve_request_max_body_size() or 0
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise RequestEntityTooLarge
+    parts, size = [], 0
+    while True:
+        message = cast("HTTPReceiveMessage", await receive())
+        if message["type"] == "http.disconnect":  # a body that doesn't end is refused before it comes here
+            break
+        parts.append(message["body"])
+        size += len(message["body"])
+        if size > most:
+            raise RequestEntityTooLarge
+        if not message["more_body"]:
+            break
+    return b"".join(parts)
 
 
 StatusFilter = Annotated[

@@ -76,4 +76,5 @@ def _plan_for_each_call(connection: Any, record: Any) -> None:
 
 def is_unstorable(error: Exception) -> bool:
     """Say whether a text was at fault: PostgreSQL keeps no NUL, and SQLAlchemy has no class for that."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNSTORABLE
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(said, "sqlstate", None) in _UNSTORABLE

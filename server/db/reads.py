@@ -1,7 +1,7 @@
-"""Reads that are asked for most, straight over asyncpg: one statement each, no session and no transaction.
+"""What is asked for most, straight over asyncpg: one statement each, no session and no transaction.
 
 A session costs several round trips and most of a request's time, which one statement doesn't need. Whatever
-writes, locks or reads twice takes a session.
+locks or reads twice takes a session, and so does what writes, unless doing it again does no harm.
 """
 
 from __future__ import annotations
@@ -32,12 +32,17 @@ class Reads:
         application_name: str,
         connections: int = CONNECTIONS,
         pooler: bool = False,
+        fresh_plans: bool = False,
     ) -> None:
-        """`pooler`: something before the database shares connections, so that none keeps statements."""
+        """`pooler`: something before the database shares connections, so that none keeps statements.
+
+        `fresh_plans`: each call is planned for the tables as they are, for those that grow from nothing.
+        """
         self._url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
         self._name = application_name
         self._connections = connections
         self._cached = 0 if pooler else STATEMENTS
+        self._fresh_plans = fresh_plans
         self._pool: Any = None
 
     async def __aenter__(self) -> Self:
@@ -47,7 +52,7 @@ class Reads:
             max_size=self._connections,
             timeout=STATEMENT_SECONDS,
             command_timeout=STATEMENT_SECONDS,
-            init=_decode_json,
+            init=_prepare_afresh if self._fresh_plans else _decode_json,
             statement_cache_size=self._cached,
             reset=_nothing,  # no statement here leaves anything behind, and it would cost a round trip
             server_settings={"timezone": "UTC", "application_name": self._name},
@@ -70,6 +75,8 @@ class Reads:
             except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionResetError):
                 return await self._fetch(statement, values)
         except (asyncpg.InterfaceError, OSError) as error:  # TimeoutError is an OSError
+            if isinstance(error, ValueError):  # a value that can't be sent, whatever the database does
+                raise
             raise StoreUnavailableError("the database can't be reached") from error
         except asyncpg.PostgresError as error:
             if str(error.sqlstate).startswith(_AWAY):
@@ -84,6 +91,11 @@ class Reads:
 
 async def _decode_json(connection: Any) -> None:
     await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=orjson.loads)
+
+
+async def _prepare_afresh(connection: Any) -> None:
+    await _decode_json(connection)
+    await connection.execute("SET plan_cache_mode = force_custom_plan")
 
 
 async def _nothing(connection: Any) -> None:

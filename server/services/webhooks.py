@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import ColumnElement, Text, TextClause, cast, exists, func, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import ColumnElement, Text, cast, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -34,6 +33,7 @@ from server.db.models import (
     Webhook,
     WebhookStatus,
 )
+from server.db.reads import Reads
 from server.errors import Detail, InvalidRequestError, NotFoundError
 from server.services import audit, operations
 from server.services.audit import Actor
@@ -80,24 +80,14 @@ class Stored:
     refused: Collection[int] = ()  # which of the arrivals, by their place
 
 
-async def store(session: AsyncSession, arrivals: Sequence[Arrival], depth: int = 0) -> Stored:
+async def store(reads: Reads, arrivals: Sequence[Arrival], depth: int = 0) -> Stored:
     """Write the unseen events of some deliveries, those deliveries, and an operation for each to be worked.
 
-    The caller's transaction makes it count: only then may the providers be told that it arrived. However many
-    arrivals there are, it takes a handful of statements. One about an integration of which `depth` operations
-    wait already is refused: nothing of it is written.
+    They are written by one statement, so all of it counts once this returns, or nothing: only then may the
+    providers be told that it arrived. Doing it again does no harm. A delivery about an integration of which
+    `depth` operations wait already is refused: nothing of it is written.
     """
-    venues = await _venues_of(session, arrivals)
-    full = await operations.crowded(
-        session,
-        {
-            (venue_id, arrival.provider)
-            for arrival in arrivals
-            for event in arrival.events
-            for venue_id in _whose(arrival, event, venues)
-        },
-        depth,
-    )
+    venues, full = await _places(reads, arrivals, depth)
     refused: set[int] = set()
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     deliveries: dict[UUID, dict[str, Any]] = {}
@@ -127,25 +117,23 @@ async def store(session: AsyncSession, arrivals: Sequence[Arrival], depth: int =
     work = [
         _operation_row(row, traced[row["id"]]) for row in events if row["status"] == WebhookStatus.PENDING
     ]
-    written = await session.execute(
+    written = await reads.rows(
         _INSERT,
-        {
-            **_columns("event", _EVENT, events),
-            **_columns("delivery", _DELIVERY, list(deliveries.values())),
-            **_columns("operation", _OPERATION, work),
-        },
+        *_columns(_EVENT, events),
+        *_columns(_DELIVERY, deliveries.values()),
+        *_columns(_OPERATION, work),
     )
-    stored = {row.event_id: row for row in written}
+    stored = {row["event_id"]: row for row in written}
     known = [row for row in rows.values() if row["id"] not in stored] + repeated
-    conflicts = await _note_conflicts(session, known) if known else []
+    conflicts = await _note_conflicts(reads, known) if known else []
     fresh = [row for row in rows.values() if row["id"] in stored]
     lane = operations.lane_of(Priority.CRITICAL)
     queued = [
-        Due(row.id, row.venue_id, row.integration_type, lane, float(row.queued))
-        for row in stored.values()
-        if row.id is not None
+        Due(row["id"], row["venue_id"], row["integration_type"], lane, float(row["queued"]))
+        for row in written
+        if row["id"] is not None
     ]
-    once_committed(session, lambda: _count(fresh, known, conflicts))
+    _count(fresh, known, conflicts)
     return Stored(queued, len(fresh), len(known), len(conflicts), refused)
 
 
@@ -166,8 +154,12 @@ def _count(
 Places = Mapping[tuple[str, str | UUID], Sequence[UUID]]  # venues by provider, and account or venue
 
 
-async def _venues_of(session: AsyncSession, arrivals: Sequence[Arrival]) -> Places:
-    """Return the venues that have a connection: with an account, or with the address that was used."""
+async def _places(
+    reads: Reads, arrivals: Sequence[Arrival], depth: int
+) -> tuple[Places, set[tuple[UUID, str]]]:
+    """Return the venues that have a connection, with an account or with the address that was used; and those
+    integrations, venue and provider, of which as many operations wait as may.
+    """
     accounts = {
         (arrival.provider, event.account)
         for arrival in arrivals
@@ -176,28 +168,40 @@ async def _venues_of(session: AsyncSession, arrivals: Sequence[Arrival]) -> Plac
         if event.account is not None
     }
     owners = {(arrival.provider, arrival.venue_id) for arrival in arrivals if arrival.venue_id is not None}
+    by_account, by_owner = list(accounts), list(owners)
     found: dict[tuple[str, str | UUID], list[UUID]] = {}
-    for statement, wanted in ((_BY_ACCOUNT, accounts), (_BY_VENUE, owners)):
-        if wanted:
-            providers, places = zip(*wanted, strict=True)
-            rows = await session.execute(statement, {"providers": providers, "places": places})
-            for provider, place, venue_id in rows:
-                found.setdefault((provider, place), []).append(venue_id)
-    return found
+    full: set[tuple[UUID, str]] = set()
+    for provider, account, venue_id, crowded in await reads.rows(
+        _PLACES,
+        *([each[place] for each in wanted] for wanted in (by_account, by_owner) for place in (0, 1)),
+        depth,
+    ):
+        found.setdefault((provider, venue_id if account is None else account), []).append(venue_id)
+        if crowded:
+            full.add((venue_id, provider))
+    return found, full
 
 
-def _runnable_by(column: str, kind: str) -> TextClause:
-    runnable = ", ".join(f"'{each.value}'" for each in RUNNABLE)
-    return text(f"""
-        SELECT integration_type, {column}, venue_id FROM integration_configs
-        WHERE (integration_type, {column}) IN (
-            SELECT * FROM unnest(CAST(:providers AS text[]), CAST(:places AS {kind}[]))
-        ) AND status IN ({runnable})
-        ORDER BY venue_id
-    """)  # noqa: S608 - names of ours
-
-
-_BY_ACCOUNT, _BY_VENUE = _runnable_by("account", "text"), _runnable_by("venue_id", "uuid")
+_RUNNABLE = ", ".join(f"'{each.value}'" for each in RUNNABLE)
+# No more of an integration is looked at than it takes to know that it is full.
+_PLACES = f"""
+WITH place AS (
+    SELECT integration_type, account, venue_id FROM integration_configs
+    WHERE (integration_type, account) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+        AND status IN ({_RUNNABLE})
+    UNION ALL
+    SELECT integration_type, NULL, venue_id FROM integration_configs
+    WHERE (integration_type, venue_id) IN (SELECT * FROM unnest($3::text[], $4::uuid[]))
+        AND status IN ({_RUNNABLE})
+)
+SELECT integration_type, account, venue_id, $5 > 0 AND EXISTS (
+    SELECT FROM sync_queue AS waiting
+    WHERE waiting.venue_id = place.venue_id AND waiting.integration_type = place.integration_type
+        AND waiting.status IN ('pending', 'recovering')
+    OFFSET greatest($5::int, 1) - 1
+)
+FROM place ORDER BY venue_id
+"""  # noqa: S608 - names of ours
 
 
 def _whose(arrival: Arrival, event: Event, venues: Places) -> Sequence[UUID]:
@@ -276,16 +280,12 @@ def _operation_row(row: Mapping[str, Any], trace: str | None) -> dict[str, Any]:
     }
 
 
-async def _note_conflicts(session: AsyncSession, known: Sequence[Mapping[str, Any]]) -> list[str]:
+async def _note_conflicts(reads: Reads, known: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keep events whose id came before with other content, for a person to see; returns the providers of
     those that are new.
     """
-    rows = await session.execute(
-        select(Webhook.integration_type, Webhook.external_id, Webhook.payload_hash).where(
-            tuple_(Webhook.integration_type, Webhook.external_id).in_(
-                {(row["integration_type"], row["external_id"]) for row in known}
-            )
-        )
+    rows = await reads.rows(
+        _BEFORE, [row["integration_type"] for row in known], [row["external_id"] for row in known]
     )
     before = {(provider, external_id): digest for provider, external_id, digest in rows}
     others = {
@@ -301,16 +301,14 @@ async def _note_conflicts(session: AsyncSession, known: Sequence[Mapping[str, An
     }
     if not others:
         return []
-    written = await session.execute(_INSERT_EVENTS, list(others.values()))
-    providers = {row["id"]: row["integration_type"] for row in others.values()}
-    return [providers[row.id] for row in written]
+    written = await reads.rows(_INSERT_EVENTS, *_columns(_EVENT, others.values()))
+    return [row["integration_type"] for row in written]
 
 
-_INSERT_EVENTS = (
-    upsert(Webhook)
-    .on_conflict_do_nothing(index_elements=["integration_type", "external_id"])
-    .returning(Webhook.id)
-)
+_BEFORE = """
+SELECT integration_type, external_id, payload_hash FROM integration_webhooks
+WHERE (integration_type, external_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+"""
 # The columns that are written of each, and their types: whole columns are sent, not rows.
 _EVENT = {
     "id": "uuid",
@@ -350,38 +348,37 @@ _OPERATION = {
 _AS_TEXT = ("jsonb", "webhook_status")  # types that are sent as text
 
 
-def _columns(name: str, kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {
-        f"{name}_{column}": [
-            exact_json.dumps(row[column]) if kind == "jsonb" else row[column] for row in rows
-        ]
-        for column, kind in kinds.items()
-    }
+def _columns(kinds: Mapping[str, str], rows: Collection[Mapping[str, Any]]) -> Iterator[list[Any]]:
+    for column, kind in kinds.items():
+        values = [row[column] for row in rows]
+        yield [exact_json.dumps(each) for each in values] if kind == "jsonb" else values
 
 
-def _given(name: str, kinds: Mapping[str, str]) -> str:
-    """Return rows to select from: the columns of `_columns`."""
+def _given(kinds: Mapping[str, str], before: int = 0) -> str:
+    """Return rows to select from: what `_columns` gives, after so many other parameters."""
     arrays = (
-        f"CAST(:{name}_{column} AS {'text' if kind in _AS_TEXT else kind}[])"
-        for column, kind in kinds.items()
+        f"${number}::{'text' if kind in _AS_TEXT else kind}[]"
+        for number, kind in enumerate(kinds.values(), before + 1)
     )
-    values = (f"CAST({column} AS {kind})" if kind in _AS_TEXT else column for column, kind in kinds.items())
+    values = (f"{column}::{kind}" if kind in _AS_TEXT else column for column, kind in kinds.items())
     return f"SELECT {', '.join(values)} FROM unnest({', '.join(arrays)}) AS given ({', '.join(kinds)})"  # noqa: S608 - names of ours
 
 
+_EVENTS = f"INSERT INTO integration_webhooks ({', '.join(_EVENT)}) {_given(_EVENT)} " + (
+    "ON CONFLICT (integration_type, external_id) DO NOTHING"
+)
+_INSERT_EVENTS = f"{_EVENTS} RETURNING integration_type"
 # The unseen events, their deliveries, and an operation for each that is to be worked, in one statement.
-_INSERT = text(f"""
+_INSERT = f"""
 WITH event AS (
-    INSERT INTO integration_webhooks ({", ".join(_EVENT)}) {_given("event", _EVENT)}
-    ON CONFLICT (integration_type, external_id) DO NOTHING
-    RETURNING id, delivery_id
+    {_EVENTS} RETURNING id, delivery_id
 ), delivery AS (
-    INSERT INTO webhook_deliveries ({", ".join(_DELIVERY)}) {_given("delivery", _DELIVERY)}
+    INSERT INTO webhook_deliveries ({", ".join(_DELIVERY)}) {_given(_DELIVERY, len(_EVENT))}
     WHERE given.id IN (SELECT delivery_id FROM event)
 ), operation AS (
     INSERT INTO sync_queue (operation_type, entity_type, priority, {", ".join(list(_OPERATION)[1:])})
     SELECT 'reconcile', 'webhook', 'CRITICAL', work.* FROM (
-        {_given("operation", _OPERATION).replace("SELECT event_id, ", "SELECT ", 1)}
+        {_given(_OPERATION, len(_EVENT) + len(_DELIVERY)).replace("SELECT event_id, ", "SELECT ", 1)}
         WHERE given.event_id IN (SELECT id FROM event)
     ) AS work
     ON CONFLICT (idempotency_key) DO NOTHING
@@ -389,7 +386,7 @@ WITH event AS (
 )
 SELECT event.id AS event_id, operation.*
 FROM event LEFT JOIN operation ON idempotency_key = 'webhook:' || event.id
-""")  # noqa: S608 - made of the names above
+"""  # noqa: S608 - made of the names above
 
 
 # --- looking, and trying again

@@ -485,8 +485,7 @@ async def told(context: WorkerContext, venue: UUID, *kinds: tuple[str, str]) -> 
         delivery = Delivery("POST", "https://hub.example/x", {"content-type": "application/json"}, body)
         found = split_events(spec, delivery)
         arrivals.append(Arrival("stripe", venue, "hmac_sha256", delivery, found, UNKNOWN_TYPE))
-    async with context.sessions.begin() as session:
-        stored = await webhooks.store(session, arrivals)
+    stored = await webhooks.store(context.reads, arrivals)
     return [each.id for each in stored.operations]
 
 

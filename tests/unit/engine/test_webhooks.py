@@ -281,6 +281,7 @@ def test_a_type_nobody_named() -> None:
         ("2025-10-09T08:53:09.179851517Z", datetime(2025, 10, 9, 8, 53, 9, 179851, tzinfo=UTC)),
         ("2026-03-01 11:59:00", datetime(2026, 3, 1, 11, 59, tzinfo=UTC)),
         ("yesterday", None),
+        ("0001-01-01T00:00:00+01:00", None),  # in UTC, a year before the first
         (None, None),
     ],
 )
