@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from jwt.algorithms import RSAAlgorithm
 from jwt.exceptions import InvalidKeyError
 
@@ -69,7 +69,7 @@ class Reading:
         text = delivery.headers.get(self.header, "")
         if not text.strip() or len(text) > LONGEST_HEADER:
             return None
-        parts = text.split(self.separator) if self.separator else [text]
+        parts = [part.strip() for part in text.split(self.separator)] if self.separator else [text]
         return [part[len(self.prefix) :] for part in parts if part.startswith(self.prefix)][:MOST_SIGNATURES]
 
 
@@ -260,14 +260,18 @@ def _public_key(secret: str, signed: bytes, given: bytes, scheme: SignatureSchem
 
 @lru_cache(maxsize=256)
 def _load_key(text: str) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
-    """Read a public key: PEM, a JSON Web Key (RSA), or the 32 bytes of an Ed25519 key in hexadecimal."""
+    """Read a public key: PEM, or what stands within it, a JSON Web Key (RSA), or the 32 bytes of an Ed25519
+    key in hexadecimal.
+    """
     try:
         if text.lstrip().startswith("{"):
             key: Any = RSAAlgorithm.from_jwk(text)
         elif re.fullmatch(r"[0-9a-fA-F]{64}", text):
             key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
-        else:
+        elif text.lstrip().startswith("-----"):
             key = load_pem_public_key(text.encode())
+        else:
+            key = load_der_public_key(base64.b64decode("".join(text.split()), validate=True))
     except (ValueError, UnsupportedAlgorithm, InvalidKeyError):
         raise HubError("the webhook's public key can't be read") from None
     if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):

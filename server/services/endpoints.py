@@ -31,12 +31,14 @@ from engine.ports import Secret
 from server import vault
 from server.context import Context
 from server.db.models import IntegrationConfig, IntegrationStatus, WebhookEndpoint
-from server.errors import NotSupportedError
+from server.errors import NotSupportedError, StoreUnavailableError
 from server.metering import metered
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+KEPT_UNPROVED_SECONDS = 1.0  # one without a secret: it is made just now, and the provider looks at it first
+OPENED_WITHIN = 2.0  # seconds: providers that wait for an answer are told to come again
 KEPT_SECONDS = 30.0  # how long a process keeps opened secrets: one that is replaced counts as long everywhere
 MOST_KEPT = 10_000
 CHECK_EVERY = timedelta(days=1)
@@ -65,16 +67,24 @@ class Addresses:
     _kept: dict[str, tuple[float, Address | None]] = field(default_factory=dict)
 
     async def find(self, context: Context, provider: str, token: str) -> Address | None:
-        """Return whose address a token is, None when it is nobody's here."""
+        """Return whose address a token is, None when it is nobody's here.
+
+        Raises StoreUnavailableError when that can't be found out in time.
+        """
         hashed, now = token_hash(token), time.monotonic()
         kept = self._kept.get(hashed)
         if kept is not None and kept[0] > now:
             found = kept[1]
         else:
-            found = await _open(context, hashed)
+            try:
+                async with asyncio.timeout(OPENED_WITHIN):
+                    found = await _open(context, hashed)
+            except TimeoutError as error:
+                raise StoreUnavailableError("the address can't be looked up now: send it again") from error
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
-            self._kept[hashed] = (now + KEPT_SECONDS, found)
+            proves = found is None or bool(found.secrets)
+            self._kept[hashed] = (now + (KEPT_SECONDS if proves else KEPT_UNPROVED_SECONDS), found)
         return found if found is not None and found.provider == provider else None
 
 

@@ -262,6 +262,35 @@ async def test_a_secret_is_replaced_without_losing_a_delivery(hub: Hub) -> None:
     assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 401
 
 
+async def test_an_address_that_was_looked_at_before_its_secret_was_known(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider looks at a new address before it names the secret."""
+    monkeypatch.setattr(endpoints, "KEPT_UNPROVED_SECONDS", 0.0)
+    await hub.connect_by_key()
+    path = await address(hub)
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 401
+    addresses = hub.app.state.addresses
+    await keep(hub, "whsec_one")
+    hub.app.state.addresses = addresses
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 200
+
+
+async def test_while_an_address_can_not_be_looked_up_deliveries_are_sent_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.connect_by_key()
+    path = await address(hub)
+
+    async def for_ever(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(endpoints, "_open", for_ever)
+    monkeypatch.setattr(endpoints, "OPENED_WITHIN", 0.05)
+    answer = await stripe(hub, path, "whsec_one", PAID)
+    assert (answer.status_code, answer.json()["code"]) == (503, "STORE_UNAVAILABLE")
+
+
 async def test_another_address_is_nobodys(hub: Hub) -> None:
     await hub.connect_by_key()
     path = await address(hub)

@@ -18,7 +18,7 @@ from engine.documents import read_document
 from engine.errors import SignatureError
 from engine.manifest import compile_connector
 from engine.ports import Secret
-from engine.signatures import TYPES, Delivery, SignatureScheme, verify
+from engine.signatures import TYPES, Delivery, Reading, SignatureScheme, verify
 
 HERE = Path(__file__).parent
 FILES = sorted((HERE / "cases").glob("*.yaml"))
@@ -79,6 +79,19 @@ def with_header(name: str, value: str | None) -> Delivery:
 @pytest.mark.parametrize("name", CASES)
 def test_a_good_delivery(name: str) -> None:
     assert refusal(name, delivery_of(name)) is None
+
+
+def test_parts_of_a_header_may_be_set_apart_by_spaces() -> None:
+    read = Reading("x-signature", ",", "v1=")
+    delivery = Delivery("POST", "https://hub.example", {"x-signature": "t=1, v1=ab ,v0=cd, v1=ef"}, b"")
+    assert read.find(delivery) == ["ab", "ef"]
+
+
+def test_a_public_key_may_come_without_its_frame() -> None:
+    """As providers show it that write it on one line."""
+    pem = CASES["public_key-p256"]["secret"]
+    bare = "".join(line for line in pem.splitlines() if not line.startswith("-----"))
+    assert refusal("public_key-p256", delivery_of("public_key-p256"), secret=bare) is None
 
 
 @pytest.mark.parametrize("name", OVER_BODY)
