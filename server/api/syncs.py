@@ -1,6 +1,7 @@
 """Start, follow and stop syncs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -32,13 +33,15 @@ from server.api.schemas import (
 )
 from server.context import Context
 from server.db.models import Operation
-from server.errors import NotFoundError
+from server.errors import NotFoundError, TooManyRequestsError
 from server.services import recovery, syncs
 from server.services.operations import WAITING
 
 T = TypeVar("T")
 TAGS = ["Syncs"]
 SYNC = f"{PATH}/sync/{{provider:str}}/sync"
+MOST_WATCHED = 20  # streams of one caller in one process: each looks at the database all the time
+LONGEST_WATCH = 900.0  # seconds, after which a watcher shows its token again
 RECONNECT_MS = 1000  # for a watcher whose stream ended with the process
 QUIET_SECONDS = 15  # after which a watcher is told that the connection lives
 
@@ -451,7 +454,8 @@ async def get_sync(
     summary="Watch a sync",
     description="Server-sent events: `progress` when there is news, `ended` at the end; the data of both "
     "is that of `getSync`. The stream closes after `ended`, and after `stopping` when the process that "
-    "sends it is being stopped: ask again then, as browsers do by themselves.",
+    "sends it is being stopped and after a quarter of an hour: ask again then, as browsers do by "
+    "themselves. A caller may have 20 streams open.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,
@@ -466,7 +470,22 @@ async def watch_sync(
     request: CallerRequest, context: Shared, stopping: Stopping, provider: ProviderName, sync_id: SyncId
 ) -> ServerSentEvent:
     operation = await _find(context, request.user, provider, sync_id)
-    return ServerSentEvent(watch_events(context, operation, stopping))
+    watching: Counter[str] = request.app.state.setdefault("watching", Counter())
+    if watching[request.user.id] >= MOST_WATCHED:
+        raise TooManyRequestsError(retry_after=QUIET_SECONDS)
+    return ServerSentEvent(_counted(watching, request.user.id, watch_events(context, operation, stopping)))
+
+
+async def _counted(
+    watching: Counter[str], caller: str, events: AsyncIterator[ServerSentEventMessage]
+) -> AsyncIterator[ServerSentEventMessage]:
+    watching[caller] += 1
+    try:
+        async for event in events:
+            yield event
+    finally:
+        watching[caller] -= 1
+        watching += Counter()  # forgets who has none
 
 
 async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) -> Operation:
@@ -480,9 +499,9 @@ async def _find(context: Context, caller: Caller, provider: str, sync_id: UUID) 
 async def watch_events(
     context: Context, operation: Operation, stopping: asyncio.Event
 ) -> AsyncIterator[ServerSentEventMessage]:
-    """Yield what becomes of a sync, until it ends, is cleared, or `stopping` is set."""
+    """Yield what becomes of a sync, until it ends, is cleared, `stopping` is set, or it was watched long."""
     told: Any = None
-    quiet = 0.0
+    quiet = watched = 0.0
     while True:
         state = schemas.sync_state(operation)
         if state.ended:
@@ -494,7 +513,8 @@ async def watch_events(
         elif quiet >= QUIET_SECONDS:
             quiet = 0.0
             yield ServerSentEventMessage(data=None, comment="still here")
-        if await syncs.pause(syncs.POLL_SECONDS, stopping):
+        watched += syncs.POLL_SECONDS
+        if await syncs.pause(syncs.POLL_SECONDS, stopping) or watched >= LONGEST_WATCH:
             state = schemas.sync_state(operation)
             told_last = msgspec.json.encode(state).decode()
             yield ServerSentEventMessage(told_last, event="stopping", retry=RECONNECT_MS)

@@ -53,11 +53,14 @@ def stranger(ip: str | None) -> Actor:
     return Actor(STRANGER, ip)
 
 
+Waiting = Counter[tuple[datetime, Denial]]
+
+
 @dataclass(slots=True)
 class Denials:
     """What one process refused and hasn't written yet."""
 
-    waiting: Counter[tuple[datetime, Denial]] = field(default_factory=Counter)
+    waiting: Waiting = field(default_factory=Counter)
     _minute: datetime | None = None
     _seen: set[Denial] = field(default_factory=set)
     _places: Counter[tuple[str, str | None]] = field(default_factory=Counter)
@@ -82,16 +85,20 @@ class Denials:
         return denial
 
     async def write(self, sessions: async_sessionmaker[AsyncSession]) -> int:
-        """Write what waits; returns how many attempts. When it fails they wait on."""
+        """Write what waits; returns how many attempts. While the database is away they wait on.
+
+        One that it refuses keeps no others from being written: it is logged, and forgotten.
+        """
         waiting, self.waiting = self.waiting, Counter()
         if not waiting:
             return 0
         try:
-            async with sessions.begin() as session:
-                await session.execute(_statement(waiting))
-        except (SQLAlchemyError, OSError):
-            self.waiting.update(waiting)
-            raise
+            await _store(sessions, waiting)
+        except (SQLAlchemyError, OSError) as error:
+            if not _is_refused(error):
+                self.waiting.update(waiting)
+                raise
+            return await _store_each(sessions, waiting)
         return waiting.total()
 
     async def keep_writing(self, sessions: async_sessionmaker[AsyncSession]) -> None:
@@ -108,7 +115,31 @@ class Denials:
                 await self.write(sessions)
 
 
-def _statement(waiting: Counter[tuple[datetime, Denial]]) -> Any:
+def _is_refused(error: Exception) -> bool:
+    """Say whether the database was there and wouldn't take what it got: a value, or a constraint."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return state[:2] in ("22", "23")
+
+
+async def _store(sessions: async_sessionmaker[AsyncSession], waiting: Waiting) -> None:
+    async with sessions.begin() as session:
+        await session.execute(_statement(waiting))
+
+
+async def _store_each(sessions: async_sessionmaker[AsyncSession], waiting: Waiting) -> int:
+    written = 0
+    for each, count in waiting.items():
+        try:
+            await _store(sessions, Counter({each: count}))
+            written += count
+        except SQLAlchemyError as error:
+            if not _is_refused(error):
+                raise
+            await log.aerror("denial.not_written", attempts=count, error=type(error).__name__)
+    return written
+
+
+def _statement(waiting: Waiting) -> Any:
     rows = [_row(minute, denial, count) for (minute, denial), count in waiting.items()]
     # In one order everywhere: two processes that count the same attempts never wait for each other in a ring.
     statement = insert(AuditEntry).values(sorted(rows, key=lambda row: str(row["same"])))

@@ -79,7 +79,7 @@ def error_of(attempt: Attempt) -> HubError | None:
     log.error("operation.crashed", error=type(error).__name__, place=place)
     if isinstance(error, SQLAlchemyError | RedisError | OSError):
         return StoreUnavailableError("a store could not be reached")
-    return UnexpectedError(f"an unexpected error stopped the run ({type(error).__name__})")
+    return UnexpectedError("an unexpected error stopped the run: the log of its worker says which")
 
 
 # --- leases

@@ -141,6 +141,15 @@ async def test_attempts_wait_while_the_database_is_away(sessions: Sessions, fres
     assert await denials.write(sessions) == 0
 
 
+async def test_one_that_cannot_be_stored_keeps_no_others_back(sessions: Sessions) -> None:
+    denials = Denials()
+    denials.note(Denial(Actor("a\0b"), "INVALID_TOKEN"), START)  # PostgreSQL has no such text
+    denials.note(Denial(stranger("198.51.100.1"), "INVALID_TOKEN"), START)
+    assert await denials.write(sessions) == 1
+    assert [row["actor"] for row in await entries(sessions)] == ["anonymous"]
+    assert await denials.write(sessions) == 0
+
+
 async def test_what_waits_is_written_when_the_process_stops(sessions: Sessions) -> None:
     denials = Denials()
     writing = asyncio.create_task(denials.keep_writing(sessions))

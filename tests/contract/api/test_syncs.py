@@ -400,6 +400,34 @@ async def test_events_follow_a_running_sync(hub: Hub) -> None:
     assert text.rstrip().rpartition("event: ")[2].startswith("ended")
 
 
+async def test_a_watcher_shows_its_token_again_after_a_while(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.api.syncs.LONGEST_WATCH", 0.0)
+    await hub.connect_by_key()
+    sync_id = (await start(hub)).json()["data"]["syncId"]
+    text = (await hub.get(f"{SYNC}/{sync_id}/events")).text
+    assert [line for line in text.splitlines() if line.startswith("event: ")] == [
+        "event: progress",
+        "event: stopping",
+    ]
+
+
+async def test_a_caller_watches_only_so_many(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.api.syncs.MOST_WATCHED", 1)
+    await hub.connect_by_key()
+    sync_id = (await start(hub)).json()["data"]["syncId"]
+    first = asyncio.create_task(hub.get(f"{SYNC}/{sync_id}/events"))
+    async with asyncio.timeout(30):
+        while not hub.app.state.get("watching"):  # noqa: ASYNC110 - it looks at the application
+            await asyncio.sleep(0.01)
+    answer = await hub.get(f"{SYNC}/{sync_id}/events")
+    assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMIT_EXCEEDED")
+    await finish(hub, await claim(hub))
+    assert (await first).status_code == 200
+    assert (await hub.get(f"{SYNC}/{sync_id}/events")).status_code == 200
+
+
 async def test_nobody_waits_for_a_sync_when_the_service_stops(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

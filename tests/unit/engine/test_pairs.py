@@ -204,7 +204,8 @@ def test_the_one_that_is_surely_the_same_takes_its_place(stripe: Connector, plat
     [gone] = gone_pairs(mappings, stripe, platform)
     assert (gone.gone, gone.successor) == ("product.statementDescriptor", "product.statement_descriptor")
     [made] = moved(mappings, gone, "product.statement_descriptor")
-    assert made == {**BASE[0], "fields": {"name": "name", "capacity": {**own, "path": "statement_descriptor"}}}
+    capacity = {**own, "path": "statement_descriptor"}
+    assert made == {**BASE[0], "fields": {"name": "name", "capacity": capacity}}
     assert gone_pairs([made], stripe, platform) == []
 
 
