@@ -687,6 +687,7 @@ def _more_urgent_waits() -> ColumnElement[bool]:
             _is(*WAITING, of=other),
             other.c.priority < _OP.priority,  # CRITICAL is the first of the type
             not_(other.c.stop_requested),
+            other.c.expires_at > func.now(),
             or_(other.c.next_retry_at.is_(None), other.c.next_retry_at <= func.now()),
         )
         .exists()
