@@ -7,6 +7,7 @@ deliveries gather, so the busier it is, the more share a commit. Workers are tol
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -29,7 +30,7 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 200  # deliveries in one transaction
 MOST_WAITING = 5000  # deliveries; more are refused, and their providers send them again
 STATEMENT_SECONDS = 10.0
-# Faults of one delivery, and whatever keeps some from being stored; TimeoutError is an OSError.
+# Faults of one delivery, and whatever is known to keep some from being stored; TimeoutError is an OSError.
 _OF_ONE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
 _NOT_STORED = (asyncpg.PostgresError, asyncpg.InternalClientError, StoreUnavailableError, ValueError, OSError)
 
@@ -102,11 +103,18 @@ class Intake:
         try:
             async with asyncio.timeout(STATEMENT_SECONDS):
                 stored = await webhooks.store(self._reads, [each.arrival for each in some], self._depth)
-        except _NOT_STORED as error:
-            log.warning("webhooks.not_stored", deliveries=len(some), error=type(error).__name__)
+        except Exception as error:  # whatever it is, the deliveries after these are stored
+            known = isinstance(error, _NOT_STORED)
+            log.log(
+                logging.WARNING if known else logging.ERROR,
+                "webhooks.not_stored",
+                deliveries=len(some),
+                error=type(error).__name__,
+                exc_info=None if known else error,
+            )
             unstorable = is_unstorable(error)
-            if len(some) > 1 and isinstance(error, _OF_ONE):
-                for each in some:  # the fault is of one of them
+            if len(some) > 1 and (isinstance(error, _OF_ONE) or not known):
+                for each in some:  # the fault is of one of them, or there is none but here
                     await self._store([each])
                 return
             for each in some:
@@ -133,11 +141,16 @@ class Intake:
             log.warning("webhooks.conflict", events=stored.conflicts)
 
     async def _tell(self) -> None:
-        """Tell workers, while the next deliveries are stored already."""
-        while self._untold:
-            some, self._untold = self._untold, []
-            await announce(self._redis, some)
-        self._telling = None
+        """Tell workers, while the next deliveries are stored; what they aren't told of, a sweep finds."""
+        try:
+            while self._untold:
+                some, self._untold = self._untold, []
+                try:
+                    await announce(self._redis, some)
+                except Exception as error:
+                    log.error("webhooks.not_told", operations=len(some), exc_info=error)
+        finally:
+            self._telling = None
 
 
 def _give_up(stored: asyncio.Future[None]) -> None:

@@ -12,8 +12,8 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 KEPT_UNPROVED_SECONDS = 1.0  # one without a secret: it is made just now, and the provider looks at it first
 OPENED_WITHIN = 2.0  # seconds: providers that wait for an answer are told to come again
+AGAIN_SECONDS = 1.0  # between two looks at an address of which a delivery wasn't proved
 KEPT_SECONDS = 30.0  # how long a process keeps opened secrets: one that is replaced counts as long everywhere
 MOST_KEPT = 10_000
 CHECK_EVERY = timedelta(days=1)
@@ -61,10 +62,24 @@ class Address:
 
 
 @dataclass(slots=True)
+class _Kept:
+    """What a token was when it was last opened, in monotonic seconds; `looked` is the last try."""
+
+    address: Address | None
+    opened: float
+    looked: float
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def lives(self, now: float) -> bool:
+        proves = self.address is None or bool(self.address.secrets)
+        return now - self.opened < (KEPT_SECONDS if proves else KEPT_UNPROVED_SECONDS)
+
+
+@dataclass(slots=True)
 class Addresses:
     """The addresses a process has opened lately. Unknown tokens are kept, too: guessing costs no query."""
 
-    _kept: dict[str, tuple[float, Address | None]] = field(default_factory=dict)
+    _kept: dict[str, _Kept] = field(default_factory=dict)
 
     async def find(self, context: Context, provider: str, token: str) -> Address | None:
         """Return whose address a token is, None when it is nobody's here.
@@ -73,19 +88,43 @@ class Addresses:
         """
         hashed, now = token_hash(token), time.monotonic()
         kept = self._kept.get(hashed)
-        if kept is not None and kept[0] > now:
-            found = kept[1]
-        else:
-            try:
-                async with asyncio.timeout(OPENED_WITHIN):
-                    found = await _open(context, hashed)
-            except TimeoutError as error:
-                raise StoreUnavailableError("the address can't be looked up now: send it again") from error
+        if kept is None or not kept.lives(now):
+            async with _in_time():
+                found = await _open(context, hashed)
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
-            proves = found is None or bool(found.secrets)
-            self._kept[hashed] = (now + (KEPT_SECONDS if proves else KEPT_UNPROVED_SECONDS), found)
-        return found if found is not None and found.provider == provider else None
+            kept = self._kept[hashed] = _Kept(found, now, time.monotonic())
+        return _of(provider, kept.address)
+
+    async def find_again(self, context: Context, provider: str, token: str) -> Address | None:
+        """Return an address as it is now, for a delivery that what is kept of it doesn't prove.
+
+        Its secret may have been replaced by another process. Whoever knows an address can ask for this, so it
+        is looked at once in AGAIN_SECONDS, for all who ask meanwhile. Raises as `find` does.
+        """
+        hashed, asked = token_hash(token), time.monotonic()
+        kept = self._kept.get(hashed)
+        if kept is None or kept.address is None:  # no token that was nobody's becomes somebody's
+            return await self.find(context, provider, token)
+        async with _in_time(), kept.looking:
+            if asked - kept.looked >= AGAIN_SECONDS:
+                kept.looked = now = time.monotonic()
+                kept.address = await _open(context, hashed)
+                kept.opened = now
+        return _of(provider, kept.address)
+
+
+def _of(provider: str, address: Address | None) -> Address | None:
+    return address if address is not None and address.provider == provider else None
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(OPENED_WITHIN):
+            yield
+    except TimeoutError as error:
+        raise StoreUnavailableError("the address can't be looked up now: send it again") from error
 
 
 async def _open(context: Context, hashed: str) -> Address | None:

@@ -85,7 +85,8 @@ async def store(reads: Reads, arrivals: Sequence[Arrival], depth: int = 0) -> St
 
     They are written by one statement, so all of it counts once this returns, or nothing: only then may the
     providers be told that it arrived. Doing it again does no harm. A delivery about an integration of which
-    `depth` operations wait already is refused: nothing of it is written.
+    `depth` operations wait already is refused: nothing of that integration's is written, and what others
+    have in it is, so that the next try brings the rest.
     """
     venues, full = await _places(reads, arrivals, depth)
     refused: set[int] = set()
@@ -96,16 +97,17 @@ async def store(reads: Reads, arrivals: Sequence[Arrival], depth: int = 0) -> St
     for number, arrival in enumerate(arrivals):
         whose = [_whose(arrival, event, venues) for event in arrival.events]
         owners = {venue_id for found in whose for venue_id in found}
-        if any((venue_id, arrival.provider) in full for venue_id in owners):
+        kept = {owner: uuid4() for owner in owners if (owner, arrival.provider) not in full}
+        if len(kept) < len(owners):
             refused.add(number)
-            continue
         # A delivery about several venues is none's to keep: each has its own events of it.
         shared = len(owners) > 1 or not all(whose)
-        kept = {venue_id: uuid4() for venue_id in owners}
         for venue_id, delivery_id in kept.items():
             deliveries[delivery_id] = delivery_row(delivery_id, arrival, venue_id, with_body=not shared)
         for event, found in zip(arrival.events, whose, strict=True):
             for owner in found or (None,):
+                if owner is not None and owner not in kept:
+                    continue  # too much of its waits
                 row = _event_row(arrival, event, owner, kept[owner] if owner else None)
                 key = row["integration_type"], row["external_id"]
                 traced[row["id"]] = arrival.trace

@@ -9,7 +9,16 @@ import pytest
 from engine.ports import Secret
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub
 from tests.contract.api.test_failures import FAILURES, fail
-from tests.contract.api.test_webhooks import HOOKS, SQUARE_KEY, connected, events, square, square_event
+from tests.contract.api.test_webhooks import (
+    HOOKS,
+    REALM_TOKEN,
+    SQUARE_KEY,
+    connected,
+    events,
+    quickbooks,
+    square,
+    square_event,
+)
 
 DEPTH = 2
 
@@ -19,6 +28,7 @@ def _shallow(hub: Hub) -> Iterator[None]:
     known, settings = hub.context.settings._apps, hub.context.settings
     assert isinstance(known, dict)
     known["SQUARE_WEBHOOK_SIGNATURE_KEY"] = Secret(SQUARE_KEY)
+    known["QUICKBOOKS_WEBHOOK_TOKEN"] = Secret(REALM_TOKEN)
     before = settings.queue_depth
     for depth in (DEPTH, before):
         object.__setattr__(settings, "queue_depth", depth)
@@ -78,6 +88,24 @@ async def test_a_delivery_is_to_be_sent_again_and_others_are_taken(hub: Hub) -> 
     await hub.execute("DELETE FROM sync_queue")
     assert (await square(hub, square_event())).status_code == 200
     assert {event["venue_id"] for event in await events(hub)} == {OURS, OTHERS}
+
+
+async def test_a_full_company_keeps_no_other_of_its_delivery_out(hub: Hub) -> None:
+    await connected(hub, "quickbooks", "1")
+    await connected(hub, "quickbooks", "2", OTHERS)
+    await fill(hub, provider="quickbooks")
+    for _ in range(2):
+        assert refused(await quickbooks(hub, "1", "2"))
+        kept = await events(hub)
+        assert [(event["venue_id"], event["status"]) for event in kept] == [(OTHERS, "pending")] * 2
+        [delivery] = await hub.rows("SELECT venue_id, body FROM webhook_deliveries")
+        assert (delivery["venue_id"], delivery["body"]) == (OTHERS, b"")  # it tells of the other, too
+    # Room for both: of the other there waits as much by now.
+    await hub.execute("DELETE FROM sync_queue")
+    assert (await quickbooks(hub, "1", "2")).status_code == 200
+    kept = await events(hub)
+    assert sorted(event["venue_id"] for event in kept) == [OURS, OURS, OTHERS, OTHERS]
+    assert {each["venue_id"] for each in await hub.rows("SELECT venue_id FROM sync_queue")} == {OURS}
 
 
 async def test_events_are_not_worked_again_without_room(hub: Hub) -> None:

@@ -5,8 +5,9 @@ import base64
 import hmac
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -59,10 +60,14 @@ def square_event(**more: Any) -> dict[str, Any]:
 
 async def square(hub: Hub, event: Mapping[str, Any] | bytes, *, key: str = SQUARE_KEY) -> httpx.Response:
     body = event if isinstance(event, bytes) else json.dumps(event).encode()
+    headers = {**square_signature(body, key), "content-type": "application/json"}
+    return await hub.http.post(f"{HOOKS}/square", content=body, headers=headers)
+
+
+def square_signature(body: bytes, key: str = SQUARE_KEY) -> dict[str, str]:
     signed = f"{PUBLIC}{HOOKS}/square".encode() + body
     signature = base64.b64encode(hmac.digest(key.encode(), signed, "sha256")).decode()
-    headers = {"x-square-hmacsha256-signature": signature, "content-type": "application/json"}
-    return await hub.http.post(f"{HOOKS}/square", content=body, headers=headers)
+    return {"x-square-hmacsha256-signature": signature}
 
 
 async def events(hub: Hub) -> list[Mapping[str, Any]]:
@@ -170,8 +175,8 @@ async def test_types_nobody_named_are_ignored_for_all_to_see(hub: Hub) -> None:
     assert (event["status"], "doesn't name" in event["error"]) == ("ignored", True)
 
 
-async def test_one_delivery_of_several_companies_is_split(hub: Hub) -> None:
-    await connected(hub, "quickbooks", "1")
+async def quickbooks(hub: Hub, *realms: str) -> httpx.Response:
+    """Deliver changes of a customer and an item of each company."""
     body = json.dumps(
         {
             "eventNotifications": [
@@ -189,13 +194,17 @@ async def test_one_delivery_of_several_companies_is_split(hub: Hub) -> None:
                         ]
                     },
                 }
-                for realm in ("1", "2")
+                for realm in realms
             ]
         }
     ).encode()
     signature = base64.b64encode(hmac.digest(REALM_TOKEN.encode(), body, "sha256")).decode()
-    answer = await hub.http.post(f"{HOOKS}/quickbooks", content=body, headers={"intuit-signature": signature})
-    assert answer.status_code == 200
+    return await hub.http.post(f"{HOOKS}/quickbooks", content=body, headers={"intuit-signature": signature})
+
+
+async def test_one_delivery_of_several_companies_is_split(hub: Hub) -> None:
+    await connected(hub, "quickbooks", "1")
+    assert (await quickbooks(hub, "1", "2")).status_code == 200
     found = {
         (event["venue_id"], event["event_type"], event["record_id"], event["status"])
         for event in await events(hub)
@@ -274,6 +283,79 @@ async def test_an_address_that_was_looked_at_before_its_secret_was_known(
     await keep(hub, "whsec_one")
     hub.app.state.addresses = addresses
     assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 200
+
+
+async def test_a_secret_that_another_process_was_told_counts_here_within_a_second(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What strangers send costs no more than one look at the address a second."""
+    now, opened, opens = 100.0, 0, endpoints._open
+
+    async def counted(*given: Any) -> endpoints.Address | None:
+        nonlocal opened
+        opened += 1
+        return await opens(*given)
+
+    monkeypatch.setattr(endpoints, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(endpoints, "_open", counted)
+    await hub.connect_by_key()
+    path = await address(hub)
+    await keep(hub, "whsec_one")
+    ours = hub.app.state.addresses
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 200
+    await keep(hub, "whsec_two")  # over another process: this one still has the address as it was
+    hub.app.state.addresses = ours
+    now = 100.9
+    for _ in range(3):
+        assert (await stripe(hub, path, "whsec_bad", PAID)).status_code == 401
+    assert opened == 1
+    now = 101.0
+    secrets = ("whsec_bad", "whsec_two", "whsec_bad", "whsec_two")
+    given = (stripe(hub, path, secret, {**PAID, "id": f"evt_{n}"}) for n, secret in enumerate(secrets))
+    assert [each.status_code for each in await asyncio.gather(*given)] == [401, 200, 401, 200]
+    assert opened == 2
+    kept = await events(hub)
+    assert {(event["venue_id"], event["event_id"]) for event in kept} == {
+        (OURS, "evt_1"),
+        (OURS, "evt_3"),
+    }
+
+
+async def test_an_address_that_is_gone_meanwhile_proves_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "AGAIN_SECONDS", 0.0)
+    await hub.connect_by_key()
+    path = await address(hub)
+    await keep(hub, "whsec_one")
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 200
+    await hub.execute("DELETE FROM webhook_endpoints")
+    assert (await stripe(hub, path, "whsec_two", PAID)).status_code == 401
+    assert (await stripe(hub, path, "whsec_one", PAID)).status_code == 401
+
+
+@pytest.mark.parametrize(("took", "left"), [(0.0, 9.5), (4.0, 5.5), (60.0, 0.5)])
+async def test_a_providers_time_runs_while_it_sends(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, took: float, left: float
+) -> None:
+    """Square waits ten seconds, and half a second of it is for the answer to get there."""
+    now, given = 100.0, []
+
+    async def accept(_: Any, seconds: float) -> None:
+        given.append(seconds)
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal now
+        yield written[:10]
+        now += took
+        yield written[10:]
+
+    monkeypatch.setattr("server.api.webhooks.perf_counter", lambda: now)
+    monkeypatch.setattr(hub.app.state, "intake", SimpleNamespace(accept=accept))
+    written = json.dumps(square_event()).encode()
+    signature = square_signature(written)
+    answer = await hub.http.post(f"{HOOKS}/square", content=body(), headers=signature)
+    assert (answer.status_code, given) == (200, [left])
 
 
 async def test_while_an_address_can_not_be_looked_up_deliveries_are_sent_again(
