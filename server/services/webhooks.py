@@ -7,7 +7,7 @@ made of the venue and of what the provider signed. One that no connection here i
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
+import structlog
 from sqlalchemy import ColumnElement, Text, cast, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import aliased, defer
 
+from engine.errors import MalformedDeliveryError
 from engine.manifest import Webhooks
 from engine.signatures import Delivery
-from engine.webhooks import Event, action_of, moment_of
+from engine.webhooks import Event, action_of, moment_of, split_events
 from server.context import Context
 from server.db import exact_json
 from server.db.models import (
@@ -31,23 +33,27 @@ from server.db.models import (
     OperationType,
     Priority,
     Webhook,
+    WebhookDelivery,
     WebhookStatus,
 )
 from server.db.reads import Reads
 from server.errors import Detail, InvalidRequestError, NotFoundError
 from server.services import audit, operations
 from server.services.audit import Actor
-from server.services.operations import Due
+from server.services.operations import Due, Wanted
 from server.services.paging import Page
 from server.telemetry import traces
 from server.telemetry.metrics import DELIVERIES, WEBHOOKS, once_committed
 from server.worker.relay import announce
+
+log = structlog.get_logger(__name__)
 
 RUNNABLE = (IntegrationStatus.CONNECTED, IntegrationStatus.ERROR)  # an error may be over by now
 KEPT_HEADERS = 40  # of a delivery
 LONGEST_HEADER = 2000  # characters of one that is kept
 NEVER_KEPT = frozenset({"authorization", "cookie", "proxy-authorization"})
 MOST_REPLAYED = 1000
+REPLAYED_AT_ONCE = 100  # how many are held in memory, and at most one delivery beside them
 WORKED_AT_ONCE = 200
 NOBODYS = "no connection here has this account"
 UNKNOWN_TYPE = "the connector's manifest doesn't name this type of event"
@@ -127,7 +133,7 @@ async def store(reads: Reads, arrivals: Sequence[Arrival], depth: int = 0) -> St
     )
     stored = {row["event_id"]: row for row in written}
     known = [row for row in rows.values() if row["id"] not in stored] + repeated
-    conflicts = await _note_conflicts(reads, known) if known else []
+    conflicts = await _note_conflicts(reads, known, deliveries) if known else []
     fresh = [row for row in rows.values() if row["id"] in stored]
     lane = operations.lane_of(Priority.CRITICAL)
     queued = [
@@ -250,24 +256,33 @@ def _event_row(
         error = arrival.ignored or UNKNOWN_TYPE
     elif event.action.does == "ignore":
         status, error = WebhookStatus.IGNORED, UNWANTED
-    payload = event.payload if isinstance(event.payload, dict) else {"value": event.payload}
+    # What is nobody's here is counted and not kept: nobody could have it erased.
+    unkept: Mapping[str, Any] = {"payload": {}, "account": None, "record_id": None}
     return {
         "id": uuid4(),
         "venue_id": venue_id,
         "integration_type": arrival.provider,
-        "event_type": event.type,
         "event_id": event.id,
         "external_id": event.id if venue_id is None else f"{venue_id}:{event.id}",
-        # What is nobody's here is counted and not kept: nobody could have it erased.
-        "payload": payload if venue_id else {},
-        "payload_hash": hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest(),
         "status": status,
         "error": error,
         "delivery_id": delivery_id,
-        "account": event.account[:255] if event.account and venue_id else None,
-        "record_id": event.record[:255] if event.record and venue_id else None,
-        "occurred_at": moment_of(event),
         "processed_at": None if status is WebhookStatus.PENDING else datetime.now(UTC),
+        **_reading(event),
+        **(unkept if venue_id is None else {}),
+    }
+
+
+def _reading(event: Event) -> dict[str, Any]:
+    """Return the columns that the manifest reads from a delivery, other than which event it is."""
+    payload = event.payload if isinstance(event.payload, dict) else {"value": event.payload}
+    return {
+        "event_type": event.type,
+        "account": event.account[:255] if event.account else None,
+        "record_id": event.record[:255] if event.record else None,
+        "occurred_at": moment_of(event),
+        "payload": payload,
+        "payload_hash": hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest(),
     }
 
 
@@ -282,9 +297,11 @@ def _operation_row(row: Mapping[str, Any], trace: str | None) -> dict[str, Any]:
     }
 
 
-async def _note_conflicts(reads: Reads, known: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keep events whose id came before with other content, for a person to see; returns the providers of
-    those that are new.
+async def _note_conflicts(
+    reads: Reads, known: Sequence[Mapping[str, Any]], deliveries: Mapping[UUID, Mapping[str, Any]]
+) -> list[str]:
+    """Keep events whose id came before with other content, for a person to see, and what they came with;
+    returns the providers of those that are new.
     """
     rows = await reads.rows(
         _BEFORE, [row["integration_type"] for row in known], [row["external_id"] for row in known]
@@ -303,7 +320,12 @@ async def _note_conflicts(reads: Reads, known: Sequence[Mapping[str, Any]]) -> l
     }
     if not others:
         return []
-    written = await reads.rows(_INSERT_EVENTS, *_columns(_EVENT, others.values()))
+    came_with = {row["delivery_id"] for row in others.values()} - {None}
+    written = await reads.rows(
+        _INSERT_CONFLICTS,
+        *_columns(_EVENT, others.values()),
+        *_columns(_DELIVERY, [deliveries[each] for each in came_with]),
+    )
     return [row["integration_type"] for row in written]
 
 
@@ -369,14 +391,25 @@ def _given(kinds: Mapping[str, str], before: int = 0) -> str:
 _EVENTS = f"INSERT INTO integration_webhooks ({', '.join(_EVENT)}) {_given(_EVENT)} " + (
     "ON CONFLICT (integration_type, external_id) DO NOTHING"
 )
-_INSERT_EVENTS = f"{_EVENTS} RETURNING integration_type"
+_DELIVERIES = f"""
+INSERT INTO webhook_deliveries ({", ".join(_DELIVERY)}) {_given(_DELIVERY, len(_EVENT))}
+WHERE given.id IN (SELECT delivery_id FROM event)
+"""  # noqa: S608 - made of the names above
+# A delivery is there already when another of its events was unseen.
+_INSERT_CONFLICTS = f"""
+WITH event AS (
+    {_EVENTS} RETURNING integration_type, delivery_id
+), delivery AS (
+    {_DELIVERIES} ON CONFLICT (id) DO NOTHING
+)
+SELECT integration_type FROM event
+"""  # noqa: S608 - made of the names above
 # The unseen events, their deliveries, and an operation for each that is to be worked, in one statement.
 _INSERT = f"""
 WITH event AS (
     {_EVENTS} RETURNING id, delivery_id
 ), delivery AS (
-    INSERT INTO webhook_deliveries ({", ".join(_DELIVERY)}) {_given(_DELIVERY, len(_EVENT))}
-    WHERE given.id IN (SELECT delivery_id FROM event)
+    {_DELIVERIES}
 ), operation AS (
     INSERT INTO sync_queue (operation_type, entity_type, priority, {", ".join(list(_OPERATION)[1:])})
     SELECT 'reconcile', 'webhook', 'CRITICAL', work.* FROM (
@@ -434,7 +467,7 @@ def no_such_event() -> NotFoundError:
 
 
 async def retry(context: Context, actor: Actor, event_id: UUID) -> None:
-    """Work an event again, whatever became of it.
+    """Work an event again, whatever became of it, as the manifest reads its delivery by now.
 
     Raises InvalidRequestError for one that no connection is about.
     """
@@ -445,7 +478,7 @@ async def retry(context: Context, actor: Actor, event_id: UUID) -> None:
         await operations.require_room(
             session, event.venue_id, event.integration_type, context.settings.queue_depth
         )
-        operation = await _queue_again(session, event, actor)
+        queued = await _queue_again(context, session, [event], actor)
         audit.record(
             session,
             actor,
@@ -454,7 +487,7 @@ async def retry(context: Context, actor: Actor, event_id: UUID) -> None:
             provider=event.integration_type,
             target=str(event.id),
         )
-    await announce(context.redis, [operations.as_due(operation)])
+    await announce(context.redis, queued)
 
 
 async def replay(
@@ -467,16 +500,18 @@ async def replay(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> int:
-    """Work a venue's events again that have a status and came within a time, oldest first; returns how many.
+    """Work a venue's events again that have a status and came within a time, oldest first, as the manifest
+    reads their deliveries by now; returns how many.
 
     At most MOST_REPLAYED at once: call again for the rest.
     """
     context.catalog.connector(provider)
+    place = tuple_(Webhook.received_at, Webhook.id)
     statement = (
         select(Webhook)
+        .options(defer(Webhook.payload), defer(Webhook.headers))
         .filter_by(venue_id=venue_id, integration_type=provider, status=status)
-        .order_by(Webhook.received_at)
-        .limit(MOST_REPLAYED)
+        .order_by(Webhook.received_at, Webhook.id)
         .with_for_update(skip_locked=True)
     )
     if since is not None:
@@ -485,9 +520,16 @@ async def replay(
         statement = statement.where(Webhook.received_at < until)
     async with context.sessions.begin() as session:
         await operations.require_room(session, venue_id, provider, context.settings.queue_depth)
-        queued = [
-            await _queue_again(session, event, actor) for event in (await session.scalars(statement)).all()
-        ]
+        queued: list[Due] = []
+        after = statement
+        while len(queued) < MOST_REPLAYED:
+            page = after.limit(min(REPLAYED_AT_ONCE, MOST_REPLAYED - len(queued)))
+            events = (await session.scalars(page)).all()
+            if not events:
+                break
+            after = statement.where(place > tuple_(events[-1].received_at, events[-1].id))
+            queued += await _queue_again(context, session, events, actor)
+            session.expunge_all()  # they are written
         audit.record(
             session,
             actor,
@@ -496,26 +538,97 @@ async def replay(
             provider=provider,
             details={"events": len(queued), "status": status.value},
         )
-    await announce(context.redis, [operations.as_due(operation) for operation in queued])
+    await announce(context.redis, queued)
     return len(queued)
 
 
-async def _queue_again(session: AsyncSession, event: Webhook, actor: Actor) -> Operation:
-    event.retry_count += 1
-    event.status, event.error, event.processed_at = WebhookStatus.PENDING, None, None
-    assert event.venue_id is not None
-    return await operations.enqueue(
-        session,
-        venue_id=event.venue_id,
-        provider=event.integration_type,
-        operation_type=OperationType.RECONCILE,
-        entity_type="webhook",
-        entity_id=event.record_id,
-        payload={"webhookId": str(event.id)},
-        priority=Priority.CRITICAL,
-        idempotency_key=f"webhook:{event.id}:{event.retry_count}",
-        correlation_id=actor.request_id,
+async def _queue_again(
+    context: Context, session: AsyncSession, events: Sequence[Webhook], actor: Actor
+) -> list[Due]:
+    """Read an integration's events afresh and write an operation for each; returns those, to be announced."""
+    with session.no_autoflush:  # all that changes is written together
+        await _read_afresh(context, session, events)
+    wanted: list[Wanted] = []
+    for event in events:
+        event.retry_count += 1
+        event.status, event.error, event.processed_at = WebhookStatus.PENDING, None, None
+        assert event.venue_id is not None
+        wanted.append(
+            Wanted(
+                UUID(int=event.venue_id.int),  # the driver's own kind can't be written as JSON
+                event.integration_type,
+                OperationType.RECONCILE,
+                "webhook",
+                {"webhookId": str(event.id)},
+                entity_id=event.record_id,
+                priority=Priority.CRITICAL,
+                idempotency_key=f"webhook:{event.id}:{event.retry_count}",
+                correlation_id=actor.request_id,
+            )
+        )
+    await session.flush()
+    return await operations.enqueue_many(session, wanted)
+
+
+async def _read_afresh(context: Context, session: AsyncSession, events: Sequence[Webhook]) -> None:
+    """Put what the manifest of today reads from the stored deliveries in place of what was read before.
+
+    Which event of which venue it is never changes. An event stays as it is when its delivery isn't kept, has
+    no form that the manifest knows any more, or has no such event by now. Deliveries were proved when they
+    came; what proves them isn't kept.
+    """
+    by_delivery: dict[UUID | None, list[Webhook]] = defaultdict(list)
+    for event in events:
+        by_delivery[event.delivery_id].append(event)
+    for delivery_id, whose in by_delivery.items():
+        first = whose[0]
+        connector = context.catalog.connectors.get(first.integration_type)
+        spec = connector.webhooks if connector else None
+        delivery = await _stored_delivery(session, delivery_id, first.venue_id) if delivery_id else None
+        found: Sequence[Event] = ()
+        why = "the delivery isn't stored" if spec else "the connector has no webhooks any more"
+        if spec is not None and delivery is not None:
+            try:
+                found, why = split_events(spec, delivery), "the delivery has no such event"
+            except MalformedDeliveryError as error:
+                why = error.message
+        digest = hashlib.sha256(delivery.body).hexdigest() if delivery else ""
+        for event in whose:
+            again = _found_again(event, found, digest)
+            if again is None:
+                log.debug("webhook.kept_as_read", webhook_id=str(event.id), reason=why)
+                continue
+            for column, value in _reading(again).items():
+                setattr(event, column, value)
+
+
+async def _stored_delivery(
+    session: AsyncSession, delivery_id: UUID, venue_id: UUID | None
+) -> Delivery | None:
+    """Return a venue's delivery as far as it is kept; None when it isn't, or without what it said."""
+    stored = WebhookDelivery
+    rows = await session.execute(
+        select(stored.method, stored.url, stored.headers, stored.body).where(
+            stored.id == delivery_id, stored.venue_id == venue_id, stored.body != b""
+        )
     )
+    row = rows.one_or_none()
+    return None if row is None else Delivery(row.method, row.url, row.headers, row.body)
+
+
+def _found_again(event: Webhook, found: Sequence[Event], digest: str) -> Event | None:
+    """Return which of a delivery's events this one is: by the provider's id, else by its place in the body
+    with this digest, of which its id was made when the manifest knew no other.
+    """
+    same = [each for each in found if each.id == event.event_id]
+    if len(same) > 1:  # an id that came twice with different content
+        return next((each for each in same if _reading(each)["payload_hash"] == event.payload_hash), same[0])
+    if same:
+        return same[0]
+    made_of, _, place = (event.event_id or "").rpartition(":")
+    if made_of == f"sha256:{digest}" and place.isdecimal() and int(place) < len(found):
+        return found[int(place)]
+    return None
 
 
 # --- as workers see it

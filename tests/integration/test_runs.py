@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,8 +12,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import make_url, select, text, update
+from sqlalchemy import delete, make_url, select, text, update
 
+from engine.manifest import Webhooks
 from engine.ports import Secret
 from engine.signatures import Delivery
 from engine.webhooks import split_events
@@ -31,6 +33,7 @@ from server.db.models import (
     SyncWatermark,
     VenueApiKey,
     Webhook,
+    WebhookDelivery,
     WebhookStatus,
 )
 from server.demo.generate import SCHEMA
@@ -474,9 +477,13 @@ async def test_a_disconnected_integration_is_not_synced(
 KEY = {"Authorization": "Bearer sk_test_demo"}
 
 
-async def told(context: WorkerContext, venue: UUID, *kinds: tuple[str, str]) -> list[UUID]:
-    """Take in events of Stripe, type and id of the record, as an address of the venue's would."""
-    spec = context.catalog.connector("stripe").webhooks
+async def told(
+    context: WorkerContext, venue: UUID, *kinds: tuple[str, str], spec: Webhooks | None = None
+) -> list[UUID]:
+    """Take in events of Stripe, type and id of the record, as an address of the venue's would; `spec` is a
+    manifest of before.
+    """
+    spec = spec or context.catalog.connector("stripe").webhooks
     assert spec is not None
     arrivals = []
     for number, (kind, record) in enumerate(kinds):
@@ -595,13 +602,72 @@ async def test_a_provider_that_is_away_is_asked_again(
     assert status in (WebhookStatus.FAILED, WebhookStatus.PENDING)
     assert error
     sandbox.stripe.faults.plan([], 0)
-    async with context.sessions.begin() as session:
-        event = (await session.scalars(select(Webhook))).one()
-        again = await webhooks._queue_again(session, event, Actor("u"))
-    await worked(context, again.id)
+    async with context.sessions() as session:
+        event_id = (await session.scalars(select(Webhook.id))).one()
+    await webhooks.retry(context, Actor("u"), event_id)
+    await worked(context, await queued_last(context))
     assert await customers(context) == {"ana@example.com": "Ana"}
     assert (await outcomes(context))["customer.created"] == (WebhookStatus.PROCESSED, None)
     assert operation.status is not OperationStatus.PROCESSING
+
+
+async def queued_last(context: WorkerContext) -> UUID:
+    async with context.sessions() as session:
+        found = await session.scalars(select(Operation.id).order_by(Operation.queued_at.desc()).limit(1))
+        return found.one()
+
+
+async def test_an_event_that_was_read_wrongly_is_worked_right_from_its_delivery(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    await told(context, venue, ("customer.created", ana))
+    async with context.sessions.begin() as session:
+        await session.execute(
+            update(Webhook).values(record_id="nonsense", event_type="odd", status=WebhookStatus.FAILED)
+        )
+    replayed = await webhooks.replay(
+        context, Actor("u"), venue_id=venue, provider="stripe", status=WebhookStatus.FAILED
+    )
+    assert replayed == 1
+    await worked(context, await queued_last(context))
+    assert await customers(context) == {"ana@example.com": "Ana"}
+    assert await outcomes(context) == {"customer.created": (WebhookStatus.PROCESSED, None)}
+
+
+async def test_an_event_of_a_type_and_form_that_the_manifest_knows_by_now_is_worked(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    spec = context.catalog.connector("stripe").webhooks
+    assert spec is not None
+    before = replace(
+        spec,
+        events={kind: action for kind, action in spec.events.items() if kind != "customer.created"},
+        shapes=tuple(replace(shape, record=None) for shape in spec.shapes),
+    )
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    assert await told(context, venue, ("customer.created", ana), spec=before) == []
+    assert await outcomes(context) == {"customer.created": (WebhookStatus.IGNORED, UNKNOWN_TYPE)}
+    await webhooks.replay(
+        context, Actor("u"), venue_id=venue, provider="stripe", status=WebhookStatus.IGNORED
+    )
+    await worked(context, await queued_last(context))
+    assert await customers(context) == {"ana@example.com": "Ana"}
+    assert await outcomes(context) == {"customer.created": (WebhookStatus.PROCESSED, None)}
+
+
+async def test_an_event_whose_delivery_is_forgotten_is_worked_as_it_was_read(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    await told(context, venue, ("customer.created", ana))
+    async with context.sessions.begin() as session:
+        await session.execute(delete(WebhookDelivery))
+        await session.execute(update(Webhook).values(status=WebhookStatus.FAILED))
+    await webhooks.replay(context, Actor("u"), venue_id=venue, provider="stripe", status=WebhookStatus.FAILED)
+    await worked(context, await queued_last(context))
+    assert await customers(context) == {"ana@example.com": "Ana"}
+    assert await outcomes(context) == {"customer.created": (WebhookStatus.PROCESSED, None)}
 
 
 async def test_an_operation_that_failed_and_is_tried_again_works_all_that_failed_with_it(

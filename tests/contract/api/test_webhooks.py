@@ -17,7 +17,9 @@ import pytest
 
 from engine.errors import ProviderError, UnavailableError
 from engine.ports import Secret
-from server.services import endpoints, integrations
+from engine.signatures import Delivery
+from engine.webhooks import split_events
+from server.services import endpoints, integrations, webhooks
 from server.worker import relay
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
 
@@ -74,6 +76,13 @@ async def events(hub: Hub) -> list[Mapping[str, Any]]:
     return await hub.rows("SELECT * FROM integration_webhooks ORDER BY received_at, external_id")
 
 
+async def bodies(hub: Hub) -> dict[UUID, Any]:
+    return {
+        row["id"]: json.loads(row["body"])
+        for row in await hub.rows("SELECT id, body FROM webhook_deliveries")
+    }
+
+
 async def operations(hub: Hub) -> list[Mapping[str, Any]]:
     return await hub.rows("SELECT * FROM sync_queue ORDER BY queued_at")
 
@@ -127,6 +136,32 @@ async def test_the_same_id_with_other_content_is_a_conflict_for_a_person_to_see(
     conflict = first if first["status"] == "ignored" else second
     assert "other content" in conflict["error"]
     assert len(await operations(hub)) == 1
+    assert await bodies(hub) == {  # what it came with can be read again
+        first["delivery_id"]: square_event(data={"id": "C2"} if first is conflict else {"id": "C1"}),
+        second["delivery_id"]: square_event(data={"id": "C2"} if second is conflict else {"id": "C1"}),
+    }
+
+
+async def notified(hub: Hub, changes: Mapping[str, str]) -> None:
+    """Deliver changes of a company's customers, as CloudEvents: the customer's id by the event's."""
+    given = [
+        {"id": name, "type": "qbo.customer.updated.v1", "intuitaccountid": "1", "intuitentityid": record}
+        for name, record in changes.items()
+    ]
+    body = json.dumps(given).encode()
+    signature = base64.b64encode(hmac.digest(REALM_TOKEN.encode(), body, "sha256")).decode()
+    answer = await hub.http.post(f"{HOOKS}/quickbooks", content=body, headers={"intuit-signature": signature})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_conflict_beside_an_unseen_event_of_one_delivery(hub: Hub) -> None:
+    await connected(hub, "quickbooks", "1")
+    await notified(hub, {"a": "43"})
+    await notified(hub, {"a": "44", "b": "45"})
+    found = {(row["event_id"], row["record_id"]): row["delivery_id"] for row in await events(hub)}
+    assert set(found) == {("a", "43"), ("a", "44"), ("b", "45")}
+    assert found["a", "44"] == found["b", "45"] != found["a", "43"]
+    assert set(await bodies(hub)) == set(found.values())
 
 
 @pytest.mark.parametrize("change", ["wrong key", "altered", "unsigned"])
@@ -535,6 +570,107 @@ async def test_many_events_are_worked_again(hub: Hub) -> None:
     assert answer.json()["message"] == "2 webhook events queued"
     assert {event["status"] for event in await events(hub)} == {"pending"}
     assert len(await operations(hub)) == 5
+
+
+NONSENSE = (
+    "UPDATE integration_webhooks SET status = 'failed', record_id = 'nonsense', event_type = 'odd', "
+    "account = 'odd', occurred_at = NULL, payload = '{}', payload_hash = 'odd'"
+)
+
+
+async def test_an_event_is_read_afresh_from_its_delivery(hub: Hub) -> None:
+    """A delivery's many events each become what they were; which events they are stays."""
+    await connected(hub, "quickbooks", "1")
+    await notified(hub, {"a": "43", "b": "44"})
+    before = {row["event_id"]: row for row in await events(hub)}
+    await hub.execute(NONSENSE)
+    await hub.execute("DELETE FROM sync_queue")
+    answer = await hub.post(f"{HOOKS}/quickbooks/replay", {"venueId": str(OURS)})
+    assert answer.json()["message"] == "2 webhook events queued"
+    after = {row["event_id"]: row for row in await events(hub)}
+    assert {name: row["record_id"] for name, row in after.items()} == {"a": "43", "b": "44"}
+    counted = {name: {**row, "retry_count": 1} for name, row in before.items()}
+    assert after == counted
+    assert {row["entity_id"] for row in await operations(hub)} == {"43", "44"}
+    # Sent again, it is the same event and no conflict.
+    await notified(hub, {"a": "43"})
+    assert len(await events(hub)) == 2
+
+
+async def test_an_event_without_an_id_of_the_providers_is_found_by_its_place(hub: Hub) -> None:
+    """The manifest knew no id when it came, and knows one by now."""
+    await connected(hub, "quickbooks", "1")
+    spec = hub.context.catalog.connector("quickbooks").webhooks
+    assert spec is not None
+    before = replace(spec, shapes=tuple(replace(shape, id=None, record=None) for shape in spec.shapes))
+    given = [
+        {"id": name, "type": "qbo.customer.updated.v1", "intuitaccountid": "1", "intuitentityid": record}
+        for name, record in (("a", "43"), ("b", "44"))
+    ]
+    came = Delivery("POST", f"{PUBLIC}{HOOKS}/quickbooks", {}, json.dumps(given).encode())
+    arrival = webhooks.Arrival("quickbooks", None, "hmac_sha256", came, split_events(before, came), None)
+    await webhooks.store(hub.context.reads, [arrival])
+    first, second = sorted(await events(hub), key=lambda row: str(row["event_id"]))
+    assert (first["record_id"], second["record_id"]) == (None, None)
+    await hub.post(f"{HOOKS}/retry", {"webhookId": str(second["id"])})
+    again = {row["id"]: row for row in await events(hub)}
+    assert (again[first["id"]]["record_id"], again[second["id"]]["record_id"]) == (None, "44")
+    assert again[second["id"]]["event_id"] == second["event_id"]
+
+
+async def test_a_conflict_is_worked_again_as_itself(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await square(hub, square_event())
+    await square(hub, square_event(data={"id": "C2"}))
+    await hub.execute("UPDATE integration_webhooks SET record_id = 'nonsense'")
+    [conflict] = [row for row in await events(hub) if row["status"] == "ignored"]
+    await hub.post(f"{HOOKS}/retry", {"webhookId": str(conflict["id"])})
+    found = {row["id"]: row for row in await events(hub)}[conflict["id"]]
+    assert (found["record_id"], found["status"]) == ("C2", "pending")
+    assert found["external_id"] == conflict["external_id"]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "DELETE FROM webhook_deliveries",
+        "UPDATE webhook_deliveries SET body = ''",
+        "UPDATE webhook_deliveries SET body = '{'",
+        'UPDATE webhook_deliveries SET body = \'{"event_id": "e2", "type": "customer.updated"}\'',
+        f"UPDATE webhook_deliveries SET venue_id = '{OTHERS}'",
+    ],
+    ids=["pruned", "shared", "unreadable", "another event's", "another venue's"],
+)
+async def test_an_event_that_can_not_be_read_again_is_worked_as_it_was_read(hub: Hub, lost: str) -> None:
+    await connected(hub, "square", "M1")
+    await square(hub, square_event())
+    await hub.execute("UPDATE integration_webhooks SET record_id = 'C7', status = 'failed'")
+    await hub.execute("DELETE FROM sync_queue")
+    await hub.execute(lost)
+    [event] = await events(hub)
+    answer = await hub.post(f"{HOOKS}/retry", {"webhookId": str(event["id"])})
+    assert answer.status_code == 200
+    [again] = await events(hub)
+    assert again == {**event, "status": "pending", "retry_count": 1, "processed_at": None}
+    assert [row["entity_id"] for row in await operations(hub)] == ["C7"]
+
+
+async def test_many_events_are_worked_again_some_at_a_time(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest first, no more than may be at once, and each a single time."""
+    monkeypatch.setattr(webhooks, "REPLAYED_AT_ONCE", 2)
+    monkeypatch.setattr(webhooks, "MOST_REPLAYED", 5)
+    await connected(hub, "quickbooks", "1")
+    await notified(hub, {f"e{number}": str(number) for number in range(4)})
+    await notified(hub, {f"e{number}": str(number) for number in range(4, 7)})
+    await hub.execute(NONSENSE)
+    counts = []
+    for _ in range(3):
+        answer = await hub.post(f"{HOOKS}/quickbooks/replay", {"venueId": str(OURS)})
+        counts.append(answer.json()["message"].split()[0])
+    assert counts == ["5", "2", "0"]
+    found = {row["event_id"]: (row["record_id"], row["retry_count"]) for row in await events(hub)}
+    assert found == {f"e{number}": (str(number), 1) for number in range(7)}
+    assert len(await operations(hub)) == 14
 
 
 # --- subscriptions
