@@ -53,7 +53,7 @@ KEPT_HEADERS = 40  # of a delivery
 LONGEST_HEADER = 2000  # characters of one that is kept
 NEVER_KEPT = frozenset({"authorization", "cookie", "proxy-authorization"})
 MOST_REPLAYED = 1000
-REPLAYED_AT_ONCE = 100  # how many are held in memory, and at most one delivery beside them
+REPLAYED_AT_ONCE = 100  # how many are held in memory, without their content; and one delivery
 WORKED_AT_ONCE = 200
 NOBODYS = "no connection here has this account"
 UNKNOWN_TYPE = "the connector's manifest doesn't name this type of event"
@@ -546,12 +546,19 @@ async def _queue_again(
     context: Context, session: AsyncSession, events: Sequence[Webhook], actor: Actor
 ) -> list[Due]:
     """Read an integration's events afresh and write an operation for each; returns those, to be announced."""
-    with session.no_autoflush:  # all that changes is written together
-        await _read_afresh(context, session, events)
+    by_delivery: dict[UUID | None, list[Webhook]] = defaultdict(list)
+    for event in events:
+        by_delivery[event.delivery_id].append(event)
+    for whose in by_delivery.values():
+        await _read_afresh(context, session, whose)
+        for event in whose:
+            event.retry_count += 1
+            event.status, event.error, event.processed_at = WebhookStatus.PENDING, None, None
+        await session.flush()
+        for event in whose:  # a delivery may be a megabyte: no two are held
+            session.expire(event, ["payload"])
     wanted: list[Wanted] = []
     for event in events:
-        event.retry_count += 1
-        event.status, event.error, event.processed_at = WebhookStatus.PENDING, None, None
         assert event.venue_id is not None
         wanted.append(
             Wanted(
@@ -566,50 +573,44 @@ async def _queue_again(
                 correlation_id=actor.request_id,
             )
         )
-    await session.flush()
     return await operations.enqueue_many(session, wanted)
 
 
 async def _read_afresh(context: Context, session: AsyncSession, events: Sequence[Webhook]) -> None:
-    """Put what the manifest of today reads from the stored deliveries in place of what was read before.
+    """Put what the manifest of today reads from a stored delivery in place of what was read before, in its
+    events.
 
-    Which event of which venue it is never changes. An event stays as it is when its delivery isn't kept, has
-    no form that the manifest knows any more, or has no such event by now. Deliveries were proved when they
-    came; what proves them isn't kept.
+    Which event of which venue each is never changes. One stays as it is when the delivery isn't kept, has no
+    form that the manifest knows any more, or has no such event by now. Deliveries were proved when they came;
+    what proves them isn't kept.
     """
-    by_delivery: dict[UUID | None, list[Webhook]] = defaultdict(list)
+    first = events[0]
+    connector = context.catalog.connectors.get(first.integration_type)
+    spec = connector.webhooks if connector else None
+    delivery = await _stored_delivery(session, first) if spec else None
+    found: Sequence[Event] = ()
+    why = "the delivery isn't stored" if spec else "the connector has no webhooks any more"
+    if spec is not None and delivery is not None:
+        try:
+            found, why = split_events(spec, delivery), "the delivery has no such event"
+        except MalformedDeliveryError as error:
+            why = error.message
+    digest = hashlib.sha256(delivery.body).hexdigest() if delivery else ""
     for event in events:
-        by_delivery[event.delivery_id].append(event)
-    for delivery_id, whose in by_delivery.items():
-        first = whose[0]
-        connector = context.catalog.connectors.get(first.integration_type)
-        spec = connector.webhooks if connector else None
-        delivery = await _stored_delivery(session, delivery_id, first.venue_id) if delivery_id else None
-        found: Sequence[Event] = ()
-        why = "the delivery isn't stored" if spec else "the connector has no webhooks any more"
-        if spec is not None and delivery is not None:
-            try:
-                found, why = split_events(spec, delivery), "the delivery has no such event"
-            except MalformedDeliveryError as error:
-                why = error.message
-        digest = hashlib.sha256(delivery.body).hexdigest() if delivery else ""
-        for event in whose:
-            again = _found_again(event, found, digest)
-            if again is None:
-                log.debug("webhook.kept_as_read", webhook_id=str(event.id), reason=why)
-                continue
-            for column, value in _reading(again).items():
-                setattr(event, column, value)
+        again = _found_again(event, found, digest)
+        if again is None:
+            log.debug("webhook.kept_as_read", webhook_id=str(event.id), reason=why)
+            continue
+        for column, value in _reading(again).items():
+            setattr(event, column, value)
 
 
-async def _stored_delivery(
-    session: AsyncSession, delivery_id: UUID, venue_id: UUID | None
-) -> Delivery | None:
-    """Return a venue's delivery as far as it is kept; None when it isn't, or without what it said."""
+async def _stored_delivery(session: AsyncSession, event: Webhook) -> Delivery | None:
+    """Return what an event came with, as far as it is kept; None when it isn't, or without what it said."""
     stored = WebhookDelivery
     rows = await session.execute(
         select(stored.method, stored.url, stored.headers, stored.body).where(
-            stored.id == delivery_id, stored.venue_id == venue_id, stored.body != b""
+            stored.id == event.delivery_id, stored.venue_id == event.venue_id, stored.body != b""
         )
     )
     row = rows.one_or_none()
