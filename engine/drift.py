@@ -16,7 +16,6 @@ from engine.healing import plan_heals
 from engine.observing import MOST_FIELDS, MOST_SHAPES, Sighting
 
 DriftKind = Literal["added", "removed", "retyped", "enumeration_grown", "renamed"]
-DRIFT_KINDS: tuple[DriftKind, ...] = ("added", "removed", "retyped", "enumeration_grown", "renamed")
 
 SETTLED = 20  # records of a resource, or of a field, before anything is told of it
 MISSED_AT_LEAST = 50  # records without a field, before it counts as removed
@@ -166,8 +165,3 @@ def _find_renamed(
                 i for i, each in enumerate(made.drift) if (each.kind, each.path) == ("removed", plan.field)
             )
             made.drift[at] = Drift("renamed", plan.field, (plan.field,), (best.path,), best.evidence)
-
-
-def known_types(fields: Mapping[str, KnownField]) -> dict[str, str]:
-    """Return the type of each field that is still there."""
-    return {path: each.type for path, each in fields.items() if not each.removed}

@@ -15,7 +15,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -375,8 +375,3 @@ _SENTENCES: Mapping[str, str] = {
 
 def _refused(reason: str) -> SignatureError:
     return SignatureError(_SENTENCES[reason], reason)
-
-
-def secret_names(schemes: Sequence[SignatureScheme]) -> Iterator[str]:
-    """Yield the names of schemes whose secrets a provider or a person gives; a secret URL's is made here."""
-    return (scheme.name for scheme in schemes if scheme.type != "secret_url")

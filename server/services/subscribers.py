@@ -32,7 +32,6 @@ from server.services.paging import Page
 MOST = 20  # subscribers of a venue, and of the hub itself
 SECRET_BYTES = 32
 SECRET_PREFIX = "whsec_"  # noqa: S105 -- how one begins; it is none
-DEFAULT_OVERLAP = timedelta(hours=24)
 MOST_REDELIVERED = 10_000
 STOPPED = "the subscriber is not active any more"
 _AGAIN: Mapping[str, Any] = {
