@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from engine.announcing import Announcer, Call, chunks
 from engine.bodies import own_id
@@ -18,11 +19,16 @@ from engine.recovery import repeat_unanswered
 from engine.sides import Period, Sides
 from engine.tally import Tally
 
+# Why nothing is to be written for a record.
+PASSED = Literal["deleted", "unwanted", "broken", "unchanged"]
+
 
 @dataclass(slots=True)
-class _Page:
+class Looked:
     """What a page of ours comes to before anything is sent."""
 
+    links: Mapping[str, Link] = field(default_factory=dict)  # by local id, as they are saved
+    passed: dict[str, PASSED] = field(default_factory=dict)  # by local id
     writes: list[Write] = field(default_factory=list)
     items: dict[str, PendingItem] = field(default_factory=dict)  # by local id
     fine: list[str] = field(default_factory=list)  # nothing to write, so whatever failed earlier is over
@@ -87,6 +93,10 @@ class Push:
         await self._send(list(records.values()), None, waiting)
         await self._settle_gone([each for each in ids if each not in records and each not in waiting])
 
+    async def these(self, records: Sequence[Record]) -> None:
+        """Send records as they are given, as far as they need it; no earlier write of theirs may be open."""
+        await self._send(records, None, frozenset())
+
     async def _settle_gone(self, ids: Sequence[str]) -> None:
         """Forget what failed of records that are no longer here, but for putting theirs away."""
         sides = self._sides
@@ -105,23 +115,16 @@ class Push:
         self, records: Sequence[Record], position: Mapping[str, Any] | None, waiting: frozenset[str]
     ) -> None:
         """Send a page of records, and save how far that is."""
-        sides, tally, page = self._sides, self._tally, _Page()
+        sides, tally = self._sides, self._tally
         # An open call comes first: it may be carried out yet, and what is written besides would be made twice
         # or overwritten. Its failure is kept, so its record is pushed again by itself.
         records = [record for record in records if str(record["id"]) not in waiting]
         tally.read += len(records)
-        resource = sides.mapping.resource
-        links = await sides.state.links_by_local(resource, [str(record["id"]) for record in records])
-        scope = sides.scope(await sides.remote_ids_of_links(records))
-        for record in records:
-            self._look_at(record, links.get(str(record["id"])), scope, page)
-        taken = await self._taken(page.writes)
-        page.writes = [write for write in page.writes if write.local_id not in taken]
-        page.failures.extend(sides.failure("push", *each, retryable=True) for each in taken.items())
+        page = await self.look(records)
         for failure in page.failures:
             tally.add_failure(failure)
         calls: list[Call] = []
-        for group in sides.client.plan(resource, page.writes):
+        for group in sides.client.plan(sides.mapping.resource, page.writes):
             items = tuple(page.items[write.local_id] for write in group.writes)
             now = sides.clock.now()
             calls.append((PendingWrite(group.key, *sides.here, items, announced_at=now), group))
@@ -140,13 +143,33 @@ class Push:
         )
         self._report()
 
-    def _look_at(self, record: Record, link: Link | None, scope: MappingScope, page: _Page) -> None:
+    async def look(
+        self, records: Sequence[Record], made: Mapping[tuple[str, str], str] = MappingProxyType({})
+    ) -> Looked:
+        """Say what has to be done for records, and do nothing of it. `made` are remote ids, by resource and
+        local id, of records that are going to be there by then.
+        """
+        sides = self._sides
+        ids = [str(record["id"]) for record in records]
+        links = await sides.state.links_by_local(sides.mapping.resource, ids)
+        scope = sides.scope({**made, **await sides.remote_ids_of_links(records)})
+        page = Looked(links)
+        for record in records:
+            self._look_at(record, links.get(str(record["id"])), scope, page)
+        taken = await self._taken(page.writes)
+        page.writes = [write for write in page.writes if write.local_id not in taken]
+        page.failures.extend(sides.failure("push", *each, retryable=True) for each in taken.items())
+        return page
+
+    def _look_at(self, record: Record, link: Link | None, scope: MappingScope, page: Looked) -> None:
         """Say what has to be done for a record: nothing, a write, or to note why not."""
         sides, mapping, tally = self._sides, self._sides.mapping, self._tally
         local_id = str(record["id"])
         try:
-            if mapping.is_deleted(record, scope) or not mapping.wants(record, scope):
+            deleted = mapping.is_deleted(record, scope)
+            if deleted or not mapping.wants(record, scope):
                 tally.skipped += 1
+                page.passed[local_id] = "deleted" if deleted else "unwanted"
                 if link and self._gone.leaves(link, record):
                     page.moved.append(to_leave(link))
                 if link is None or link.state != "leaving":  # whose failures are those of putting theirs away
@@ -154,6 +177,7 @@ class Push:
                 return
             if link and link.state == "broken":
                 tally.skipped += 1  # theirs was deleted; it isn't for a push to make it again
+                page.passed[local_id] = "broken"
                 return
             body, cut = sides.body(record, scope)
         except HubError as error:
@@ -163,6 +187,7 @@ class Push:
         retire = link.agreed.get("retire", ()) if link else ()
         if link and link.fingerprint == print_ and not retire:
             tally.unchanged += 1
+            page.passed[local_id] = "unchanged"
             page.fine.append(local_id)
             if link.state != "linked":
                 page.moved.append(to_stay(link))
