@@ -226,22 +226,23 @@ def holds(resource: Resource, current: Mapping[str, Any], body: Mapping[str, Any
     """
     if resource.updates == "whole":
         there = _sendable(resource, current)
-        return _holds(there, body) and _holds(body, there)
-    return _holds(current, body)
+        return covers(there, body) and covers(body, there)
+    return covers(current, body)
 
 
-def _holds(there: Any, wanted: Any) -> bool:
+def covers(there: Any, wanted: Any) -> bool:
+    """Say whether what is there has all of what is wanted."""
     if wanted is None:
         return there is None
     if isinstance(wanted, Mapping):
         if there is not None and not isinstance(there, Mapping):
             return False
         inner = there or {}
-        return all(_holds(inner.get(name), each) for name, each in wanted.items())
+        return all(covers(inner.get(name), each) for name, each in wanted.items())
     if isinstance(wanted, list):
         if not isinstance(there, list) or len(wanted) != len(there):
             return False
-        return all(map(_holds, there, wanted))
+        return all(map(covers, there, wanted))
     return bool(_number(wanted) == _number(there))
 
 

@@ -131,10 +131,20 @@ class Gone:
         if await self._too_many("leaving", ("linked", "leaving"), parted):
             return
         async for links in self._pages("leaving", AT_ONCE):
-            tried = [link for link in links if self.approved or _refusals(link) < MOST_REFUSALS]
+            tried = [link for link in links if self.approved or not self.refused(link)]
             parted.refused += len(links) - len(tried)
             if tried:
                 await self._part(tried, parted)
+
+    async def put_away(self, links: Sequence[Link], parted: Parted) -> None:
+        """Archive or delete theirs of these links, however many they are: each of them was approved."""
+        marked = [link if link.state == "leaving" else to_leave(link) for link in links]
+        await self.sides.state.commit(Commit(links=marked))
+        await self._part(marked, parted)
+
+    def refused(self, link: Link) -> bool:
+        """Say whether the provider refused to put theirs away so often that only a person tries again."""
+        return _refusals(link) >= MOST_REFUSALS
 
     async def _part(self, links: Sequence[Link], parted: Parted) -> None:
         ours = await self.sides.host.fetch(self.sides.mapping.entity, [link.local_id for link in links])
