@@ -6,18 +6,21 @@ repeated word for word under the same idempotency keys. What happens to one reco
 
 Beneath it, from the provider's side to the platform's: `pulling` and `pushing` take a page on its way,
 `recovery` and `announcing` see to it that no write is lost or made twice, `linking` says which records are
-the same, `gone` deals with those that are gone on one side, and `sides` is what all of them ask.
+the same, `gone` deals with those that are gone on one side, and `sides` is what all of them ask. `planning`
+says what a push would do, and `applying` does that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
+from engine.applying import Application, Became
 from engine.client import ProviderClient
 from engine.fields import FieldCatalog
 from engine.gone import Gone
 from engine.manifest import Connector
 from engine.mapping import Mapping as FieldMapping
+from engine.planning import Plan, PlannedRecord
 from engine.ports import Clock, Direction, HostStore, Record, SyncState
 from engine.pulling import Pull
 from engine.pushing import Push
@@ -67,15 +70,7 @@ class Sync:
         Raises ProviderError for what stops the run, StoppedError, LeaseLostError.
         """
         tally = self._tally("pull")
-        pull = Pull(
-            self.sides,
-            self._gone,
-            tally,
-            fields=self.fields,
-            report=self.on_progress,
-            complete=self._complete,
-            period=self._period,
-        )
+        pull = self._pull_of(tally, self.on_progress)
         await (pull.changed() if ids is None else pull.some(ids, told=told))
         return tally
 
@@ -86,16 +81,64 @@ class Sync:
         LeaseLostError.
         """
         tally = self._tally("push")
-        push = Push(
-            self.sides,
-            self._gone,
-            tally,
-            report=self.on_progress,
-            complete=self._complete,
-            period=self._period,
-        )
+        push = self._push_of(tally, self.on_progress)
         await (push.changed() if ids is None else push.some(ids))
         return tally
 
+    def plan(
+        self,
+        made: dict[tuple[str, str], str],
+        *,
+        pulls: bool,
+        referred: Collection[str] = (),
+        again: Sequence[str] = (),
+    ) -> AsyncIterator[list[PlannedRecord]]:
+        """Yield what a push would do, some records at a time, and write nothing.
+
+        `pulls` says whether a sync pulls this mapping before it pushes. `referred` names the resources whose
+        records other mappings refer to: of those that this plan makes, `made` gets what stands for their
+        remote ids, for the mappings that come after. `again` are records to look at that failed before.
+        Raises ProviderError for what stops it, StoppedError.
+        """
+        push = self._push_of(self._tally("push"), _nobody)
+        return Plan(
+            self.sides, self._gone, push, fields=self.fields, pulls=pulls, referred=referred, made=made
+        ).records(again)
+
+    async def apply(self, records: Sequence[PlannedRecord]) -> tuple[Tally, dict[str, Became]]:
+        """Do what a plan of this mapping says of some records, at most `engine.applying.MOST`; returns the
+        push's tally, and what became of each record that was to be written, by local id.
+
+        Raises as `push`.
+        """
+        tally = self._tally("push")
+        application = Application(
+            self.sides,
+            self._gone,
+            lambda tally: self._push_of(tally, self.on_progress),
+            lambda tally: self._pull_of(tally, _nobody),
+        )
+        return tally, await application.apply(records, tally)
+
+    def _pull_of(self, tally: Tally, report: Callable[[Tally], None]) -> Pull:
+        return Pull(
+            self.sides,
+            self._gone,
+            tally,
+            fields=self.fields,
+            report=report,
+            complete=self._complete,
+            period=self._period,
+        )
+
+    def _push_of(self, tally: Tally, report: Callable[[Tally], None]) -> Push:
+        return Push(
+            self.sides, self._gone, tally, report=report, complete=self._complete, period=self._period
+        )
+
     def _tally(self, direction: Direction) -> Tally:
         return Tally(*self.sides.here, direction)
+
+
+def _nobody(tally: Tally) -> None:
+    return None

@@ -64,6 +64,7 @@ class OperationType(StrEnum):
     DELETE = "delete"
     SYNC = "sync"
     RECONCILE = "reconcile"
+    PLAN = "plan"
 
 
 class Priority(StrEnum):
@@ -713,6 +714,62 @@ class RecordFailure(Base):
     run_id: Mapped[UUID | None]
     first_failed_at: Mapped[Now]
     last_failed_at: Mapped[Now]
+
+
+class PushPlan(Base):
+    """What a push would do, until it is applied or too old. Its operation makes it."""
+
+    __tablename__ = "push_plans"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID] = mapped_column(index=True)
+    integration_type: Mapped[Provider]
+    sync_type: Mapped[str] = mapped_column(String(20))
+    status: Mapped[str] = mapped_column(
+        String(20), server_default="making", doc="`making`, `ready` or `applied`."
+    )
+    operation_id: Mapped[UUID]
+    basis: Mapped[EmptyObject] = mapped_column(doc="What it rests on besides the records, each by its print.")
+    mapping_version: Mapped[int | None]
+    counts: Mapped[EmptyObject] = mapped_column(doc="Records by action.")
+    requested_by: Mapped[Name]
+    created_at: Mapped[Now]
+    made_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime] = mapped_column(
+        server_default=text("now() + interval '24 hours'"), index=True
+    )
+    sync_id: Mapped[UUID | None] = mapped_column(doc="`run_id` of the sync that applies it.")
+    applied_at: Mapped[datetime | None]
+
+    __table_args__ = (CheckConstraint("status IN ('making', 'ready', 'applied')", name="status_known"),)
+
+
+class PushPlanRecord(Base):
+    """What becomes of one record; see `engine.planning.PlannedRecord`."""
+
+    __tablename__ = "push_plan_records"
+
+    plan_id: Mapped[UUID] = mapped_column(ForeignKey("push_plans.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    venue_id: Mapped[UUID] = mapped_column(index=True)
+    entity: Mapped[str] = mapped_column(String(100))
+    resource: Mapped[str] = mapped_column(String(100))
+    local_id: Mapped[Name]
+    remote_id: Mapped[Name | None]
+    action: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str]
+    fields: Mapped[list[Any]]
+    writes: Mapped[bool]
+    pulls_first: Mapped[bool]
+    ours: Mapped[str] = mapped_column(String(64), doc="The fingerprint of our record.")
+    merged: Mapped[str] = mapped_column(String(64), doc="And after what changed there was taken over.")
+    theirs: Mapped[str | None] = mapped_column(String(64))
+    outcome: Mapped[str | None] = mapped_column(String(20), doc="What applying it came to.")
+    why: Mapped[str | None]
+
+    __table_args__ = (
+        UniqueConstraint("plan_id", "entity", "resource", "local_id", name="uq_push_plan_records_record"),
+    )
 
 
 class OAuthState(Base):
