@@ -10,7 +10,7 @@ from engine.client import ReadRecord, WriteResult
 from engine.errors import HubError
 from engine.ports import Link, PendingItem
 from engine.reconcile import plain
-from engine.sides import Sides
+from engine.sides import Sides, still_open
 
 # ---- of what was read -----------------------------------------------------------------------------------
 
@@ -120,6 +120,7 @@ def _pushed_link(sides: Sides, item: PendingItem, result: WriteResult) -> Link:
         theirs = {}  # only makes the next pull look closer
     agreed = {name: value for name, value in item.agreed.items() if name not in ("retire", "version")}
     agreed |= {"theirs": plain(theirs), **sides.version_seen(result.record)}
+    agreed = still_open(agreed, item.agreed.get("open", ()), item.agreed)
     if result.write.retire:
         agreed["retire"] = list(result.write.retire)
     return Link(

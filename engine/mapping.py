@@ -25,6 +25,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 import orjson
+from jinja2 import UndefinedError
 
 from engine.braces import FAILURES, UNDEFINED, finished
 from engine.ceilings import MOST_RECORD_WORK, STEP, begin, check_depth, spend, spend_on
@@ -35,7 +36,7 @@ from engine.filters import as_text
 from engine.manifest import Entity, Resource, parse_share
 from engine.ports import Record
 
-ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins"]
+ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins", "manual"]
 MappingDirection = Literal["push", "pull", "bidirectional"]
 GoneRule = Literal["keep", "archive", "delete"]  # what becomes of theirs
 UnlinkRule = Literal["keep", "unlink"]  # what becomes of the link
@@ -114,7 +115,9 @@ class Mapping:
 
     `match_on` is the local field that pairs records from before the first sync, `match_path` its remote path.
     `pulled_fields` are the local fields a pull may set, `pushed_paths` the remote paths a push may; a path
-    within the items of a list is written with `[0]`.
+    within the items of a list is written with `[0]`. `conflict_rules` are those of fields with one of their
+    own. `places` are the remote paths that a pulled field's rules read from or write to, `sources` our field
+    by the remote path of each rule that pushes.
 
     `push(record, scope)` returns the remote body of a local record: plain JSON, nested, mapped fields only.
     `pull(remote, scope)` returns the local fields a remote record gives, by name. Both are the compiled
@@ -128,6 +131,7 @@ class Mapping:
     match_on: str | None = None
     match_path: Path | None = None
     when_both_changed: ConflictRule = "platform_wins"
+    conflict_rules: abc.Mapping[str, ConflictRule] = field(default_factory=dict)
     when_ours_is_gone: GoneRule = "keep"
     when_no_longer_wanted: GoneRule = "keep"
     when_theirs_is_gone: UnlinkRule = "unlink"
@@ -140,6 +144,8 @@ class Mapping:
     list_rules: tuple[ListRule, ...] = ()
     pulled_fields: tuple[str, ...] = ()
     pushed_paths: tuple[str, ...] = ()
+    sources: abc.Mapping[str, str] = field(default_factory=dict)
+    places: abc.Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     push: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
     pull: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
 
@@ -165,6 +171,12 @@ class Mapping:
     def removes(self) -> bool:
         """Whether a push may put records of theirs out of use, or delete them."""
         return self.pushes and (self.when_ours_is_gone, self.when_no_longer_wanted) != ("keep", "keep")
+
+    def conflict_rule(self, name: str) -> ConflictRule:
+        """Return what decides when both sides changed a field; a mapping that only pulls takes theirs."""
+        if self.direction == "pull":
+            return "provider_wins"
+        return self.conflict_rules.get(name, self.when_both_changed)
 
     def is_deleted(self, record: Record, scope: MappingScope) -> bool:
         """Say whether a local record counts as deleted: `deleted` of its entity holds."""
@@ -213,6 +225,7 @@ class _Rule:
     default: Any = ABSENT  # pushed for a missing value
     pull_default: Any = ABSENT
     required: bool = False
+    when_both_changed: ConflictRule | None = None  # None: as the mapping has it
 
     @property
     def copies(self) -> bool:
@@ -300,6 +313,7 @@ class _Reader:
             options.get("default", ABSENT),
             options.get("pull_default", ABSENT),
             bool(options.get("required")),
+            options.get("when_both_changed"),
         )
 
     def table(self, options: abc.Mapping[str, Any], at: Steps) -> abc.Mapping[str, Any] | None:
@@ -397,6 +411,7 @@ def _compile(
         if rule.each_is and rule.path.text not in resource.lists:
             message = f"`{resource.name}` has no `lists` that pairs the items of `{rule.path.text}`"
             reader.faults.append(Fault("no-effect", rule.at, message))
+    conflict_rules = _conflict_rules(pulled, reader.faults)
     if reader.faults:
         return None, tuple(reader.faults)
     linked = {(rule.field, rule.link): rule for rule in rules if rule.link and (rule.pushes or rule.pulls)}
@@ -408,6 +423,7 @@ def _compile(
         match_on=match_on,
         match_path=match_path,
         when_both_changed=written.get("when_both_changed", "platform_wins"),
+        conflict_rules=conflict_rules,
         when_ours_is_gone=written.get("when_ours_is_gone", "keep"),
         when_no_longer_wanted=written.get("when_no_longer_wanted", "keep"),
         when_theirs_is_gone=written.get("when_theirs_is_gone", "unlink"),
@@ -420,6 +436,11 @@ def _compile(
         list_rules=tuple(ListRule(rule.path, rule.each_is) for rule in pushed if rule.each_is),
         pulled_fields=tuple(dict.fromkeys(rule.field for rule in pulled)),
         pushed_paths=tuple(_pushed_paths(pushed)),
+        sources={rule.path.text: rule.field for rule in pushed},
+        places={
+            name: tuple({each.path.text: each.path for each in rules if each.field == name}.values())
+            for name in dict.fromkeys(rule.field for rule in pulled)
+        },
         push=_push_function(tree, resource.fields, entity.fields, link_rules),
         pull=_pull_function(pulled, entity.fields, link_rules),
     )
@@ -431,6 +452,24 @@ def _check_lists(rules: abc.Iterable[_Rule], faults: list[Fault]) -> None:
         if rule.each:
             _body_tree(rule.each, faults)
             _check_lists(rule.each, faults)
+
+
+def _conflict_rules(rules: abc.Iterable[_Rule], faults: list[Fault]) -> dict[str, ConflictRule]:
+    """Return what decides for fields that say so themselves; two rules of one field must not differ."""
+    made: dict[str, ConflictRule] = {}
+    for rule in rules:
+        if rule.when_both_changed is None:
+            continue
+        if made.setdefault(rule.field, rule.when_both_changed) != rule.when_both_changed:
+            known = made[rule.field]
+            message = f"another rule of `{rule.field}` says `when_both_changed: {known}`: say it once"
+            faults.append(Fault("no-effect", (*_head_of(rule.at), "when_both_changed"), message))
+    return made
+
+
+def _head_of(at: Steps) -> Steps:
+    """Return the place of a rule, given that of its path."""
+    return at[:-1] if at[-1] == "path" else at
 
 
 def _pushed_paths(rules: abc.Iterable[_Rule]) -> abc.Iterator[str]:
@@ -612,6 +651,8 @@ def _list_compute(rule: _Rule, items_of: Compute, remote: FieldCatalog) -> Compu
             try:
                 spend(cost)
                 made.append(push(item, inner))
+            except UndefinedError as error:  # an expression made the item of what isn't there
+                raise MappingError(f"`{name}[{number}]`: {error.message}", name) from error
             except ExpressionError as error:
                 raise MappingError(f"`{name}`: {error.message}", name) from error
             except MappingError as error:

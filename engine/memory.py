@@ -17,6 +17,7 @@ from engine.ports import (
     Confirm,
     Credentials,
     Direction,
+    FieldConflict,
     HostChange,
     HostPage,
     Link,
@@ -50,6 +51,9 @@ class MemorySyncState:
     positions: dict[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=dict)
     pending: dict[str, PendingWrite] = field(default_factory=dict)
     failures: dict[RecordKey, RecordFailure] = field(default_factory=dict)
+    conflicts: dict[tuple[str, str, str], FieldConflict] = field(
+        default_factory=dict
+    )  # (resource, local id, field)
 
     async def links_by_local(self, resource: str, local_ids: Sequence[str]) -> dict[str, Link]:
         found = ((local_id, self.links.get((resource, local_id))) for local_id in local_ids)
@@ -68,6 +72,25 @@ class MemorySyncState:
 
     async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
         return Counter(link.state for link in self._links_of(entity, resource))
+
+    async def conflicts_of(self, resource: str, local_ids: Sequence[str]) -> list[FieldConflict]:
+        return [
+            each
+            for each in self.conflicts.values()
+            if each.resource == resource and each.local_id in local_ids
+        ]
+
+    async def open_conflicts(
+        self, entity: str, resource: str, *, after: str = "", limit: int = 500
+    ) -> list[FieldConflict]:
+        here = [
+            each
+            for each in self.conflicts.values()
+            if (each.entity, each.resource) == (entity, resource) and each.local_id > after
+        ]
+        here.sort(key=lambda each: each.local_id)
+        last = here[limit - 1].local_id if len(here) > limit else None
+        return [each for each in here if last is None or each.local_id <= last]
 
     def _links_of(self, entity: str, resource: str) -> Iterator[Link]:
         here = (entity, resource)
@@ -92,6 +115,10 @@ class MemorySyncState:
     async def commit(self, commit: Commit) -> None:
         for link in commit.unlinked:
             self._forget(link.resource, link.local_id)
+        parted = [link for link in commit.links if link.state in ("broken", "archived")]
+        for link in (*commit.unlinked, *parted):  # there is nothing left to decide about
+            for name in [key for key in self.conflicts if key[:2] == (link.resource, link.local_id)]:
+                del self.conflicts[name]
         for link in commit.links:  # the newest link ends an older claim on either record
             self._forget(link.resource, link.local_id)
             self._forget(link.resource, self.local_ids.get((link.resource, link.remote_id)))
@@ -103,6 +130,13 @@ class MemorySyncState:
             self.failures[(failure.entity, failure.resource, failure.direction, failure.record_id)] = failure
         for write_key in commit.finished_writes:
             self.pending.pop(write_key, None)
+        for end in commit.conflicts_over:
+            self.conflicts.pop((end.resource, end.local_id, end.field), None)
+        for each in commit.conflicts:
+            name = (each.resource, each.local_id, each.field)
+            known = self.conflicts.get(name)
+            if known is None or known.decision is None:  # what was decided was decided about what it says
+                self.conflicts[name] = each
         if commit.position:
             entity, resource, direction, value = commit.position
             self.positions[(entity, resource, direction)] = value

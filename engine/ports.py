@@ -109,7 +109,9 @@ class Link:
     local values both sides last agreed on, the key of the last write, from which the next one's follows, and
     under `retire` the remote ids whose place this one took, which are still to be put out of use, under
     `refused` how often the provider refused to put this one away, and under `version` the provider's version
-    of what was last seen, where an update names it. `remote_version` is the provider's moment of change.
+    of what was last seen, where an update names it. Under `open` it names the fields that a person has to
+    decide about, of which `ours` and `theirs` stay as they were last agreed on. `remote_version` is the
+    provider's moment of change.
     """
 
     entity: str
@@ -165,6 +167,49 @@ class RecordFailure:
     field: str | None = None
 
 
+Taken = Literal["platform", "provider", "value"]  # whose value a person took, or one of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a person decided about a field; `value` counts only where `take` is `value`."""
+
+    take: Taken
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class FieldConflict:
+    """A field that both sides changed, and that each keeps its own value of until a person decides.
+
+    Values are in the platform's terms and as storage has them: fractions are text. `agreed` has `ours` and
+    `theirs` as the two last agreed, each only if they ever did. The moments of change are of the whole
+    records, None where a side tells none.
+    """
+
+    entity: str
+    resource: str
+    local_id: str
+    remote_id: str
+    field: str
+    ours: Any
+    theirs: Any
+    agreed: Mapping[str, Any]
+    ours_changed_at: str | None = None
+    theirs_changed_at: str | None = None
+    decision: Decision | None = None  # not carried out yet
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictEnd:
+    """A conflict that is over: its decision was carried out, or (`applied` is false) no longer asked for."""
+
+    resource: str
+    local_id: str
+    field: str
+    applied: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What one page or batch changes in the hub's own books; saved all together or not at all."""
@@ -177,6 +222,8 @@ class Commit:
     position: tuple[str, str, Direction, Mapping[str, Any]] | None = (
         None  # entity, resource, direction, value
     )
+    conflicts: Sequence[FieldConflict] = ()  # seen, for the first time or again; after those that are over
+    conflicts_over: Sequence[ConflictEnd] = ()
 
 
 class SyncState(Protocol):
@@ -202,6 +249,16 @@ class SyncState(Protocol):
 
     async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
         """Return how many links are in each state; states without links may be left out."""
+
+    async def conflicts_of(self, resource: str, local_ids: Sequence[str]) -> list[FieldConflict]:
+        """Return the conflicts of these records that aren't over, with what was decided about them."""
+
+    async def open_conflicts(
+        self, entity: str, resource: str, *, after: str = "", limit: int = 500
+    ) -> list[FieldConflict]:
+        """Return conflicts that aren't over in the order of their local ids, beginning after the local id
+        `after`: `limit`, and all others of the last one's record. When there are none, none are left.
+        """
 
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         """Return how far this mapping got, as last committed, or None."""

@@ -17,8 +17,8 @@ from engine.fields import FieldCatalog
 from engine.gone import Gone, Seen, is_parted, to_leave, told_gone
 from engine.linking import followed, match
 from engine.mapping import MappingScope
-from engine.ports import Commit, HostChange, Link, Record, RecordFailure
-from engine.reconcile import local_id_for, moment, plain, resolve
+from engine.ports import Commit, ConflictEnd, FieldConflict, HostChange, Link, Record, RecordFailure
+from engine.reconcile import Resolution, local_id_for, moment, plain, plain_value, resolve, same
 from engine.sides import Period, Sides, batched
 from engine.tally import Tally
 
@@ -34,6 +34,8 @@ class _Page:
     links: list[Link] = field(default_factory=list)
     unlinked: list[Link] = field(default_factory=list)
     failures: list[RecordFailure] = field(default_factory=list)
+    conflicts: list[FieldConflict] = field(default_factory=list)
+    conflicts_over: list[ConflictEnd] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class _Merged:
     record: Record
     ours_win: bool = False
     change: HostChange | None = None  # what is to be written here
+    conflicts: Sequence[FieldConflict] = ()  # what waits for a person
+    conflicts_over: Sequence[ConflictEnd] = ()
 
 
 class Pull:
@@ -78,6 +82,7 @@ class Pull:
             except StaleCursorError:
                 await self._changed_within(self._period)
             return
+        await self._look_again()
         position = dict(await sides.state.position(*sides.here, "pull") or {})
         if self._complete and sides.mapping.pushes:  # else a lost link would change nothing on either side
             position = {}
@@ -119,6 +124,7 @@ class Pull:
         if sides.resource.get is None and sides.resource.get_many is None:
             return  # nobody to ask: they come with the next change, or with a complete read
         started, calls = sides.clock.monotonic(), sides.client.calls
+        seconds, api_calls = tally.seconds, tally.api_calls
         for some in batched(ids, LOOKED_UP):
             sides.check_stop()
             found, failures = await self._look_up(some)
@@ -126,11 +132,33 @@ class Pull:
             gone = [each for each in some if told and each not in found and each not in failed]
             rows = [*found.values(), *(ReadRecord({}, each, None, True, None) for each in gone)]
             await self._take(rows, None, failures, settle=some)
-            tally.seconds = sides.clock.monotonic() - started
-            tally.api_calls = sides.client.calls - calls
+            tally.seconds = seconds + sides.clock.monotonic() - started
+            tally.api_calls = api_calls + sides.client.calls - calls
             self._report(tally)
         if told:
             await self._gone.settle(self._gone.settle_theirs, tally)
+
+    async def _look_again(self) -> None:
+        """Look at records that wait for a person, where one decided or ours isn't what it was: the provider
+        wouldn't tell of them, for theirs didn't change.
+        """
+        sides, mapping, after = self._sides, self._sides.mapping, ""
+        if mapping.direction != "bidirectional":
+            return
+        while found := await sides.state.open_conflicts(*sides.here, after=after):
+            after = found[-1].local_id
+            ours = await sides.host.fetch(mapping.entity, list({each.local_id for each in found}))
+            over = [_over(each, applied=False) for each in found if each.local_id not in ours]
+            if over:  # ours was deleted
+                await sides.state.commit(Commit(conflicts_over=over))
+            news = [each for each in found if each.local_id in ours and self._is_news(each, ours)]
+            await self.some(list(dict.fromkeys(each.remote_id for each in news)))
+
+    def _is_news(self, conflict: FieldConflict, ours: Mapping[str, Record]) -> bool:
+        declared = self._fields.get(conflict.field)
+        now = plain_value(ours[conflict.local_id].get(conflict.field))
+        unlike = not same(now, conflict.ours, declared.type if declared else "any")
+        return unlike or conflict.decision is not None or conflict.field not in self._sides.mapping.places
 
     # ---- pages ------------------------------------------------------------------------------------------
 
@@ -212,7 +240,8 @@ class Pull:
         changed: list[ReadRecord] = []
         for row in (row for row in kept if row.id in theirs):
             link = linked.get(row.id)
-            if link and link.state == "linked" and link.agreed.get("theirs") == plain(theirs[row.id]):
+            settled = link and link.state == "linked" and not link.agreed.get("open")
+            if link and settled and link.agreed.get("theirs") == plain(theirs[row.id]):
                 tally.unchanged += 1
                 page.links.extend(lasting(row, link.local_id))
                 latest = {**link.agreed, **sides.version_seen(row.record)}
@@ -233,6 +262,8 @@ class Pull:
                 unlinked=page.unlinked,
                 failures=page.failures,
                 settled=[sides.key("pull", record_id) for record_id in sorted(seen - failed)],
+                conflicts=page.conflicts,
+                conflicts_over=page.conflicts_over,
                 position=(*sides.here, "pull", position) if position is not None else None,
             )
         )
@@ -274,6 +305,8 @@ class Pull:
             for row in rows
         }
         ours = await sides.host.fetch(mapping.entity, list(local_ids.values())) if rows else {}
+        waiting = [local_ids[row.id] for row in rows if row.id in known and known[row.id].agreed.get("open")]
+        conflicts = await self._conflicts_of(waiting)
         echoes = await self._echoes([ours[matched[row.id]] for row in rows if matched.get(row.id) in ours])
         merged: list[_Merged] = []
         for row in rows:
@@ -287,17 +320,22 @@ class Pull:
             change: HostChange | None = HostChange(local_id, their, create=True)
             taken: Mapping[str, Any] = their
             ours_win = False
+            open_: Sequence[FieldConflict] = ()
+            over: Sequence[ConflictEnd] = ()
+            before = link.agreed if link else {}
             if our is not None:
                 echo = echoes.get(local_id, {})
                 resolution = resolve(
                     our,
                     {name: value for name, value in their.items() if name not in echo or value != echo[name]},
-                    link.agreed if link else {},
-                    rule="provider_wins" if mapping.direction == "pull" else mapping.when_both_changed,
+                    before,
+                    rule=mapping.conflict_rule,
                     theirs_newer=_theirs_newer(row.changed_at, our.get("changed_at")),
                     fields=self._fields,
+                    known=conflicts.get(local_id),
                 )
-                self._tally.conflicts += len(resolution.conflicts)
+                self._count(resolution, before)
+                open_, over = self._waiting(row, local_id, (our, their), before, resolution)
                 taken, ours_win = resolution.take, resolution.ours_win
                 change = HostChange(local_id, taken) if taken else None
             record = {**(our or {"id": local_id}), **taken}
@@ -307,12 +345,63 @@ class Pull:
                 resource=mapping.resource,
                 local_id=local_id,
                 remote_id=row.id,
-                agreed=sides.agreed(record, their) | written | sides.version_seen(row.record),
+                agreed=sides.agreed(record, their, open_=[each.field for each in open_], before=before)
+                | written
+                | sides.version_seen(row.record),
                 remote_version=row.changed_at or (link.remote_version if link else None),
                 last_direction="pull",
             )
-            merged.append(_Merged(row, new, record, ours_win, change))
+            merged.append(_Merged(row, new, record, ours_win, change, open_, over))
         return merged
+
+    async def _conflicts_of(self, local_ids: Sequence[str]) -> dict[str, dict[str, FieldConflict]]:
+        """Return what is known of records that wait for a person, by local id and field."""
+        made: dict[str, dict[str, FieldConflict]] = {}
+        resource = self._sides.mapping.resource
+        for each in await self._sides.state.conflicts_of(resource, local_ids) if local_ids else ():
+            made.setdefault(each.local_id, {})[each.field] = each
+        return made
+
+    def _count(self, resolution: Resolution, before: Mapping[str, Any]) -> None:
+        """Count what became of fields that both sides had changed; one that was open already isn't news."""
+        known = before.get("open", ())
+        self._tally.conflicts += sum(name not in known for name in resolution.conflicts)
+        for name, outcome in resolution.outcomes.items():
+            if outcome != "open" or name not in known:
+                self._tally.add_contested(name, outcome)
+
+    def _waiting(
+        self,
+        row: ReadRecord,
+        local_id: str,
+        now: tuple[Mapping[str, Any], Mapping[str, Any]],
+        before: Mapping[str, Any],
+        resolution: Resolution,
+    ) -> tuple[list[FieldConflict], list[ConflictEnd]]:
+        """Return the conflicts of a pair, ours and theirs as they are `now`, that wait for a person, and
+        those that are over.
+        """
+        sides, (ours, theirs) = self._sides, (plain(side) for side in now)
+        agreed = {side: before.get(side) or {} for side in ("ours", "theirs")}
+        open_ = [
+            FieldConflict(
+                *sides.here,
+                local_id=local_id,
+                remote_id=row.id,
+                field=name,
+                ours=ours.get(name),
+                theirs=theirs.get(name),
+                agreed={side: values[name] for side, values in agreed.items() if name in values},
+                ours_changed_at=now[0].get("changed_at"),
+                theirs_changed_at=row.changed_at,
+            )
+            for name in resolution.open
+            if name in sides.mapping.places
+        ]
+        gone = [name for name in before.get("open", ()) if name not in sides.mapping.places]
+        ended = {**dict.fromkeys((*resolution.over, *gone), False), **dict.fromkeys(resolution.applied, True)}
+        resource = sides.mapping.resource
+        return open_, [ConflictEnd(resource, local_id, name, done) for name, done in ended.items()]
 
     async def _write(
         self, merged: Sequence[_Merged], lasting: Callable[[ReadRecord, str], list[Link]], page: _Page
@@ -335,8 +424,11 @@ class Pull:
             if local_id in refused:
                 page.failures.append(self._failure(each.row.id, MappingError(refused[local_id])))
                 continue
+            page.conflicts.extend(each.conflicts)
+            page.conflicts_over.extend(each.conflicts_over)
             # Where ours won, theirs has to be written.
-            print_ = None if each.ours_win else sides.push_fingerprint(each.record, scope)
+            open_ = sides.open_fields(each.link)
+            print_ = None if each.ours_win else sides.push_fingerprint(each.record, scope, open_)
             page.links.append(replace(each.link, fingerprint=print_))
             page.links.extend(lasting(each.row, local_id))
             change = written.get(local_id)
@@ -371,6 +463,10 @@ class Pull:
         the record itself stays as it is no later pull brings it.
         """
         return self._sides.failure("pull", record_id, error, getattr(error, "field", None), retryable=True)
+
+
+def _over(conflict: FieldConflict, *, applied: bool) -> ConflictEnd:
+    return ConflictEnd(conflict.resource, conflict.local_id, conflict.field, applied)
 
 
 def _first_of_each(rows: Sequence[ReadRecord], newest: dict[str, str | None]) -> list[ReadRecord]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.announcing import Announcer, Call, chunks
 from engine.bodies import own_id
-from engine.client import Write
+from engine.client import ReadRecord, Write
 from engine.errors import HubError, RecordRejectedError
+from engine.expressions import ABSENT, Path
 from engine.gone import Gone, to_leave, to_stay
 from engine.mapping import MappingScope
 from engine.ports import Commit, Link, PendingItem, PendingWrite, Record, RecordFailure
 from engine.reconcile import fingerprint
 from engine.recovery import repeat_unanswered
-from engine.sides import Period, Sides
+from engine.sides import Period, Sides, batched
 from engine.tally import Tally
 
+LOOKED_UP = 50  # records asked for by their ids
+
 # Why nothing is to be written for a record.
-PASSED = Literal["deleted", "unwanted", "broken", "unchanged"]
+Passed = Literal["deleted", "unwanted", "broken", "unchanged"]
 
 
 @dataclass(slots=True)
@@ -28,7 +32,7 @@ class Looked:
     """What a page of ours comes to before anything is sent."""
 
     links: Mapping[str, Link] = field(default_factory=dict)  # by local id, as they are saved
-    passed: dict[str, PASSED] = field(default_factory=dict)  # by local id
+    passed: dict[str, Passed] = field(default_factory=dict)  # by local id
     writes: list[Write] = field(default_factory=list)
     items: dict[str, PendingItem] = field(default_factory=dict)  # by local id
     fine: list[str] = field(default_factory=list)  # nothing to write, so whatever failed earlier is over
@@ -62,7 +66,7 @@ class Push:
     async def changed(self) -> None:
         """Send what changed since the last push; then deal with what is gone here."""
         sides = self._sides
-        waiting = await repeat_unanswered(sides, self._announcer, self._report, jobs=True)
+        waiting = await self.finish()
         if self._period is not None:
             await self._changed_within(self._period, waiting)
         else:
@@ -92,6 +96,10 @@ class Push:
         records = await self._sides.host.fetch(self._sides.mapping.entity, ids)
         await self._send(list(records.values()), None, waiting)
         await self._settle_gone([each for each in ids if each not in records and each not in waiting])
+
+    async def finish(self) -> frozenset[str]:
+        """Repeat what earlier runs announced and never finished; returns the local ids of what stays open."""
+        return await repeat_unanswered(self._sides, self._announcer, self._report, jobs=True)
 
     async def these(self, records: Sequence[Record]) -> None:
         """Send records as they are given, as far as they need it; no earlier write of theirs may be open."""
@@ -156,6 +164,7 @@ class Push:
         page = Looked(links)
         for record in records:
             self._look_at(record, links.get(str(record["id"])), scope, page)
+        await self._fill_open(page)
         taken = await self._taken(page.writes)
         page.writes = [write for write in page.writes if write.local_id not in taken]
         page.failures.extend(sides.failure("push", *each, retryable=True) for each in taken.items())
@@ -179,7 +188,8 @@ class Push:
                 tally.skipped += 1  # theirs was deleted; it isn't for a push to make it again
                 page.passed[local_id] = "broken"
                 return
-            body, cut = sides.body(record, scope)
+            waiting = sides.open_fields(link)
+            body, cut = sides.body(record, scope, waiting)
         except HubError as error:
             page.failures.append(sides.failure("push", local_id, error, getattr(error, "field", None)))
             return
@@ -194,7 +204,10 @@ class Push:
             return
         tally.add_cut(cut)
         remote_id, key = link.remote_id if link else None, sides.write_key(local_id, print_, link)
-        agreed = {**sides.agreed(record, {}), "key": key}
+        agreed = {
+            **sides.agreed(record, {}, open_=waiting, before=link.agreed if link else None),
+            "key": key,
+        }
         agreed |= {name: link.agreed[name] for name in ("retire", "version") if link and name in link.agreed}
         page.items[local_id] = PendingItem(local_id, remote_id, body, print_, agreed)
         version = agreed.get("version")
@@ -210,6 +223,38 @@ class Push:
                 retire=tuple(retire),
             )
         )
+
+    async def _fill_open(self, page: Looked) -> None:
+        """Put what is there in the places of open fields that a write can't leave out: an update may replace
+        the object around one, or make the record anew.
+        """
+        sides, resource = self._sides, self._sides.resource
+        if resource.updates == "whole" or (resource.get is None and resource.get_many is None):
+            return  # ours is laid over what is there anyway, or nobody can be asked
+        renews = bool(resource.immutable) or resource.own_id is not None
+        places = {write.remote_id: self._open_places(write, page, renews) for write in page.writes}
+        found: dict[str, ReadRecord] = {}
+        for ids in batched([each for each in places if each and places[each]], LOOKED_UP):
+            found |= await sides.client.look_up(resource.name, ids)
+        for number, write in enumerate(page.writes):
+            row = found.get(write.remote_id or "")
+            if row is None:
+                continue
+            body = deepcopy(dict(write.body))
+            for path in places[write.remote_id]:
+                if (value := path.find(row.record)) is not ABSENT:
+                    path.put(body, value)
+            page.writes[number] = replace(write, body=body)
+            page.items[write.local_id] = replace(page.items[write.local_id], body=body)
+
+    def _open_places(self, write: Write, page: Looked, renews: bool) -> list[Path]:
+        sides = self._sides
+        return [
+            path
+            for name in sides.open_fields(page.links.get(write.local_id))
+            for path in sides.mapping.places[name]
+            if renews or (len(path.steps) > 1 and path.steps[0] in write.body)
+        ]
 
     async def _taken(self, writes: Sequence[Write]) -> dict[str, HubError]:
         """Return what is wrong with writes, by local id, that would overwrite what another record of the

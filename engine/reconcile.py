@@ -8,8 +8,8 @@ split in two) never makes a change by itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import isfinite
@@ -19,11 +19,12 @@ from uuid import UUID, uuid5
 import orjson
 
 from engine.fields import FieldCatalog
-from engine.ports import Link
+from engine.ports import Decision, FieldConflict, Link
 
 __all__ = [
     "ConflictRule",
     "Link",
+    "Outcome",
     "Resolution",
     "fingerprint",
     "local_id_for",
@@ -33,7 +34,7 @@ __all__ = [
     "same",
 ]
 
-ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins"]
+ConflictRule = Literal["newest_wins", "platform_wins", "provider_wins", "manual"]
 
 _NAMESPACE = UUID("6f2f1f0e-9f0c-4d3a-8b51-6a7f4f0d2c11")
 
@@ -91,13 +92,28 @@ def _digits(value: Any) -> str:
     return str(plain_value(value))
 
 
+Outcome = Literal["platform", "provider", "person", "open"]  # who decided about a field, or that nobody did
+
+
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """`take` are their values for the platform; `ours_win` says that the provider has to be written."""
+    """`take` are their values for the platform; `ours_win` says that the provider has to be written.
+
+    `conflicts` are the fields that both sides had changed, and `outcomes` what became of each of them and of
+    those that were `open` before. Those that are `open` now stay as they are on both sides. `applied` are
+    those a person's decision was carried out for, `over` those it is no longer asked for.
+    """
 
     take: Mapping[str, Any]
     ours_win: bool
     conflicts: tuple[str, ...] = ()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    applied: tuple[str, ...] = ()
+    over: tuple[str, ...] = ()
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        return tuple(name for name, outcome in self.outcomes.items() if outcome == "open")
 
 
 def resolve(
@@ -105,41 +121,73 @@ def resolve(
     theirs: Mapping[str, Any],
     agreed: Mapping[str, Any],
     *,
-    rule: ConflictRule,
+    rule: ConflictRule | Callable[[str], ConflictRule],
     theirs_newer: bool,
     fields: FieldCatalog,
+    known: Mapping[str, FieldConflict] | None = None,
 ) -> Resolution:
     """Merge field by field against what was last agreed.
 
     `ours` are the platform's values now, `theirs` the provider's in the platform's terms. `agreed` is a
-    link's (`{"ours": …, "theirs": …}`), empty for a pair just matched: then a missing value takes the other
-    side's.
+    link's (`{"ours": …, "theirs": …, "open": …}`), empty for a pair just matched: then a missing value takes
+    the other side's. `rule` may give each field one of its own. `known` are conflicts by field, for what a
+    person decided: that holds for the values it was decided about, and for no others.
     """
-    agreed_ours, agreed_theirs = agreed.get("ours"), agreed.get("theirs")
+    before = {"ours": agreed.get("ours") or {}, "theirs": agreed.get("theirs") or {}}
+    was_open, known = tuple(agreed.get("open", ())), known or {}
     take: dict[str, Any] = {}
     conflicts: list[str] = []
+    outcomes: dict[str, Outcome] = {name: "open" for name in was_open if name not in theirs}
+    applied: list[str] = []
+    over: list[str] = []
     ours_win = False
     for name, their_value in theirs.items():
-        field = fields.get(name)
-        kind = field.type if field else "any"
+        declared = fields.get(name)
+        kind = declared.type if declared else "any"
         our_value = ours.get(name)
+        decided = known[name].decision if name in known else None
         if same(our_value, their_value, kind):
+            over += [name] if name in was_open or name in known else []
             continue
-        if agreed_ours is None or agreed_theirs is None:
-            they_changed, we_changed = their_value not in (None, ""), our_value not in (None, "")
-        else:
-            they_changed = name not in agreed_theirs or not same(agreed_theirs[name], their_value, kind)
-            we_changed = name not in agreed_ours or not same(agreed_ours[name], our_value, kind)
+        if decided is not None and _is_of(known[name], our_value, their_value, kind):
+            value = _value_of(decided, our_value, their_value, kind)
+            take |= {} if same(our_value, value, kind) else {name: value}
+            ours_win = ours_win or not same(their_value, value, kind)
+            outcomes[name] = "person"
+            applied.append(name)
+            continue
+        they_changed = not same(before["theirs"].get(name), their_value, kind)
+        we_changed = not same(before["ours"].get(name), our_value, kind)
+        they_win = they_changed
         if they_changed and we_changed:
             conflicts.append(name)
-            they_win = rule == "provider_wins" or (rule == "newest_wins" and theirs_newer)
-        else:
-            they_win = they_changed
+            decides = rule if isinstance(rule, str) else rule(name)
+            if decides == "manual":
+                outcomes[name] = "open"
+                over += [name] if decided is not None else []  # it was about other values
+                continue
+            they_win = decides == "provider_wins" or (decides == "newest_wins" and theirs_newer)
+            outcomes[name] = "provider" if they_win else "platform"
+        over += [name] if name in was_open or name in known else []
         if they_win:
             take[name] = their_value
         elif we_changed:
             ours_win = True
-    return Resolution(take, ours_win, tuple(conflicts))
+    return Resolution(take, ours_win, tuple(conflicts), outcomes, tuple(applied), tuple(over))
+
+
+def _is_of(conflict: FieldConflict, ours: Any, theirs: Any, kind: str) -> bool:
+    """Say whether a conflict is still the one that was decided about: neither side has changed since."""
+    return same(conflict.ours, ours, kind) and same(conflict.theirs, theirs, kind)
+
+
+def _value_of(decision: Decision, ours: Any, theirs: Any, kind: str) -> Any:
+    if decision.take == "platform":
+        return ours
+    if decision.take == "provider":
+        return theirs
+    numeric = kind in ("decimal", "money") and isinstance(decision.value, str | int)
+    return Decimal(decision.value) if numeric else decision.value
 
 
 def _exact(value: Any) -> Any:

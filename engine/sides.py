@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from engine.bodies import fitted, limited_fields, version_of
+from engine.bodies import fitted, limited_fields, version_of, without
 from engine.client import ProviderClient, ReadRecord
 from engine.errors import HubError, StoppedError
 from engine.expressions import Path
@@ -86,16 +86,22 @@ class Sides:
 
     # ---- what is sent and agreed ------------------------------------------------------------------------
 
-    def body(self, record: Record, scope: MappingScope) -> tuple[dict[str, Any], Sequence[str]]:
-        """Return what is sent for a record, and the fields that were cut to their length for it."""
-        return fitted(self.mapping.push(record, scope), self._limited)
+    def body(
+        self, record: Record, scope: MappingScope, open_: Iterable[str] = ()
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        """Return what is sent for a record, without what fields that are `open` read from or write to, and
+        the fields that were cut to their length for it.
+        """
+        body = self.mapping.push(record, scope)
+        places = [path.steps for name in open_ for path in self.mapping.places[name]]
+        return fitted(without(body, places) if places else body, self._limited)
 
-    def push_fingerprint(self, record: Record, scope: MappingScope) -> str | None:
+    def push_fingerprint(self, record: Record, scope: MappingScope, open_: Iterable[str] = ()) -> str | None:
         """Return that of what would be sent for a record; None when nothing would be, or it can't be."""
         if self.mapping.direction == "pull":
             return None
         try:
-            return fingerprint(self.body(record, scope)[0])
+            return fingerprint(self.body(record, scope, open_)[0])
         except HubError:
             return None
 
@@ -106,9 +112,23 @@ class Sides:
         before = [link.remote_id, link.agreed.get("key")] if link else None
         return fingerprint([str(self.venue["id"]), self.connector.name, *self.here, local_id, print_, before])
 
-    def agreed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    def agreed(
+        self,
+        ours: Mapping[str, Any],
+        theirs: Mapping[str, Any],
+        *,
+        open_: Iterable[str] = (),
+        before: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return what a link says the two sides agree on; of fields that are open, what it said `before`."""
         pulled = self.mapping.pulled_fields
-        return {"ours": plain({name: ours.get(name) for name in pulled}), "theirs": plain(theirs)}
+        made = {"ours": plain({name: ours.get(name) for name in pulled}), "theirs": plain(theirs)}
+        return still_open(made, open_, before or {})
+
+    def open_fields(self, link: Link | None) -> tuple[str, ...]:
+        """Return the fields of a pair that wait for a person and stay as they are on both sides."""
+        names = link.agreed.get("open", ()) if link else ()
+        return tuple(name for name in names if name in self.mapping.places)
 
     def version_seen(self, record: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the provider's version of a record, as a link keeps it for the next update. Empty where it
@@ -178,6 +198,19 @@ class Sides:
         """Return our ids of those of the provider's that are linked."""
         links = await self.state.links_by_remote(resource, remote_ids) if remote_ids else {}
         return {remote_id: link.local_id for remote_id, link in links.items()}
+
+
+def still_open(agreed: Mapping[str, Any], names: Iterable[str], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is agreed with fields that are open: of them it says what was agreed before."""
+    names = sorted(names)
+    if not names:
+        return dict(agreed)
+    made: dict[str, Any] = {**agreed, "open": names}
+    for side in ("ours", "theirs"):
+        known, now = before.get(side) or {}, agreed.get(side) or {}
+        kept = {name: value for name, value in now.items() if name not in names}
+        made[side] = kept | {name: known[name] for name in names if name in known}
+    return made
 
 
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -31,6 +31,9 @@ class Tally:
     api_calls: int = 0
     seconds: float = 0.0
     failures: list[RecordFailure] = field(default_factory=list)
+    # What became of fields that both sides had changed: how often each of `platform`, `provider` and `person`
+    # decided, or that it is `open`.
+    contested: dict[str, dict[str, int]] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)  # how many values were cut to their field's length
 
     def add_cut(self, fields: Iterable[str]) -> None:
@@ -39,6 +42,11 @@ class Tally:
             self.cut[name] = self.cut.get(name, 0) + 1
             told = (f"`{name}` was cut to its length in {number}" for name, number in self.cut.items())
             self.note = f"{', '.join(told)} of the records sent"
+
+    def add_contested(self, name: str, outcome: str) -> None:
+        """Count what became of a field that both sides had changed."""
+        outcomes = self.contested.setdefault(name, {})
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
     def add_failure(self, failure: RecordFailure) -> None:
         self.failed += 1

@@ -716,6 +716,59 @@ class RecordFailure(Base):
     last_failed_at: Mapped[Now]
 
 
+class FieldConflict(Base):
+    """A field that both sides of a pair changed, and that a person has to decide about.
+
+    `ours`, `theirs` and what was `agreed` are the values it is about: the platform's data, as links hold it.
+    One that was decided stands until a sync has carried the decision out.
+    """
+
+    __tablename__ = "field_conflicts"
+
+    id: Mapped[ID]
+    venue_id: Mapped[UUID]
+    integration_type: Mapped[Provider]
+    entity: Mapped[str] = mapped_column(String(100))
+    resource: Mapped[str] = mapped_column(String(100))
+    local_id: Mapped[Name]
+    remote_id: Mapped[Name]
+    field: Mapped[Name] = mapped_column(doc="Of the platform's record.")
+    # json, not jsonb: numbers keep their digits, and objects the order of their keys.
+    ours: Mapped[Any] = mapped_column(JSON())
+    theirs: Mapped[Any] = mapped_column(JSON(), doc="In the platform's terms.")
+    agreed: Mapped[dict[str, Any]] = mapped_column(
+        JSON(), doc="`ours` and `theirs` as they last agreed; empty for never."
+    )
+    ours_changed_at: Mapped[str | None] = mapped_column(
+        doc="When our record changed, as the platform has it."
+    )
+    theirs_changed_at: Mapped[str | None]
+    state: Mapped[str] = mapped_column(
+        String(20), server_default="open", doc="`open`, `resolved` by a person, or `settled` without one."
+    )
+    resolution: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True), doc="Whose value was taken, and one of a person's own."
+    )
+    resolved_by: Mapped[Name | None]
+    resolved_at: Mapped[datetime | None]
+    detected_at: Mapped[Now]
+    seen_at: Mapped[Now]
+    ended_at: Mapped[datetime | None] = mapped_column(
+        index=True, doc="When its decision was carried out, or it was settled."
+    )
+
+    __table_args__ = (
+        CheckConstraint("state IN ('open', 'resolved', 'settled')", name="state_known"),
+        Index(
+            "uq_field_conflicts_standing",
+            *("venue_id", "integration_type", "resource", "local_id", "field"),
+            unique=True,
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index("ix_field_conflicts_listed", "venue_id", "detected_at", "id"),
+    )
+
+
 class PushPlan(Base):
     """What a push would do, until it is applied or too old. Its operation makes it."""
 

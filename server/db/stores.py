@@ -12,7 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from engine.errors import LeaseLostError
 from engine.ports import (
     Commit,
+    ConflictEnd,
+    Decision,
     Direction,
+    FieldConflict,
     Link,
     LinkState,
     PendingItem,
@@ -65,6 +68,21 @@ class PostgresSyncState:
         async with self._single.connect() as connection:
             return {row.state: row.links for row in await connection.execute(_COUNT_LINKS, values)}
 
+    async def conflicts_of(self, resource: str, local_ids: Sequence[str]) -> list[FieldConflict]:
+        if not local_ids:
+            return []
+        return await self._conflicts(_CONFLICTS_OF, {"resource": resource, "ids": list(local_ids)})
+
+    async def open_conflicts(
+        self, entity: str, resource: str, *, after: str = "", limit: int = 500
+    ) -> list[FieldConflict]:
+        place = {"entity": entity, "resource": resource, "after": after, "limit": limit}
+        return await self._conflicts(_OPEN_CONFLICTS, place)
+
+    async def _conflicts(self, query: TextClause, values: Mapping[str, Any]) -> list[FieldConflict]:
+        async with self._single.connect() as connection:
+            return [_conflict(row) for row in await connection.execute(query, self._scope | values)]
+
     async def position(self, entity: str, resource: str, direction: Direction) -> Mapping[str, Any] | None:
         values = {**self._scope, "entity": entity, "resource": resource, "direction": direction}
         async with self._single.connect() as connection:
@@ -110,6 +128,9 @@ class PostgresSyncState:
         settled = set(commit.settled) - failures.keys()
         first = False
         async with self._saving() as save:
+            parted = [*commit.unlinked, *(link for link in links if link.state in _PARTED)]
+            if parted:
+                await save(_END_PARTED, _link_columns(parted))
             if commit.unlinked:
                 await save(_UNLINK, _link_columns(commit.unlinked))
             if links:
@@ -122,6 +143,11 @@ class PostgresSyncState:
             if failures:
                 columns = _failure_columns(failures) | _failure_values(failures.values())
                 await save(_FAIL, columns | {"operation_id": self._lease["operation_id"]})
+            if commit.conflicts_over:
+                await save(_END_CONFLICTS, _end_columns(commit.conflicts_over))
+            if commit.conflicts:
+                found = {(each.resource, each.local_id, each.field): each for each in commit.conflicts}
+                await save(_CONFLICT, _conflict_columns(list(found.values())))
             if commit.position is not None:
                 entity, resource, direction, value = commit.position
                 place = {"entity": entity, "resource": resource, "direction": direction}
@@ -172,6 +198,47 @@ def _link(row: Row[Any]) -> Link:
         row.last_direction,
         row.state,
     )
+
+
+def _conflict(row: Row[Any]) -> FieldConflict:
+    resolution = None if row.resolution is None else exact_json.loads(row.resolution)
+    return FieldConflict(
+        row.entity,
+        row.resource,
+        row.local_id,
+        row.remote_id,
+        row.field,
+        exact_json.loads(row.ours),
+        exact_json.loads(row.theirs),
+        exact_json.loads(row.agreed),
+        row.ours_changed_at,
+        row.theirs_changed_at,
+        None if resolution is None else Decision(resolution["take"], resolution.get("value")),
+    )
+
+
+def _end_columns(ends: Sequence[ConflictEnd]) -> dict[str, list[Any]]:
+    return {
+        "resources": [end.resource for end in ends],
+        "local_ids": [end.local_id for end in ends],
+        "fields": [end.field for end in ends],
+        "applied": [end.applied for end in ends],
+    }
+
+
+def _conflict_columns(conflicts: Sequence[FieldConflict]) -> dict[str, list[Any]]:
+    return {
+        "entities": [each.entity for each in conflicts],
+        "resources": [each.resource for each in conflicts],
+        "local_ids": [each.local_id for each in conflicts],
+        "remote_ids": [each.remote_id for each in conflicts],
+        "fields": [each.field for each in conflicts],
+        "ours": [exact_json.dumps(each.ours) for each in conflicts],
+        "theirs": [exact_json.dumps(each.theirs) for each in conflicts],
+        "agreed": [exact_json.dumps(each.agreed) for each in conflicts],
+        "ours_changed": [each.ours_changed_at for each in conflicts],
+        "theirs_changed": [each.theirs_changed_at for each in conflicts],
+    }
 
 
 def _item_to_json(item: PendingItem) -> dict[str, Any]:
@@ -401,6 +468,89 @@ _FAIL = text(
         run_id = excluded.run_id,
         attempts = known.attempts + 1,
         last_failed_at = now()
+    """
+)
+
+_PARTED = frozenset(("broken", "archived"))  # what there is to decide about is over then
+
+_CONFLICTS = """
+    SELECT entity, resource, local_id, remote_id, field, ours::text AS ours, theirs::text AS theirs,
+        agreed::text AS agreed, ours_changed_at, theirs_changed_at, resolution::text AS resolution
+    FROM field_conflicts AS known
+    WHERE venue_id = :venue AND integration_type = :provider AND resource = :resource AND ended_at IS NULL
+    """
+_CONFLICTS_OF = text(_CONFLICTS + "AND local_id = ANY(CAST(:ids AS text[]))")
+_OPEN_CONFLICTS = text(
+    _CONFLICTS
+    + """
+    AND entity = :entity AND local_id > :after
+    ORDER BY local_id FETCH FIRST (:limit) ROWS WITH TIES
+    """
+)
+
+_END_PARTED = text(
+    """
+    UPDATE field_conflicts AS known SET state = 'settled', ended_at = now()
+    FROM unnest(
+        CAST(:entities AS text[]), CAST(:resources AS text[]),
+        CAST(:local_ids AS text[]), CAST(:remote_ids AS text[])
+    ) AS gone (entity, resource, local_id, remote_id)
+    WHERE known.venue_id = :venue AND known.integration_type = :provider
+        AND known.resource = gone.resource AND known.local_id = gone.local_id AND known.ended_at IS NULL
+    """
+)
+
+_END_CONFLICTS = text(
+    """
+    UPDATE field_conflicts AS known
+    SET state = CASE WHEN over.applied THEN known.state ELSE 'settled' END, ended_at = now()
+    FROM unnest(
+        CAST(:resources AS text[]), CAST(:local_ids AS text[]),
+        CAST(:fields AS text[]), CAST(:applied AS boolean[])
+    ) AS over (resource, local_id, field, applied)
+    WHERE known.venue_id = :venue AND known.integration_type = :provider
+        AND known.resource = over.resource AND known.local_id = over.local_id
+        AND known.field = over.field AND known.ended_at IS NULL
+    """
+)
+
+# What was decided was decided about the values it says. Of a new one everybody is told who wants to know.
+_CONFLICT = text(
+    """
+    WITH found AS (
+        INSERT INTO field_conflicts AS known (
+            venue_id, integration_type, entity, resource, local_id, remote_id, field,
+            ours, theirs, agreed, ours_changed_at, theirs_changed_at
+        )
+        SELECT CAST(:venue AS uuid), CAST(:provider AS text),
+            new.entity, new.resource, new.local_id, new.remote_id, new.field,
+            new.ours::json, new.theirs::json, new.agreed::json, new.ours_changed_at, new.theirs_changed_at
+        FROM unnest(
+            CAST(:entities AS text[]), CAST(:resources AS text[]), CAST(:local_ids AS text[]),
+            CAST(:remote_ids AS text[]), CAST(:fields AS text[]), CAST(:ours AS text[]),
+            CAST(:theirs AS text[]), CAST(:agreed AS text[]),
+            CAST(:ours_changed AS text[]), CAST(:theirs_changed AS text[])
+        ) AS new (
+            entity, resource, local_id, remote_id, field, ours, theirs, agreed,
+            ours_changed_at, theirs_changed_at
+        )
+        ON CONFLICT (venue_id, integration_type, resource, local_id, field) WHERE ended_at IS NULL
+        DO UPDATE SET
+            remote_id = excluded.remote_id,
+            ours = CASE WHEN known.state = 'open' THEN excluded.ours ELSE known.ours END,
+            theirs = CASE WHEN known.state = 'open' THEN excluded.theirs ELSE known.theirs END,
+            agreed = CASE WHEN known.state = 'open' THEN excluded.agreed ELSE known.agreed END,
+            ours_changed_at = excluded.ours_changed_at,
+            theirs_changed_at = excluded.theirs_changed_at,
+            seen_at = now()
+        RETURNING id, venue_id, integration_type, entity, resource, field, local_id, xmax = 0 AS fresh
+    )
+    INSERT INTO outbox (venue_id, topic, payload)
+    SELECT venue_id, 'conflict.detected', jsonb_build_object(
+        'venue_id', venue_id, 'provider', integration_type, 'conflict_id', id,
+        'entity', entity, 'resource', resource, 'field', field, 'record_id', local_id
+    )
+    FROM found WHERE fresh
     """
 )
 

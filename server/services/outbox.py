@@ -25,6 +25,7 @@ EVENTS: Mapping[str, str] = {
     "integration.disconnected": "A venue's connection was ended: its credentials are erased.",
     "sync.completed": "A sync came to its end. Single records may have failed; `failed` says how many.",
     "sync.failed": "A sync was given up. What it had done until then is kept.",
+    "conflict.detected": "Both sides changed a field whose rule is `manual`: a person has to decide.",
     "mapping.healed": "Looking at every mapped field changed which pairs are left out of syncs.",
     "health.changed": "An integration is doing better or worse than when it was last looked at.",
 }

@@ -11,6 +11,7 @@ from server.db.models import (
     DeliveryStatus,
     DriftEvent,
     EventDelivery,
+    FieldConflict,
     HealthChange,
     Operation,
     OperationStatus,
@@ -33,13 +34,14 @@ _Forgotten = (
     | OutboxMessage
     | HealthChange
     | DriftEvent
+    | FieldConflict
 )
 
 
 async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta) -> int:
     """Delete what is older than `keep`: operations that were completed or stopped, logs of syncs, webhooks
-    that were worked or ignored, deliveries, events that were told, changes of health, and drift. Returns how
-    many rows went.
+    that were worked or ignored, deliveries, events that were told, changes of health, drift, and conflicts
+    that are over. Returns how many rows went.
     """
     ended = or_(Operation.status == OperationStatus.COMPLETED, Operation.status == OperationStatus.PAUSED)
     old_operation = ended & (Operation.completed_at < func.now() - keep)
@@ -63,6 +65,7 @@ async def forget_old(sessions: async_sessionmaker[AsyncSession], keep: timedelta
         + await _forget(sessions, OutboxMessage, old_message)
         + await _forget(sessions, HealthChange, HealthChange.created_at < func.now() - keep)
         + await _forget(sessions, DriftEvent, DriftEvent.created_at < func.now() - keep)
+        + await _forget(sessions, FieldConflict, FieldConflict.ended_at < func.now() - keep)
     )
 
 

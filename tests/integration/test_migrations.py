@@ -24,6 +24,7 @@ from server.db.models import (
     EventDelivery,
     EventSubscriber,
     ExportPart,
+    FieldConflict,
     FieldMappingTemplate,
     HealthChange,
     IdempotencyKey,
@@ -98,6 +99,17 @@ def one_of_each() -> list[Base]:
         PendingWrite(**OURS, **PAIR, call_key="k", items=[{"local_id": "1"}]),
         RecordFailure(
             **OURS, **PAIR, direction=Direction.PUSH, record_id="1", code="X", message="no", retryable=False
+        ),
+        FieldConflict(
+            **OURS,
+            **PAIR,
+            local_id="1",
+            remote_id="2",
+            field="name",
+            ours="Zoë",
+            theirs=None,
+            agreed={"ours": "Zo"},
+            resolution={"take": "value", "value": "Zoë"},
         ),
         PushPlan(id=RUN, **OURS, sync_type="full", operation_id=RUN, requested_by="u", counts={"update": 1}),
         PushPlanRecord(

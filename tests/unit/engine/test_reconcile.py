@@ -148,7 +148,8 @@ def test_merging_twice_is_merging_once(
 def test_what_provider_wins_takes_is_exactly_what_differs(
     ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    before: dict[str, Any] = {"ours": {}, "theirs": {}}  # both sides have changed everything
+    agreed = dict.fromkeys(ours, "as it was")  # both sides have changed everything
+    before: dict[str, Any] = {"ours": agreed, "theirs": agreed}
     take, ours_win, _ = merge(ours, theirs, before, "provider_wins")
     kinds = {"name": "text", "phone": "phone", "price": "money"}
     assert set(take) == {name for name in theirs if not same(ours[name], theirs[name], kinds[name])}
