@@ -185,8 +185,17 @@ CODES: Mapping[str, tuple[str, str]] = {
         "The template is for another connector than the one it is used with.",
         "Use it with its own connector.",
     ),
+    "unknown-template": (
+        "The connector has no template with the name that this one extends.",
+        "Correct the name; the help lists the templates beside this one.",
+    ),
+    "circular-template": (
+        "A template extends itself, by way of others.",
+        "Let one of them extend none.",
+    ),
     "unchecked": (
-        "The connector or the platform has problems of its own, so names here cannot be checked.",
+        "The connector, the platform or an extended template has problems of its own, so names here cannot "
+        "be checked.",
         "Mend those first.",
     ),
     "unknown-entity": ("The platform has no entity with this name.", "The help lists the entities."),

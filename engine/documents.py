@@ -35,6 +35,7 @@ class Document:
     """A file that could be read: plain values, and where each was written.
 
     `data` holds only dict, list, str, int, float, bool and None; `text` is the source, for diagnostics.
+    `remarks` are said of what is wrong at or below a path, by the nearest path above it.
     """
 
     file: str
@@ -42,6 +43,7 @@ class Document:
     data: Any
     _values: Mapping[Steps, Place] = field(repr=False)
     _keys: Mapping[Steps, Place] = field(repr=False)
+    remarks: Mapping[Steps, str] = field(default_factory=dict, repr=False)
 
     def place(self, path: Sequence[str | int], key: bool = False) -> Place:
         """Return (line, column, length), counted from 1, of the value at a path, or of its key.
@@ -59,7 +61,12 @@ class Document:
         self, code: str, message: str, path: Sequence[str | int], *advice: str, key: bool = False
     ) -> Diagnostic:
         """Return a diagnostic that points at the value (or the key) at a path."""
-        return Diagnostic(code, message, self.file, *self.place(path, key), help=advice)
+        steps = tuple(path)
+        while self.remarks and steps and steps not in self.remarks:
+            steps = steps[:-1]
+        remark = self.remarks.get(steps)
+        help_ = (*advice, remark) if remark else advice
+        return Diagnostic(code, message, self.file, *self.place(path, key), help=help_)
 
     def within(self, path: Sequence[str | int], offset: int) -> Place:
         """Return the place of one character of a text value, `offset` counted from 0 in the value.
@@ -85,6 +92,43 @@ class Document:
             if item:
                 data = _emptied(data, path[:item])
         return replace(self, data=data)
+
+    def rearranged(
+        self,
+        data: Any,
+        moves: Mapping[Steps, Steps],
+        pins: Mapping[Steps, Steps],
+        remarks: Mapping[Steps, str],
+    ) -> "Document":
+        """Return a document of other data that points into this file.
+
+        `moves` maps where a part of this file is to where it is in `data`; `pins` maps a part of `data` that
+        isn't in this file to the part of the file to point at instead.
+        """
+
+        def moved(table: Mapping[Steps, Place]) -> dict[Steps, Place]:
+            heads = {head[:-1] for head in moves}
+            kept = {
+                steps: place
+                for steps, place in table.items()
+                if not any(steps[: len(head)] == head and len(steps) > len(head) for head in heads)
+            }
+            for old, new in moves.items():
+                kept |= {
+                    (*new, *steps[len(old) :]): place
+                    for steps, place in table.items()
+                    if steps[: len(old)] == old
+                }
+            return kept
+
+        pinned = {steps: self.place(there) for steps, there in pins.items()}
+        return replace(
+            self,
+            data=data,
+            _values={**moved(self._values), **pinned},
+            _keys={**moved(self._keys), **pinned},
+            remarks=remarks,
+        )
 
     def value(self, path: Sequence[str | int]) -> Any:
         """Return the value at a path that exists."""

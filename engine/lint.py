@@ -126,13 +126,22 @@ def lint_platform(document: Document) -> list[Diagnostic]:
 
 def lint_template(document: Document, connector: Connector, platform: Platform) -> list[Diagnostic]:
     """Return everything wrong with a mapping template for a connector and a platform, in file order."""
-    from engine.templates import check_template  # manifests are linted without it, and sooner
+    from engine.layering import is_inherited, repeated  # manifests are linted without these, and sooner
+    from engine.templates import check_template, read_layers
 
     _, found = check_template(document, connector, platform)
-    right = document.without([path for _, path in violations(document, "mapping-template")])
-    if not isinstance(right.data, dict):
+    layers, _, base = read_layers(document, connector, platform)
+    if layers is None:
         return found
-    return in_file_order([*found, *_template_problems(right, connector, platform)])
+    problems = list(_template_problems(layers.document, connector, platform))
+    if base is not None:
+        # What is wrong with the extended template by itself is told there.
+        known = {(each.code, each.message) for each in _template_problems(base.document, connector, platform)}
+        problems = [
+            each for each in problems if not (is_inherited(each) and (each.code, each.message) in known)
+        ]
+        problems += repeated(document, base)
+    return in_file_order([*found, *problems])
 
 
 def _kind(document: Document) -> str | None:
@@ -1107,6 +1116,8 @@ class _MappingCheck:
             yield from self.rule_conditions(rule, at)
             yield from self.items(rule, at)
             sent |= {rule["path"], *_paths_of_items(rule)} if pushes else set()
+        for name, at, rule in self.rules():
+            yield from self.decides(name, at, rule, sent)
         yield from self.required(sent)
 
     @property
@@ -1266,6 +1277,30 @@ class _MappingCheck:
                 )
                 yield self.document.diagnostic("no-effect", message, (*at, key), key=True)
             yield from self.names_within((*at, key), rule.get(key), ours=key == "only_when")
+
+    def decides(
+        self, name: str, at: Steps, rule: Mapping[str, Any], sent: Collection[str]
+    ) -> Iterator[Diagnostic]:
+        """Only a field that goes both ways can have been changed on both sides."""
+        key = "when_both_changed"
+        if key not in rule or (self.pushes and self.ways(rule)[1] and rule["path"] in sent):
+            return
+        if not (self.pushes and self.pulls):
+            direction = self.mapping["direction"]
+            message = f"`{key}` has no effect in a mapping with `direction: {direction}`"
+            advice = "leave it out, or write `direction: bidirectional`"
+        elif self.ways(rule)[1]:
+            message = f"`{key}` has no effect: `{name}` is pulled from `{rule['path']}`, which no rule pushes"
+            advice = 'leave it out, or give the rule a `push` as well, such as `push: "{{ value }}"`'
+        else:
+            message = f"`{key}` has no effect on a rule that never pulls"
+            other = any(field == name and self.ways(each)[1] for field, _, each in self.rules())
+            advice = (
+                f"write it under the rule of `{name}` that pulls"
+                if other
+                else 'leave it out, or give the rule a `pull` as well, such as `pull: "{{ value }}"`'
+            )
+        yield self.document.diagnostic("no-effect", message, (*at, key), advice, key=True)
 
     def required(self, sent: Collection[str]) -> Iterator[Diagnostic]:
         """A new record must get every field it cannot do without: by a rule, or by `new`."""

@@ -41,7 +41,7 @@ from engine.manifest import (
     load_platform,
 )
 from engine.schema import TYPE_WORDS, load_schema
-from engine.templates import check_template
+from engine.templates import check_template, load_template
 
 Schema = Mapping[str, Any]
 
@@ -525,6 +525,8 @@ PLANTED: Mapping[str, _Planted] = {
     ),
     "unknown-connector": _template("connector: juniper", "connector: junpier"),
     "wrong-connector": _template("connector: juniper", "connector: hazel"),
+    "unknown-template": _template("\nsuits:", "\nextends: defualt\n\nsuits:"),
+    "circular-template": _template("\nsuits:", "\nextends: music-venue\n\nsuits:"),
     "unchecked": _template("", "", also=("then: wait", "then: weit")),
     "unknown-entity": _template("- entity: event", "- entity: events"),
     "unknown-resource": _template("resource: item", "resource: items"),
@@ -679,17 +681,17 @@ def _limit_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def _template_lines(name: str) -> list[str]:
+    connector = load_connector(PROJECT / "connectors" / f"{name}.yaml")
+    platform = load_platform(PROJECT / "connectors" / "platform.yaml")
     lines = ["## Mapping templates", "", "| Template | Called | Suits | Maps |", "|---|---|---|---|"]
     for path in sorted((PROJECT / "mapping-templates" / name).glob("*.yaml")):
-        template = read_document(path).data
-        suits = template.get("suits", {})
-        venues = _words(suits.get("venue_types", ())) if suits else "any venue"
+        template = load_template(path, connector, platform)
+        venues = _words(template.suits.venue_types) if template.suits.venue_types else "any venue"
         arrows = {"push": "→", "pull": "←", "bidirectional": "↔"}
         maps = [
-            f"{each['entity']} {arrows[each['direction']]} {each['resource']}"
-            for each in template["mappings"]
+            f"{each['entity']} {arrows[each['direction']]} {each['resource']}" for each in template.written
         ]
-        lines.append(f"| `{template['name']}` | {template['title']} | {venues} | {', '.join(maps)} |")
+        lines.append(f"| `{template.name}` | {template.title} | {venues} | {', '.join(maps)} |")
     return [*lines, ""]
 
 

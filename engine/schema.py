@@ -163,7 +163,7 @@ def _unknown_keys(error: _Violation, document: Document) -> Iterator[Found]:
 def _missing(error: _Violation, document: Document) -> Iterator[Found]:
     name = subject(error.path, error.schema, error.instance)
     known = error.schema.get("properties", {})
-    told = error.schema.get("additionalProperties") is False
+    told = error.schema.get("additionalProperties") is False or error.schema.get("x-part", False)
     if told and error.wanted in {nearest(key, known) for key in error.instance if key not in known}:
         return  # It is there, misspelt, and that is said of it.
     example = next(iter(known.get(error.wanted, {}).get("examples", ())), None)

@@ -1,6 +1,7 @@
 """Mapping templates: read them, and find the one that suits a venue.
 
-A template is a file in `mapping-templates/<connector>/`. Its mappings run in the order they are written.
+A template is a file in `mapping-templates/<connector>/`. Its mappings run in the order they are written. One
+that `extends` another of its folder holds only what is different (`engine.layering`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from engine.diagnostics import Diagnostic, did_you_mean, in_file_order, listed
 from engine.documents import Document, Steps, read_document, refused
-from engine.errors import ExpressionError, TemplateError
+from engine.errors import DocumentError, ExpressionError, TemplateError
+from engine.layering import Layers, Origin, laid_over, single
 from engine.manifest import Connector, Platform, expression_diagnostic
 from engine.mapping import Mapping, compile_mapping
 from engine.ports import Record
@@ -35,8 +37,10 @@ class Suits:
 class MappingTemplate:
     """A file of mappings between a connector's resources and the platform's entities.
 
-    `digest` is the SHA-256 of the text, to tell versions apart; `written` are its mappings as the file has
-    them, in the order of `mappings`.
+    `digest` is the SHA-256 of the text, with those of the templates it extends, to tell versions apart;
+    `written` are its mappings as the file has them, laid over those of `layers` before it: the names of what
+    it extends, itself last. `origins` tell where each part was written, by its path as in
+    `("mappings", 0, "fields", "email")`.
     """
 
     name: str
@@ -47,6 +51,8 @@ class MappingTemplate:
     file: str
     digest: str
     written: tuple[abc.Mapping[str, Any], ...] = field(default=(), repr=False, compare=False)
+    layers: tuple[str, ...] = ()
+    origins: abc.Mapping[Steps, Origin] = field(default_factory=dict, repr=False, compare=False)
 
 
 def load_template(path: FilePath | str, connector: Connector, platform: Platform) -> MappingTemplate:
@@ -76,34 +82,91 @@ def check_template(
     document: Document, connector: Connector, platform: Platform
 ) -> tuple[MappingTemplate | None, list[Diagnostic]]:
     """Return the template, and what is wrong with its shape and expressions; one of the two is empty."""
-    broken = violations(document, "mapping-template")
-    found = [each for each, _ in broken]
-    data = document.without([path for _, path in broken]).data
-    if not isinstance(data, dict):
+    layers, found, _ = read_layers(document, connector, platform)
+    if layers is None:
         return None, in_file_order(found)
-    if data.get("connector", connector.name) != connector.name:
-        message = f"this template is for `{data['connector']}`, not `{connector.name}`"
-        found.append(document.diagnostic("wrong-connector", message, ("connector",)))
-    mappings: list[Mapping] = []
-    for index, written in enumerate(data.get("mappings") or ()):
-        mapping, faults = _mapping(document, ("mappings", index), written, connector, platform)
+    whole, mappings = layers.document, list[Mapping]()
+    for index, written in enumerate(whole.data.get("mappings") or ()):
+        mapping, faults = _mapping(whole, ("mappings", index), written, connector, platform)
         found.extend(faults)
         if mapping is not None:
             mappings.append(mapping)
     if found:
         return None, in_file_order(found)
-    suits = data.get("suits", {})
+    suits = whole.data.get("suits", {})
     template = MappingTemplate(
-        name=data["name"],
-        connector=data["connector"],
-        title=data["title"],
+        name=whole.data["name"],
+        connector=whole.data["connector"],
+        title=whole.data["title"],
         suits=Suits(tuple(suits.get("venue_types", ())), tuple(suits.get("name_mentions", ()))),
         mappings=tuple(mappings),
         file=document.file,
-        digest=hashlib.sha256(document.text.encode()).hexdigest(),
-        written=tuple(data["mappings"]),
+        digest=hashlib.sha256("".join(reversed(layers.texts)).encode()).hexdigest(),
+        written=tuple(whole.data["mappings"]),
+        layers=layers.names,
+        origins=layers.origins,
     )
     return template, []
+
+
+def read_layers(
+    document: Document, connector: Connector, platform: Platform
+) -> tuple[Layers | None, list[Diagnostic], Layers | None]:
+    """Return a template laid over what it extends, what is wrong with both as far as shape goes, and what it
+    extends.
+
+    Parts whose shape is wrong are emptied. The first is None when the rest can't be looked at.
+    """
+    broken = violations(document, "mapping-template")
+    found = [each for each, _ in broken]
+    right = document.without([path for _, path in broken])
+    if not isinstance(right.data, dict):
+        return None, found, None
+    if right.data.get("connector", connector.name) != connector.name:
+        message = f"this template is for `{right.data['connector']}`, not `{connector.name}`"
+        found.append(document.diagnostic("wrong-connector", message, ("connector",)))
+    if right.data.get("extends") is None:
+        return (None if "extends" in right.data else single(right)), found, None
+    base, faults = _extended(right, connector, platform)
+    if base is None:
+        return None, [*found, *faults], None
+    layers, more = laid_over(right, base)
+    return layers, [*found, *more], base
+
+
+def _extended(
+    document: Document, connector: Connector, platform: Platform
+) -> tuple[Layers | None, list[Diagnostic]]:
+    """Return what a template extends, or what is wrong with that."""
+    file, name = FilePath(document.file), document.data["extends"]
+    beside = {each.stem: each for each in sorted(file.parent.glob("*.yaml"))} if file.is_file() else {}
+    others = [each for each in beside if each != file.stem]
+
+    def refused_as(code: str, message: str, *advice: str) -> tuple[None, list[Diagnostic]]:
+        return None, [document.diagnostic(code, message, ("extends",), *advice)]
+
+    if name not in beside:
+        has = (
+            f"{connector.name} has {listed(others)}" if others else f"{connector.name} has no other template"
+        )
+        message = f"{connector.name} has no template `{name}`"
+        return refused_as("unknown-template", message, *did_you_mean(name, others), has)
+    way = [file.stem]
+    try:
+        while name is not None and name not in way:
+            way.append(name)
+            data = read_document(beside[name]).data if name in beside else {}
+            name = data.get("extends") if isinstance(data, dict) else None
+        if name == file.stem:
+            message = f"`{file.stem}` extends itself: {' → '.join([*way, name])}"
+            return refused_as("circular-template", message, "one of them has to extend none")
+        base = read_document(beside[document.data["extends"]])
+        if name is None and check_template(base, connector, platform)[0] is not None:
+            return read_layers(base, connector, platform)[0], []
+    except (DocumentError, RecursionError):
+        pass  # it has problems of its own
+    message = f"`{document.data['extends']}` has problems of its own, so what it gives cannot be checked"
+    return refused_as("unchecked", message, f"`hub lint {beside[document.data['extends']]}` tells them")
 
 
 def _mapping(

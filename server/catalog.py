@@ -118,6 +118,6 @@ def _row(connector: str, template: MappingTemplate) -> dict[str, Any]:
         "description": template.title,
         "venue_type": venue_types[0] if venue_types else None,
         "integration_type": connector,
-        "mappings": read_document(Path(template.file)).data,
+        "mappings": {**read_document(Path(template.file)).data, "mappings": list(template.written)},
         "is_default": template.name == "default",
     }

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from engine.documents import read_document
 from engine.manifest import Connector, Platform, load_connector, load_platform
 from engine.mapping import MappingScope
 from engine.pairs import (
@@ -19,6 +18,7 @@ from engine.pairs import (
     without_pairs,
     write_pairs,
 )
+from engine.templates import load_template
 
 ROOT = FilePath(__file__).parents[3]
 TEMPLATES = sorted((ROOT / "mapping-templates").glob("*/*.yaml"))
@@ -67,7 +67,7 @@ def test_pairs_name_every_rule() -> None:
 @pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_pack_goes_there_and_back(file: FilePath, platform: Platform) -> None:
     connector = load_connector(ROOT / "connectors" / f"{file.parent.name}.yaml")
-    written = read_document(file).data["mappings"]
+    written = list(load_template(file, connector, platform).written)
     made, faults = write_pairs(pairs_of(written), [written], connector, platform)
     assert (made, faults) == (written, [])
     assert [list(each["fields"]) for each in made] == [list(each["fields"]) for each in written]

@@ -30,7 +30,7 @@ KEYWORDS = {
 }  # fmt: skip
 NOTES = {
     "$schema", "default", "definitions", "description", "examples", "title", "x-by-type", "x-expected",
-    "x-name",
+    "x-name", "x-part",
 }  # fmt: skip
 
 
