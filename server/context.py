@@ -16,6 +16,7 @@ from engine.client import ProviderClient
 from engine.manifest import Connector
 from engine.ports import CredentialSource
 from engine.transport import open_client
+from server.cancelling import open_redis
 from server.catalog import Catalog, load_catalog
 from server.credentials import StoredCredentials
 from server.db.engine import create_engine, session_factory
@@ -93,7 +94,7 @@ async def open_context(
         if settings.platform_database_url not in (None, settings.database_url):
             platform = create_engine(str(settings.platform_database_url), **pool)
             stack.push_async_callback(platform.dispose)
-        redis: Redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=5)
+        redis = open_redis(settings.redis_url, socket_connect_timeout=2, socket_timeout=5)
         stack.push_async_callback(redis.aclose)
         flush = await stack.enter_async_context(counting(redis))
         http = await stack.enter_async_context(

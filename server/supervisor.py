@@ -190,7 +190,8 @@ async def _keep(item: _Supervised, output: asyncio.StreamReader, on_line: LineLi
             times = f" {failures} times in a row" if item.spec.restart else ""
             raise ProcessFailedError(f"{item.spec.name} ended with code {code}{times}:\n{log_tail(item.log)}")
         with suppress(TimeoutError):
-            await asyncio.wait_for(item.stopping.wait(), pause)
+            async with asyncio.timeout(pause):
+                await item.stopping.wait()
         pause = min(pause * 2, LONGEST_PAUSE) if code >= 0 else FIRST_PAUSE
         again = await _start(item)
         if again is None:
@@ -231,7 +232,8 @@ async def _stop(item: _Supervised, grace: float) -> None:
         with suppress(ProcessLookupError):
             process.send_signal(item.spec.stop_signal)
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), grace)
+            async with asyncio.timeout(grace):
+                await process.wait()
         _kill(item)
         await process.wait()
 

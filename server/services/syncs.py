@@ -223,7 +223,8 @@ async def wait_for(
 async def pause(seconds: float, stopping: asyncio.Event) -> bool:
     """Wait between two looks at the database; True when the wait is over for good."""
     try:
-        await asyncio.wait_for(stopping.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
     except TimeoutError:
         return False
     return True

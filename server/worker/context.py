@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 
 from engine.clock import SystemClock
 from engine.ports import Clock
-from server import context
+from server import cancelling, context
 from server.limits import SharedLimits
 from server.services import breaker
 from server.settings import Settings
@@ -53,11 +53,10 @@ async def open_worker_context(
 
 def open_redis(url: str) -> Redis:
     """Open a pool of Redis connections, lazily. A call fails soon rather than late: the database steps in."""
-    client: Redis = Redis.from_url(
+    return cancelling.open_redis(
         url,
         decode_responses=True,
         socket_connect_timeout=2,
         socket_timeout=3,  # longer than any blocking call
         retry=Retry(NoBackoff(), 1),  # for a connection that Redis closed while it was idle
     )
-    return client
