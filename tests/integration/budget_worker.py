@@ -18,6 +18,7 @@ from server.limits import SharedLimits
 from server.worker.context import open_redis
 
 ORIGIN = "https://api.juniper.example"
+RATE = 40  # a second: less than what a busy machine can do
 MANIFEST = f"""
 manifest: 1
 connector: juniper
@@ -26,7 +27,7 @@ docs: {ORIGIN}
 server: {{production: {ORIGIN}}}
 auth: {{type: bearer, token: key, credentials: {{key: {{title: Key}}}}}}
 check: GET /v1/customers
-limits: {{requests: 100 per second, concurrent: 20}}
+limits: {{requests: {RATE} per second, concurrent: 20}}
 resources:
   customer: {{id: id, fields: {{name: text}}}}
 """

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.integration.budget_worker import COROUTINES
+from tests.integration.budget_worker import COROUTINES, RATE
 from tests.sandbox.core import Counts
 from tests.sandbox.running import Sandbox, running_sandbox
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROCESSES = 4
-RATE = 100
-BURST = 11
+BURST = RATE // 10 + 1
 LATENCY = 0.05
 WANTED = 0.9
 

@@ -16,9 +16,9 @@ from tests.integration.hub import API, KEY, PROJECT, VENUE, Hub, running_hub
 from tests.sandbox.core import Counts
 
 VENUES = [uuid5(VENUE, f"venue {number}") for number in range(4)]
-CUSTOMERS = 450  # of each venue: more than what is looked at takes
-WINDOWS, CALLS = 4, 300  # the best of a few is what counts, for a busy machine
-RATE = 100
+CUSTOMERS = 180  # of each venue: more than what is looked at takes
+WINDOWS, CALLS = 4, 120  # the best of a few is what counts, for a busy machine
+RATE = 40  # less than what a busy machine can do
 LATENCY = 0.05
 WANTED = 0.9
 LIMITS = f"limits: {{requests: {RATE} per second, concurrent: 30}}\n"
