@@ -51,6 +51,7 @@ class Application:
 
         Raises ProviderError for what stops the run, StoppedError, LeaseLostError.
         """
+        self.sides.check_stop()
         planned = {each.local_id: each for each in records if each.writes}
         push = self.push_of(tally)
         waiting = await push.finish()  # for what an earlier attempt announced

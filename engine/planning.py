@@ -37,6 +37,7 @@ PASSED: Mapping[Passed, str] = {
     "broken": "the provider's record was deleted, and a push doesn't make it again",
 }
 GONE = "the provider's record is gone"
+PAIRED = "paired with a record that is there already: a sync links the two and writes nothing there"
 HAS_IT = "the provider has these values already"
 NEWS = "only the provider's record has news: a sync takes it over"
 UNANSWERED = "an earlier write of it has had no answer yet: a sync sees to that first"
@@ -351,7 +352,8 @@ class Plan:
             return replace(made, action="conflict", reason=_conflict_reason(fields, writes=writes))
         if writes:
             return replace(made, reason=self._why(each))
-        return replace(made, action="skip", reason=NEWS if news is not None and news.take else HAS_IT)
+        why = PAIRED if each.paired else NEWS if news is not None and news.take else HAS_IT
+        return replace(made, action="skip", reason=why)
 
     def _of_new(self, each: _Candidate) -> Iterator[PlannedField]:
         for text, name in self._sides.mapping.sources.items():

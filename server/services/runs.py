@@ -7,6 +7,7 @@ cut off anywhere and begun again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -33,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from engine import applying
 from engine.client import ProviderClient
 from engine.errors import AuthenticationError, HubError, LeaseLostError, StoppedError, UnavailableError
 from engine.mapping import Mapping as FieldMapping
@@ -46,6 +48,7 @@ from server.db.models import (
     OperationStatus,
     OperationType,
     Priority,
+    PushPlan,
     SyncLog,
     WebhookStatus,
 )
@@ -56,10 +59,21 @@ from server.errors import (
     NotConnectedError,
     NotSupportedError,
     ServerError,
+    StaleError,
 )
 from server.host import SqlHost
 from server.metering import Usage
-from server.services import breaker, drift, lookups, mappings, operations, outbox, quotas, webhooks
+from server.services import (
+    breaker,
+    drift,
+    lookups,
+    mappings,
+    operations,
+    outbox,
+    planned,
+    quotas,
+    webhooks,
+)
 from server.services.breaker import Heard
 from server.services.operations import Claim
 from server.services.steps import Step, StepKey, work_steps
@@ -121,6 +135,8 @@ class StepReport:
     done: bool = False
     held: int = 0  # in this attempt: what an earlier one held may have gone since
     note: str = ""
+    # Of fields that both sides had changed, how often who decided.
+    contested: dict[str, dict[str, int]] = field(default_factory=dict)
     failures: list[RecordFailure] = field(default_factory=list)
     error: HubError | None = None  # what stopped it
 
@@ -132,6 +148,7 @@ class StepReport:
             **self.counts,
             "held": self.held,
             "note": self.note,
+            "conflict_fields": self.contested,
             "duration_ms": self.duration_ms,
             "done": self.done,
         }
@@ -156,7 +173,10 @@ class Run:
         for entry in (self.claim.progress or {}).get("mappings", ()):
             key: StepKey = (entry["entity"], entry["resource"], entry["direction"])
             counts = {name: entry.get(name, 0) for name in _COUNTS}
-            self.steps[key] = StepReport(*key, counts=counts, duration_ms=entry.get("duration_ms", 0))
+            contested = entry.get("conflict_fields", {})
+            self.steps[key] = StepReport(
+                *key, counts=counts, duration_ms=entry.get("duration_ms", 0), contested=contested
+            )
 
     def progress(self) -> dict[str, Any]:
         """Return it as JSON, for `sync_queue.progress`."""
@@ -180,16 +200,26 @@ class Run:
         """Return what adds one call's tally, which grows, to the step's counts so far."""
         report = self.steps[key]
         counts, duration, failures = dict(report.counts), report.duration_ms, list(report.failures)
-        held = report.held
+        held, contested = report.held, report.contested
 
         def count(tally: Tally) -> None:
             report.counts = {name: counts[name] + getattr(tally, name) for name in _COUNTS}
             report.duration_ms = duration + round(tally.seconds * 1000)
             report.failures = [*failures, *tally.failures][:KEPT_FAILURES]
             report.held, report.note = held + tally.held, tally.note or report.note
+            report.contested = _added(contested, tally.contested)
             self.news = True
 
         return count
+
+
+def _added(
+    one: Mapping[str, Mapping[str, int]], other: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, int]]:
+    """Return counts of counts, added up."""
+    return {
+        name: dict(Counter(one.get(name, {})) + Counter(other.get(name, {}))) for name in {**one, **other}
+    }
 
 
 Runner = Callable[["WorkerContext", Run], Coroutine[Any, Any, None]]
@@ -220,6 +250,9 @@ async def run_operation(context: WorkerContext, run: Run) -> None:
 
 
 async def _sync(context: WorkerContext, run: Run) -> None:
+    if "planId" in run.claim.payload:
+        await _apply(context, run, UUID(run.claim.payload["planId"]))
+        return
     syncs = await _Syncs.open(context, run)
     kind = run.claim.payload.get("syncType", "full")
     if kind not in SYNC_TYPES:
@@ -240,8 +273,76 @@ async def _sync(context: WorkerContext, run: Run) -> None:
     require_success(run)
 
 
+async def _plan(context: WorkerContext, run: Run) -> None:
+    """Plan what a push would do. Nothing but the plan is written: not even what its reading showed."""
+    claim, plan_id = run.claim, UUID(run.claim.payload["planId"])
+    syncs = await _Syncs.open(context, run)
+    async with context.sessions.begin() as session:
+        if not await planned.begin(session, claim, plan_id, syncs.basis()):
+            return
+    steps = [
+        step
+        for step in plan_steps(syncs.mappings, syncs.direction, SYNC_TYPES[claim.payload["syncType"]])
+        if step.direction == "push"
+    ]
+    run.plan(steps)
+    made: dict[tuple[str, str], str] = {}  # in the order of the mappings, for one may refer to another's
+    referred = frozenset(resource for step in steps for resource in step.mapping.referred_resources)
+    for step in steps:
+        report, sync = run.steps[step.key], syncs.build(step, lambda tally: None)
+        again = await _retryable(context, claim, step)
+        run.running.add(step.key)
+        try:
+            async for records in sync.plan(made, pulls=syncs.pulls, referred=referred, again=again):
+                async with context.sessions.begin() as session:
+                    await planned.save(session, claim, plan_id, step, records)
+                report.counts["read"] += len(records)
+                run.news = True
+        finally:
+            report.counts["api_calls"] += sync.sides.client.calls
+            run.running.discard(step.key)
+        report.done = True
+    async with context.sessions.begin() as session:
+        await planned.finish(session, claim, plan_id)
+    run.sightings.clear()
+
+
+async def _apply(context: WorkerContext, run: Run, plan_id: UUID) -> None:
+    """Do what a plan says, and nothing else."""
+    claim = run.claim
+    syncs = await _Syncs.open(context, run)
+    async with context.sessions() as session:
+        plan = await session.get(PushPlan, plan_id)
+        if plan is None or plan.basis != syncs.basis():
+            raise StaleError("what the plan rests on has changed since it was applied: plan again")
+        steps = [
+            step
+            for step in plan_steps(syncs.mappings, syncs.direction, SYNC_TYPES[plan.sync_type])
+            if step.direction == "push" and await planned.to_apply(session, plan_id, step, 1)
+        ]
+    run.plan(steps)
+
+    async def work(step: Step) -> None:
+        sync = syncs.build(step, lambda tally: None)
+        while True:
+            async with context.sessions() as session:
+                some = await planned.to_apply(session, plan_id, step, applying.MOST)
+            if not some:
+                return
+            sync.on_progress = count = run.counting(step.key)
+            tally, became = await sync.apply(some)
+            count(tally)
+            async with context.sessions.begin() as session:
+                await planned.note(session, claim, plan_id, step, became)
+
+    await _work(run, steps, work)
+    require_success(run)
+
+
 async def _one_record(context: WorkerContext, run: Run) -> None:
-    """Work one record: in its entity's mappings, or in the one way that a payload names."""
+    """Work one record: in its entity's mappings, or in the one way that a payload names. In both ways it is
+    pulled by the provider's id, which the payload then names, and pushed after that.
+    """
     claim = run.claim
     if claim.entity_id is None:
         raise InvalidRequestError("the operation names no record")
@@ -253,9 +354,12 @@ async def _one_record(context: WorkerContext, run: Run) -> None:
         if resource in (None, step.mapping.resource)
     ]
     run.plan(steps)
-    ids = [claim.entity_id]
-    bring = syncs.pull if direction == "pull" else syncs.push
-    await _work(run, steps, lambda step: bring(step, ids))
+    ours, theirs = claim.entity_id, claim.payload.get("remoteId", claim.entity_id)
+
+    async def work(step: Step) -> None:
+        await (syncs.pull(step, [theirs]) if step.direction == "pull" else syncs.push(step, [ours]))
+
+    await _work(run, steps, work)
     require_success(run)
 
 
@@ -363,6 +467,7 @@ RUNNERS: Mapping[OperationType, Runner] = {
     OperationType.SYNC: _sync,
     OperationType.CREATE: _one_record,
     OperationType.UPDATE: _one_record,
+    OperationType.PLAN: _plan,
 }
 
 
@@ -375,6 +480,17 @@ class _Syncs:
     mappings: Sequence[FieldMapping]
     build: Callable[[Step, Callable[[Tally], None]], Sync]
     period: Period | None  # of the changes to look at
+    basis: Callable[[], Mapping[str, str]]  # what a plan rests on
+
+    @property
+    def direction(self) -> str:
+        """The ways that records of this integration go."""
+        return str(self.config.get("syncDirection", "bidirectional"))
+
+    @property
+    def pulls(self) -> bool:
+        """Whether a sync of all pulls before it pushes."""
+        return "pull" in DIRECTIONS.get(self.direction, ())
 
     @classmethod
     async def open(cls, context: WorkerContext, run: Run) -> _Syncs:
@@ -429,7 +545,12 @@ class _Syncs:
                 period=period,
             )
 
-        return cls(run, integration.config, mappings.compiled(catalog, integration), build, period)
+        compiled = mappings.compiled(catalog, integration)
+
+        def basis() -> Mapping[str, str]:
+            return planned.basis(catalog, integration, venue)
+
+        return cls(run, integration.config, compiled, build, period, basis)
 
     async def pull(self, step: Step, ids: Sequence[str] | None = None, *, told: bool = False) -> None:
         count = self.run.counting(step.key)
@@ -519,8 +640,9 @@ async def record(session: AsyncSession, ended: Sequence[Ended]) -> None:
     """
     await _record_integrations(session, ended)
     final = [each for each in ended if each.status is not OperationStatus.PENDING]
-    if final:
-        await _record_logs(session, final)
+    logged = [each for each in final if each.run.claim.operation_type is not OperationType.PLAN]
+    if logged:
+        await _record_logs(session, logged)
     for run, status, error in final:
         _announce(session, run, status, error)
     for run, status, _ in ended:
@@ -679,6 +801,7 @@ def _log_values(ended: Ended, step: StepReport) -> dict[str, Any]:
             **counts,
             "held": step.held,
             "note": step.note,
+            "conflict_fields": step.contested,
         },
         "errors": errors or None,
         "started_at": claim.started_at,

@@ -40,6 +40,7 @@ from server.services import (
     mappings,
     oauth,
     operations,
+    planned,
     recovery,
     retention,
     rollups,
@@ -201,8 +202,8 @@ async def _renew(context: WorkerContext, due: tokens.Due) -> None:
 
 
 async def forget_expired(context: WorkerContext) -> int:
-    """Delete authorizations nobody came back from, kept answers that are old, and secrets of subscribers that
-    were replaced; returns how many.
+    """Delete authorizations nobody came back from, kept answers and plans that are old, and secrets of
+    subscribers that were replaced; returns how many.
 
     An integration that waits for such an authorization is again what it was before.
     """
@@ -214,6 +215,7 @@ async def forget_expired(context: WorkerContext) -> int:
             deleted += len((await session.scalars(ended)).all())
         await oauth.give_up_forgotten(session)
         deleted += await subscribers.forget_previous_secrets(session)
+        deleted += await planned.forget_expired(session)
     return deleted
 
 
