@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.api import (
     admin,
     audit,
+    conflicts,
     costs,
     dead_letters,
     events,
@@ -59,6 +60,7 @@ HANDLERS = (
     *tokens.HANDLERS,
     *syncs.HANDLERS,
     *failures.HANDLERS,
+    *conflicts.HANDLERS,
     *dead_letters.HANDLERS,
     *mappings.HANDLERS,
     *healing.HANDLERS,

@@ -67,6 +67,16 @@ class SyncFailedData(SyncCompletedData, frozen=True, kw_only=True):
     error_code: Annotated[str, Meta(description="What was wrong, as a code of the API's.")]
 
 
+class ConflictDetectedData(_Data, frozen=True, kw_only=True):
+    """Which field of which record a person has to decide about."""
+
+    conflict_id: Annotated[UUID, Meta(description="The conflict's id, by which it is read and resolved.")]
+    entity: Annotated[str, Meta(description="The platform's entity.")]
+    resource: Annotated[str, Meta(description="The provider's resource.")]
+    field: Annotated[str, Meta(description="The platform's field.")]
+    record_id: Annotated[str, Meta(description="The platform's record.")]
+
+
 class MappingHealedData(_Data, frozen=True, kw_only=True):
     """Whose mapping changed, and how."""
 
@@ -97,6 +107,7 @@ _DATA: Mapping[str, type[Struct]] = {
     "integration.disconnected": IntegrationDisconnectedData,
     "sync.completed": SyncCompletedData,
     "sync.failed": SyncFailedData,
+    "conflict.detected": ConflictDetectedData,
     "mapping.healed": MappingHealedData,
     "health.changed": HealthChangedData,
     PING: PingData,
@@ -137,6 +148,14 @@ _EXAMPLE_DATA: Mapping[str, Mapping[str, Any]] = {
     "integration.disconnected": {**_INTEGRATION, "environment": "production"},
     "sync.completed": _SYNC,
     "sync.failed": {**_SYNC, "attempts": 10, "error_code": "UNAVAILABLE"},
+    "conflict.detected": {
+        **_OURS,
+        "conflict_id": "5b0f6a5e-8d0c-4a59-9c57-64d3b1b0f0a2",
+        "entity": "customer",
+        "resource": "customer",
+        "field": "last_name",
+        "record_id": "0d5c8a5e-6a3b-4c06-9b7e-2f6f3f1f8a10",
+    },
     "mapping.healed": {**_INTEGRATION, "version": 4, "broken": 1, "mended": 0},
     "health.changed": {
         **_OURS,

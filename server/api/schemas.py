@@ -496,6 +496,13 @@ class MappingProgress(Struct, frozen=True):
         Meta(description="Gone records left alone because they are many; `approveDeletes` lets them go."),
     ] = 0
     note: Annotated[str, Meta(description="What a person has to know, such as why records are held.")] = ""
+    conflict_fields: Annotated[
+        dict[str, dict[str, int]],
+        Meta(
+            description="By field, how often both sides had changed it and who decided: `platform` or "
+            "`provider` by the mapping's rule, a `person`, or nobody yet (`open`)."
+        ),
+    ] = {}
     duration_ms: int = 0
     done: bool = False
 

@@ -81,6 +81,7 @@ _STATE = {
                 "api_calls": 12,
                 "held": 0,
                 "note": "",
+                "conflict_fields": {},
                 "duration_ms": 2100,
                 "done": True,
             }

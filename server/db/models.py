@@ -10,7 +10,7 @@ A change here needs a migration: `tests/integration/test_migrations.py` compares
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from sqlalchemy import (
@@ -716,6 +716,9 @@ class RecordFailure(Base):
     last_failed_at: Mapped[Now]
 
 
+ConflictState = Literal["open", "resolved", "settled"]
+
+
 class FieldConflict(Base):
     """A field that both sides of a pair changed, and that a person has to decide about.
 
@@ -743,7 +746,7 @@ class FieldConflict(Base):
         doc="When our record changed, as the platform has it."
     )
     theirs_changed_at: Mapped[str | None]
-    state: Mapped[str] = mapped_column(
+    state: Mapped[ConflictState] = mapped_column(
         String(20), server_default="open", doc="`open`, `resolved` by a person, or `settled` without one."
     )
     resolution: Mapped[dict[str, Any] | None] = mapped_column(
