@@ -176,6 +176,7 @@ _SUMMARIES: Mapping[str, str] = {
     "integration.disconnected": "A connection was ended",
     "sync.completed": "A sync came to its end",
     "sync.failed": "A sync was given up",
+    "conflict.detected": "A person has to decide about a field",
     "mapping.healed": "A mapping was healed",
     "health.changed": "An integration's health changed",
     PING: "A ping",
