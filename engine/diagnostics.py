@@ -150,6 +150,11 @@ CODES: Mapping[str, tuple[str, str]] = {
         "A value goes by a name to the templates of a call, and none of them uses it.",
         "Use it in `query`, `headers`, `body` or the path, or send it to another place.",
     ),
+    "unsigned-value": (
+        "What tells one event of a webhook from another, or whose it is, isn't covered by the signature: whoever"
+        " has seen one delivery could send it again as another.",
+        "Take it from what is signed, or leave `id` out: it is then made from the body.",
+    ),
     "unknown-placeholder": (
         "A `{name}` in a call is not known where the call is made.",
         "The help lists the names that are; values of the connection are `{connection.name}`.",

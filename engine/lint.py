@@ -7,7 +7,7 @@ wrong with its meaning, in file order. Parts whose shape is wrong are left out o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path as FilePath
@@ -45,6 +45,7 @@ from engine.manifest import (
 )
 from engine.mapping import COPY
 from engine.schema import violations
+from engine.signatures import DIGESTS, HMACS, SignedText
 
 KINDS: Mapping[str, str] = {
     "manifest": "connector",
@@ -62,21 +63,32 @@ WRITES = ("create", "update", "delete", "retire")
 BATCHES = ("create_many", "update_many", "write_many")
 FORESEEABLE = ("offset", "page_number")  # pagination whose next request doesn't wait for the page's content
 LENGTHY = ("text", "email", "phone", "url", "id", "any")
-SIGNED_TEXT = frozenset({"hmac_sha1", "hmac_sha256", "hmac_sha512", "public_key"})
-HMAC = frozenset({"hmac_sha1", "hmac_sha256", "hmac_sha512"})
+HMAC = frozenset(f"hmac_{name}" for name in HMACS)
+SIGNED_TEXT = HMAC | frozenset(DIGESTS) | {"public_key"}
+SECRET_VALUE = frozenset({"secret_header", "secret_field"})
+TOKENS = frozenset({"jwt", "detached_jws"})  # which carry their time themselves
 # Keys of a signature that only some types look at.
 SCHEME_KEYS: Mapping[str, frozenset[str]] = {
     "signs": SIGNED_TEXT,
-    "encoding": SIGNED_TEXT,
+    "form": SIGNED_TEXT,
+    "encoding": SIGNED_TEXT | SECRET_VALUE,
     "timestamp": SIGNED_TEXT,
-    "tolerance": SIGNED_TEXT | {"detached_jws"},
-    "key_is": HMAC,
-    "secret_prefix": HMAC,
+    "tolerance": SIGNED_TEXT | TOKENS,
+    "key_is": HMAC | {"jwt"},
+    "secret_prefix": HMAC | {"public_key", "jwt"},
+    "digest": frozenset({"public_key"}),
+    "algorithm": frozenset({"jwt"}),
+    "keys": frozenset({"public_key", "jwt"}),
     "parameter": frozenset({"secret_url"}),
-    "read": SIGNED_TEXT | {"detached_jws", "secret_header"},
-    "separator": SIGNED_TEXT | {"detached_jws", "secret_header"},
-    "prefix": SIGNED_TEXT | {"detached_jws", "secret_header"},
+    "read": SIGNED_TEXT | SECRET_VALUE | TOKENS,
+    "separator": SIGNED_TEXT | SECRET_VALUE | TOKENS,
+    "prefix": SIGNED_TEXT | SECRET_VALUE | TOKENS,
 }
+NAMED_HEADER = re.compile(r"""\bheaders(?:\[['"]([^'"]+)['"]\]|\.(?:"([^"]+)"|([A-Za-z0-9_]+)))""")
+NAMED_FIELD = re.compile(r"\bpayload((?:\.[A-Za-z_]\w*|\[[0-9]+\]|\[['\"][^'\"]+['\"]\])+)")
+FILTER_NAME = re.compile(r"\|\s*\w+")
+FIELD_PATH = re.compile(r"(?<![\w.\]])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[[0-9]+\])*)")
+NO_FIELDS = frozenset({"if", "else", "and", "or", "not", "is", "in", "defined", "none", "true", "false"})
 
 
 def lint_file(file: FilePath) -> list[Diagnostic]:
@@ -746,8 +758,13 @@ class _Manifest:
             message = "nothing says where a delivery tells what happened"
             yield self.report("missing-key", message, path, "add `event: {type: …}`", key=True)
         places = [(*path, "shapes", index) for index in range(len(shapes))] if shapes else [path]
+        shared = webhooks.get("address") == "provider"
+        written = schemes if isinstance(webhooks.get("signature"), list) else [(*path, "signature")]
+        for index in range(len(webhooks.get("probes") or ())):
+            yield from self.probe((*path, "probes", index), shared=shared)
         for place in places:
-            yield from self.shape(place, whose=webhooks.get("address") == "provider")
+            yield from self.shape(place, whose=shared)
+            yield from self.told_by(place, written, shared=shared)
         records = [self.group((*place, "event")).get("record") for place in places]
         for kind in self.group((*path, "events")):
             yield from self.event((*path, "events", kind), recorded=all(records))
@@ -775,15 +792,69 @@ class _Manifest:
             message = "nothing says where the signature is"
             advice = "for example `read: header X-Signature`"
             yield self.report("missing-key", message, path, advice, key=True)
-        timed = "timestamp" in scheme or kind == "detached_jws"
+        timed = "timestamp" in scheme or kind in TOKENS
         if "tolerance" in scheme and not timed:
             message = "`tolerance` has no effect without `timestamp`"
             yield self.report("no-effect", message, (*path, "tolerance"), key=True)
-        if "timestamp" in scheme and "timestamp" not in str(scheme.get("signs", "")) and kind in SIGNED_TEXT:
+        signs = str(scheme.get("signs", "{{ body }}"))
+        if "timestamp" in scheme and kind in SIGNED_TEXT and not _signs_time(scheme):
             message = "the time isn't signed, so anybody could change it"
             yield self.report(
                 "unused-name", message, (*path, "timestamp"), "name `timestamp` in `signs`", key=True
             )
+        if "form" in scheme and kind in SIGNED_TEXT and "form" not in signs:
+            message = "`form` has no effect: `signs` doesn't name it"
+            yield self.report(
+                "no-effect", message, (*path, "form"), "write `{{ form }}` in `signs`", key=True
+            )
+        wanted = {"secret_header": "header", "secret_field": "body"}.get(str(kind))
+        read = scheme.get("read")
+        if wanted and isinstance(read, str) and not read.startswith(f"{wanted} "):
+            message = f"`{kind}` reads a {'header' if wanted == 'header' else 'field of the body'}"
+            yield self.report("wrong-form", message, (*path, "read"), f"for example `{wanted} token`")
+
+    def probe(self, path: Steps, *, shared: bool) -> Iterator[Diagnostic]:
+        """A probe that nothing proves mustn't answer every delivery; what proves nothing changes nothing."""
+        probe = self.group(path)
+        posted = probe.get("method", "POST") == "POST"
+        if probe.get("unsigned") and not posted:
+            message = "`unsigned` has no effect: a probe by GET or HEAD is never signed"
+            yield self.report("no-effect", message, (*path, "unsigned"), key=True)
+        elif probe.get("unsigned") and not {"when", "keep"} & probe.keys():
+            message = "every delivery would be this probe: it isn't signed, and nothing tells it from others"
+            yield self.report("missing-key", message, path, "add `when`", key=True)
+        if "keep" in probe and shared:
+            message = "`keep` is for a connection's own address, and all connections share this one"
+            yield self.report("no-effect", message, (*path, "keep"), key=True)
+        if "visit" in probe and probe.get("unsigned"):
+            message = "an address is only called for a probe that is signed"
+            yield self.report("no-effect", message, (*path, "visit"), "leave `unsigned` out", key=True)
+        if "sign" in probe and "signature" not in str(probe.get("reply")):
+            message = "`sign` has no effect: `reply` doesn't name `signature`"
+            yield self.report("no-effect", message, (*path, "sign"), key=True)
+
+    def told_by(self, shape: Steps, schemes: Sequence[Steps], *, shared: bool) -> Iterator[Diagnostic]:
+        """What tells one event from another, and whose it is, has to be of what is signed.
+
+        Else whoever has seen one delivery could send it again and again as other ones, or to others.
+        """
+        signing = [each for each in map(self.group, schemes) if _signs_something(each)]
+        for key in ("id", "account") if shared else ("id",):
+            path = (*shape, "event", key)
+            text = self.at(path)
+            if text is None and key == "id":
+                text, path = "", (*shape, "event")
+            for scheme in signing if isinstance(text, str) else ():
+                loose = _unsigned(text, scheme, self.group((*shape, "each")))
+                if loose:
+                    message = f"{loose} isn't signed, and `{key}` is made of it"
+                    advice = (
+                        f"leave `{key}` out: it is then made from the body"
+                        if key == "id" and text and _signs_body(scheme)
+                        else "take it from what `signs` names"
+                    )
+                    yield self.report("unsigned-value", message, path, advice, key=not text)
+                    break
 
     def shape(self, path: Steps, *, whose: bool) -> Iterator[Diagnostic]:
         """What `each` names has to be used, and a shared address has to say whose an event is."""
@@ -1370,3 +1441,81 @@ def _is_path(text: str) -> bool:
 
 def _head(path: str) -> str:
     return re.split(r"[.\[]", path, maxsplit=1)[0]
+
+
+# ---- what a signature covers -------------------------------------------------------------------------
+
+
+def _signs_something(scheme: Mapping[str, Any]) -> bool:
+    if scheme.get("type") not in SIGNED_TEXT | TOKENS:
+        return False
+    try:
+        SignedText.compile(str(scheme.get("signs", "{{ body }}")))
+    except ExpressionError:  # which is told of already
+        return False
+    return True
+
+
+def _signed_text(scheme: Mapping[str, Any]) -> str:
+    if scheme.get("type") == "jwt":
+        return str(scheme.get("requires", ""))
+    return "{{ body }}" if scheme.get("type") == "detached_jws" else str(scheme.get("signs", "{{ body }}"))
+
+
+def _signs_body(scheme: Mapping[str, Any]) -> bool:
+    """Whether all of the body is signed, or only fields of it."""
+    form = scheme.get("form")
+    of = form.get("of", "body") if isinstance(form, dict) else "body"
+    text = QUOTED.sub("", _signed_text(scheme))
+    return bool(re.search(r"\bbody\b", text)) or ("form" in text and of != "address")
+
+
+def _signed_headers(scheme: Mapping[str, Any]) -> set[str]:
+    text = _signed_text(scheme)
+    found = {next(filter(None, each)).lower() for each in NAMED_HEADER.findall(text)}
+    timestamp = scheme.get("timestamp")
+    if isinstance(timestamp, dict) and re.search(r"\btimestamp\b", text):
+        found.add(str(timestamp.get("read", "")).removeprefix("header ").lower())
+    return found
+
+
+def _signs_time(scheme: Mapping[str, Any]) -> bool:
+    text = _signed_text(scheme)
+    where, _, name = str(scheme["timestamp"].get("read", "")).partition(" ")
+    if re.search(r"\btimestamp\b", QUOTED.sub("", text)):
+        return True
+    if where == "body":
+        return _signs_body(scheme) or f"payload.{name}" in text
+    if where == "query":
+        return bool(re.search(r"\b(url|query|parameters)\b", QUOTED.sub("", text)))
+    return name.lower() in _signed_headers(scheme)
+
+
+def _unsigned(text: str, scheme: Mapping[str, Any], each: Mapping[str, Any]) -> str:
+    """Return what an event's value takes from a delivery though the scheme doesn't sign it, in words."""
+    signed = _signed_text(scheme)
+    if text.startswith("header "):
+        name = text.removeprefix("header ")
+        return "" if name.lower() in _signed_headers(scheme) else f"the header `{name}`"
+    for found in NAMED_HEADER.findall(text):
+        name = next(filter(None, found))
+        if name.lower() not in _signed_headers(scheme):
+            return f"the header `{name}`"
+    plain_text = FILTER_NAME.sub("", QUOTED.sub("''", text))
+    names = [name for name in FIELD_PATH.findall(plain_text) if name not in NO_FIELDS]
+    in_address = any(re.match(r"query\b", name) for name in names)
+    if in_address and not re.search(r"\b(url|query|parameters)\b", QUOTED.sub("", signed)):
+        return "the address"
+    if scheme.get("type") == "jwt" or _signs_body(scheme):
+        return ""  # a token that says nothing of the body leaves no choice
+    if not text:
+        return "the body as a whole"
+    fields = {
+        name.removeprefix(".").replace("['", ".").replace("']", "") for name in NAMED_FIELD.findall(signed)
+    }
+    for name in names:
+        plain = re.sub(r"^(body|payload)\.", "", name)
+        head = re.split(r"[.\[]", plain, maxsplit=1)[0]
+        if head in each or (head not in ("headers", "query") and plain not in fields):
+            return f"the field `{plain}`"
+    return ""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from hashlib import sha256
 from pathlib import Path as FilePath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from engine.calls import Place, Request
 from engine.diagnostics import Diagnostic, in_file_order
@@ -23,7 +23,17 @@ from engine.errors import ExpressionError, ManifestError
 from engine.expressions import Expression, Path, Template, has_braces, template_faults
 from engine.fields import Field, FieldCatalog
 from engine.schema import violations
-from engine.signatures import Age, Reading, SignatureScheme, SignedText
+from engine.signatures import (
+    DELIVERED,
+    DIGESTS,
+    REQUIRED_NAMES,
+    Age,
+    Pairs,
+    Published,
+    Reading,
+    SignatureScheme,
+    SignedText,
+)
 
 T = TypeVar("T")
 
@@ -483,6 +493,19 @@ class Probe:
     when: Expression | None = None
     reply: Expression | None = None
     secret: str | None = None  # known to everybody: the provider signs this probe with it
+    reply_json: Template | None = None  # instead of `reply`
+    reply_headers: Template | None = None
+    sign: SignatureScheme | None = None  # replies see what it makes of the challenge as `signature`
+    unsigned: bool = False
+    keep: Reading | None = None  # what the provider will sign with
+    visit: Expression | None = None  # an address that has to be called, at one of `visit_hosts`
+    visit_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is answered with nothing, whatever is in it."""
+        asked = (self.when, self.reply, self.reply_json, self.reply_headers, self.sign, self.keep, self.visit)
+        return all(each is None for each in asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,6 +544,9 @@ class Subscription:
     delete: CallSpec | None = None
 
 
+_TELLING = ("secret_header", "jwt")  # signatures that are as good as a secret, for a while at least
+
+
 @dataclass(frozen=True, slots=True)
 class Webhooks:
     """What a provider sends, how it is proved, and what it asks for."""
@@ -535,6 +561,18 @@ class Webhooks:
     )
     answer_within: timedelta = timedelta(seconds=5)
     subscription: Subscription | None = None
+    acknowledge: str | None = None  # what is answered once a delivery is stored; None: our own words
+
+    @property
+    def publishes_keys(self) -> bool:
+        """Whether what proves a delivery may have to be fetched."""
+        return any(each.keys is not None for each in self.signatures)
+
+    @property
+    def secret_headers(self) -> frozenset[str]:
+        """The headers, in lower case, that prove a delivery to whoever repeats them."""
+        told = (each.read.header for each in self.signatures if each.read and each.type in _TELLING)
+        return frozenset(name for name in told if name is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -745,6 +783,10 @@ class _Part:
             self.found.append(expression_diagnostic(self.document, self.path, error, code, key=key))
             return None
 
+    def refuse(self, code: str, message: str, advice: str) -> None:
+        """Note that the group as it is written can't be."""
+        self.found.append(self.document.diagnostic(code, message, self.path, advice, key=True))
+
     def expression(self, key: str, names: Collection[str] | None = None) -> Expression | None:
         return (self / key).text(partial(Expression.compile, names=names))
 
@@ -802,52 +844,113 @@ def _connector(part: _Part) -> Connector:
 
 def _webhooks(part: _Part) -> Webhooks:
     shapes = list((part / "shapes").each()) or [part]
+    signatures = tuple(_signature(each) for each in (part / "signature").each())
+    first = next((each.name for each in signatures if each.type != "secret_url"), "")
     return Webhooks(
-        signatures=tuple(_signature(each) for each in (part / "signature").each()),
+        signatures=signatures,
         shapes=tuple(_shape(each) for each in shapes),
         events={kind: _action(each) for kind, each in (part / "events").items()},
         other_events=part.get("other_events", "ignore"),
-        probes=tuple(
-            Probe(
-                each.get("method", "POST"),
-                each.expression("when"),
-                each.expression("reply"),
-                each.get("secret"),
-            )
-            for each in (part / "probes").each()
-        ),
+        probes=tuple(_probe(each, first) for each in (part / "probes").each()),
         address=part.get("address", "connection"),
         answer_within=part.duration("answer_within", timedelta(seconds=5)),
         subscription=_subscription(part / "subscription"),
+        acknowledge=part.get("acknowledge"),
+    )
+
+
+def _probe(part: _Part, first: str) -> Probe:
+    """Compile a probe; what it signs is signed with the `first` scheme's secret, unless it says another."""
+    reply = part / "reply"
+    in_json = isinstance(reply.value, dict)
+    sign = _signature(part / "sign") if part.get("sign") else None
+    visit = part / "visit"
+    return Probe(
+        part.get("method", "POST"),
+        part.expression("when"),
+        None if in_json else part.expression("reply"),
+        part.get("secret"),
+        reply_json=reply.as_template() if in_json else None,
+        reply_headers=part.template("reply_headers"),
+        sign=replace(sign, name=(part / "sign").get("name", first)) if sign else None,
+        unsigned=part.get("unsigned", False) or bool(part.get("keep")),
+        keep=_reading_of(part.place("keep")),
+        visit=visit.expression("url") if visit.value else None,
+        visit_hosts=tuple(visit.get("hosts", ())),
     )
 
 
 def _signature(part: _Part) -> SignatureScheme:
     kind = part.get("type", "")
+    signs = (part / "signs").compiled(SignedText.compile, "bad-template")
+    keys = part / "keys"
+    if kind in DIGESTS and (signs is None or "secret" not in signs.names):
+        part.refuse("missing-key", "the secret isn't in the text, so anybody could make this digest",
+                    "name `secret` in `signs`: `{{ secret }}{{ body }}`")  # fmt: skip
+    if keys.value and kind == "jwt" and part.get("algorithm", "HS256").startswith("HS"):
+        part.refuse("no-effect", "what is published is no shared secret", "`algorithm: RS256`, for example")
     age = part / "timestamp"
     tolerance = part.duration("tolerance", timedelta(minutes=5))
     made: Age | None = None
-    if age.value or (kind == "detached_jws" and part.get("tolerance")):
-        read = _reading(age) or Reading("")  # a detached signature carries its time itself
+    if age.value or (kind in ("detached_jws", "jwt") and part.get("tolerance")):
+        read = _reading(age) or Reading("")  # such a signature carries its time itself
         made = Age(read, age.get("unit", "seconds"), tolerance, age.get("early", False))
     return SignatureScheme(
         name=part.get("name", kind),
         type=kind,
-        signs=(part / "signs").compiled(SignedText.compile, "bad-template"),
+        signs=signs,
         read=_reading(part),
-        encoding=part.get("encoding", "hex"),
+        encoding=part.get("encoding", "text" if kind in ("secret_header", "secret_field") else "hex"),
         age=made,
         key_is=part.get("key_is", "text"),
         secret_prefix=part.get("secret_prefix", ""),
         parameter=part.get("parameter"),
+        pairs=_pairs(part / "form"),
+        digest=part.get("digest", "sha256"),
+        algorithm=part.get("algorithm", "HS256"),
+        keys=_published(keys) if keys.value else None,
+        requires=part.expression("requires", REQUIRED_NAMES),
     )
+
+
+def _pairs(part: _Part) -> Pairs:
+    return Pairs(
+        part.get("pair", ""),
+        part.get("between", ""),
+        frozenset(part.get("without", ())),
+        part.get("of", "body"),
+    )
+
+
+def _published(part: _Part) -> Published | None:
+    """Compile where keys are; an address that a delivery names has to be at a host that is written."""
+    url = part / "url"
+    hosts = tuple(part.get("hosts", ()))
+    where = url.compiled(partial(Expression.compile, names=DELIVERED)) if _is_varying(url) else url.value
+    if where is None:
+        return None
+    if not isinstance(where, str) and not hosts:
+        part.refuse("missing-key", "the delivery says where the keys are, so anybody could sign",
+                    "add `hosts`, for example `hosts: [keys.example.com]`")  # fmt: skip
+    return Published(where, hosts, part.expression("read"))
+
+
+def _is_varying(part: _Part) -> bool:
+    return isinstance(part.value, str) and has_braces(part.value)
 
 
 def _reading(part: _Part) -> Reading | None:
     place = part.place("read") if isinstance(part.value, dict) else None
-    if place is None:
+    return _reading_of(place, part.get("separator"), part.get("prefix", "")) if place else None
+
+
+def _reading_of(place: Place | None, separator: str | None = None, prefix: str = "") -> Reading | None:
+    if place is None or place.where == "name":
         return None
-    return Reading(place.name.lower(), part.get("separator"), part.get("prefix", ""))
+    name = place.name.lower() if place.where == "header" else place.name
+    return Reading(
+        name, separator, prefix, cast('Literal["header", "query", "body"]', place.where), place.steps
+    )
 
 
 def _shape(part: _Part) -> EventShape:

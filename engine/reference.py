@@ -504,6 +504,14 @@ PLANTED: Mapping[str, _Planted] = {
     "body-on-get": _manifest("since: query updated_after", "since: body updated_after"),
     "unused-id": _manifest("get: GET /customers/{id}", "get: GET /customers"),
     "unused-name": _manifest("since: query updated_after", "since: name updated_after"),
+    "unsigned-value": _manifest(
+        "check: GET /merchant ",
+        "webhooks:\n"
+        "  signature: {type: hmac_sha256, read: header X-Signature}\n"
+        "  event: {id: header X-Event, type: type, record: id}\n"
+        "  events: {customer.updated: {pull: customer}}\n"
+        "check: GET /merchant ",
+    ),
     "unknown-placeholder": _manifest("get: GET /customers/{id}", "get: GET /customers/{ide}"),
     "unknown-credential": _manifest(
         "  type: oauth2", "  type: bearer\n  credentials: {apiKey: {title: API key}}\n  token: apikey"

@@ -7,25 +7,25 @@ never the record itself: whoever works an event fetches the record.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Literal
 
-import orjson
-
+from engine.deliveries import Delivery, read_body
 from engine.errors import ExpressionError, MalformedDeliveryError, SignatureError
 from engine.expressions import Expression
 from engine.manifest import EventAction, EventShape, HeaderValue, Probe, Webhooks
 from engine.ports import Secret
-from engine.signatures import Delivery, verify
+from engine.signatures import SignatureScheme, as_proved, is_at, sign, verify
+from engine.transport import to_json
 
 MOST_EVENTS = 1000  # in one delivery
-MOST_DEPTH = 32  # of a payload, and of a form's bracketed names
 LONGEST_REPLY = 1024  # characters of a probe's answer
 LONGEST_ID = 180  # characters; the ledger puts the venue in front of it
+_VISIBLE = re.compile(r"[!-~]([ -~]{0,1022}[!-~])?")  # what a header may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +46,70 @@ class Event:
     payload: Any = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a probe, always with 200.
+
+    `keep` is a secret that the provider names and that has to be kept, for the scheme `scheme`, before this
+    is answered; `visit` an address at its hosts that has to be called before.
+    """
+
+    text: str = ""
+    kind: Literal["text/plain", "application/json"] = "text/plain"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    keep: Secret | None = None
+    scheme: str = ""
+    visit: str | None = None
+
+
 def verify_delivery(
-    webhooks: Webhooks, delivery: Delivery, secrets: Mapping[str, Sequence[Secret]], *, now: datetime
+    webhooks: Webhooks,
+    delivery: Delivery,
+    secrets: Mapping[str, Sequence[Secret]],
+    *,
+    now: datetime,
+    keys: Sequence[str] = (),
 ) -> str:
-    """Return the name of the scheme that proves a delivery; raises SignatureError, which says why not."""
-    return verify(webhooks.signatures, delivery, secrets, now=now.timestamp()).name
+    """Return the name of the scheme that proves a delivery; raises SignatureError, which says why not.
+
+    `keys` are those published for the scheme that counts (`signatures.counting`).
+    """
+    return verify(webhooks.signatures, delivery, secrets, now=now.timestamp(), keys=keys).name
 
 
-def probe_reply(webhooks: Webhooks, delivery: Delivery, *, verified: bool, now: datetime) -> str | None:
+def proved_by(
+    webhooks: Webhooks, name: str, delivery: Delivery, secrets: Mapping[str, Sequence[Secret]]
+) -> Delivery:
+    """Return a delivery that the scheme of this name has proved, as it is to be read and kept."""
+    scheme = next(each for each in webhooks.signatures if each.name == name)
+    return as_proved(scheme, delivery, secrets)
+
+
+def probe_reply(
+    webhooks: Webhooks,
+    delivery: Delivery,
+    *,
+    verified: bool,
+    now: datetime,
+    secrets: Mapping[str, Sequence[Secret]] | None = None,
+) -> Reply | None:
     """Return what to answer to a probe of the address, or None when the delivery is none.
 
-    A probe by GET or HEAD, and one signed with a key that everybody knows, proves nothing and isn't proved;
-    any other counts only when it was `verified`. Nothing of a probe is stored.
+    A probe by GET or HEAD, one the manifest calls `unsigned`, and one signed with a key that everybody knows
+    prove nothing and aren't proved; any other counts only when it was `verified`. Nothing of a probe is
+    stored. A provider that wants its challenge signed gets no answer while none of the `secrets` is known.
     """
     for probe in webhooks.probes:
         if probe.method != delivery.method:
             continue
         known = probe.secret is not None and _is_signed_with(webhooks, delivery, probe.secret, now)
-        if not (known or verified or delivery.method in ("GET", "HEAD")):
+        if not (known or verified or probe.unsigned or delivery.method in ("GET", "HEAD")):
             continue
         if probe.secret is not None and not known:
             continue
-        reply = _reply(probe, delivery)
+        if probe.visit is not None and not verified:
+            continue
+        reply = _reply(webhooks, probe, delivery, secrets or {})
         if reply is not None:
             return reply
     return None
@@ -82,16 +124,71 @@ def _is_signed_with(webhooks: Webhooks, delivery: Delivery, secret: str, now: da
     return True
 
 
-def _reply(probe: Probe, delivery: Delivery) -> str | None:
-    if probe.when is None and probe.reply is None:
-        return ""
+def _reply(
+    webhooks: Webhooks, probe: Probe, delivery: Delivery, secrets: Mapping[str, Sequence[Secret]]
+) -> Reply | None:
+    if probe.is_plain:
+        return Reply()
+    keep, scheme = None, keeps_for(webhooks)
+    if probe.keep is not None:
+        given = probe.keep.find(delivery)
+        if not given or scheme is None or len(given[0]) > LONGEST_REPLY:
+            return None
+        keep = Secret(given[0])
     try:
         data = _root(read_body(delivery) if delivery.body else {}, delivery)
         if probe.when is not None and not probe.when.evaluate(data, data):
             return None
-        return "" if probe.reply is None else str(probe.reply.evaluate(data, data))[:LONGEST_REPLY]
+        if probe.sign is not None:
+            known = secrets.get(probe.sign.name)
+            if not known:
+                return None
+            data["signature"] = sign(probe.sign, delivery, known[0])
+        text, kind = _text_of_reply(probe, data)
+        return Reply(
+            text,
+            kind,
+            _reply_headers(probe, data),
+            keep,
+            scheme.name if keep is not None and scheme is not None else "",
+            _visited(probe, data),
+        )
     except (ExpressionError, MalformedDeliveryError):
         return None
+
+
+def _text_of_reply(
+    probe: Probe, data: Mapping[str, Any]
+) -> tuple[str, Literal["text/plain", "application/json"]]:
+    if probe.reply_json is not None:
+        text = to_json(probe.reply_json.render(data)).decode()
+        if len(text) > LONGEST_REPLY:
+            raise ExpressionError("the answer is too long")
+        return text, "application/json"
+    value = "" if probe.reply is None else probe.reply.evaluate(data, data)
+    return str(value)[:LONGEST_REPLY], "text/plain"
+
+
+def _reply_headers(probe: Probe, data: Mapping[str, Any]) -> dict[str, str]:
+    rendered = probe.reply_headers.render(data) if probe.reply_headers is not None else {}
+    headers = {name.lower(): str(value) for name, value in rendered.items()}
+    if not all(_VISIBLE.fullmatch(value) for value in headers.values()):
+        raise ExpressionError("the answer has a header that can't be written")
+    return headers
+
+
+def _visited(probe: Probe, data: Mapping[str, Any]) -> str | None:
+    if probe.visit is None:
+        return None
+    url = probe.visit.evaluate(data, data)
+    if not isinstance(url, str) or not is_at(url, probe.visit_hosts):
+        raise ExpressionError("the address to call isn't its provider's")
+    return url
+
+
+def keeps_for(webhooks: Webhooks) -> SignatureScheme | None:
+    """Return the scheme that a secret named by the provider is kept for: the first that isn't an address."""
+    return next((each for each in webhooks.signatures if each.type != "secret_url"), None)
 
 
 def split_events(webhooks: Webhooks, delivery: Delivery) -> list[Event]:
@@ -205,54 +302,12 @@ def _text(
 
 def _root(body: Any, delivery: Delivery) -> dict[str, Any]:
     known = body if isinstance(body, dict) else {}
-    query = dict(parse_qsl(urlsplit(delivery.url).query, keep_blank_values=True))
-    return {**known, "body": body, "headers": dict(delivery.headers), "query": query}
-
-
-def read_body(delivery: Delivery) -> Any:
-    """Return a payload: JSON, or a form with bracketed names as objects; raises MalformedDeliveryError."""
-    kind = delivery.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/x-www-form-urlencoded":
-        return _nested(delivery.form)
-    try:
-        value = orjson.loads(delivery.body)
-    except orjson.JSONDecodeError:
-        raise MalformedDeliveryError("the body isn't JSON") from None
-    if _too_deep(value):
-        raise MalformedDeliveryError(f"the body is nested more than {MOST_DEPTH} deep")
-    return value
-
-
-def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MOST_DEPTH + 1):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _nested(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return `data[merges][FNAME]=Ana` as nested objects; a name given twice keeps its last value."""
-    made: dict[str, Any] = {}
-    for name, value in pairs:
-        head, bracket, rest = name.partition("[")
-        steps = [head, *(rest.removesuffix("]").split("][") if bracket and rest.endswith("]") else ())]
-        if len(steps) > MOST_DEPTH:
-            raise MalformedDeliveryError(f"a name of the form is nested more than {MOST_DEPTH} deep")
-        target = made
-        for step in steps[:-1]:
-            inner = target.get(step)
-            if not isinstance(inner, dict):
-                inner = target[step] = {}
-            target = inner
-        target[steps[-1]] = value
-    return made
+    return {
+        **known,
+        "body": body,
+        "headers": dict(delivery.headers),
+        "query": dict(delivery.parameters),
+    }
 
 
 def moment_of(event: Event) -> datetime | None:

@@ -11,6 +11,7 @@ from litestar.openapi.spec import Components, Contact, License, SecurityScheme, 
 from litestar.serialization import decode_json, encode_json
 from sqlalchemy.exc import SQLAlchemyError
 
+from engine.published_keys import PublishedKeys
 from server.api import (
     admin,
     audit,
@@ -100,6 +101,7 @@ def create_app(settings: Settings) -> Litestar:
             Intake(store, context.redis, depth=settings.queue_depth) as intake,
         ):
             app.state.context, app.state.intake, app.state.addresses = context, intake, Addresses()
+            app.state.published_keys = PublishedKeys(context.http)
             app.state.stopping = asyncio.Event()
             app.state.denials = Denials()
             app.state.readings = Readings(context.sessions, context.redis, context.flush)

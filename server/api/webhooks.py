@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 import structlog
 from litestar import HttpMethod, get, post, put, route
-from litestar.datastructures import ResponseHeader
+from litestar.datastructures import ResponseHeader, State
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
@@ -18,11 +18,11 @@ from litestar.params import PathParameter, QueryParameter
 from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Receive, Scope, Send
 from msgspec import Meta, Struct
 
+from engine.deliveries import Delivery
 from engine.errors import MalformedDeliveryError, SignatureError, WebhookError
 from engine.manifest import Webhooks
 from engine.ports import Secret
-from engine.signatures import Delivery
-from engine.webhooks import probe_reply, split_events, verify_delivery
+from engine.webhooks import Reply, probe_reply, proved_by, split_events, verify_delivery
 from server.api.dependencies import Acting, Shared
 from server.api.described import good
 from server.api.errors import error_answers
@@ -54,6 +54,7 @@ log = structlog.get_logger(__name__)
 TAGS = ["Webhooks"]
 WEBHOOKS = f"{PATH}/webhooks"
 _OF_SECRETS = ("no_secret", "signature_mismatch")  # refusals that another secret could have prevented
+_OF_KEYS = ("signature_mismatch", "unknown_key")  # or another published key
 MARGIN_SECONDS = 0.5  # before a provider gives up: an answer has to get there, too
 _VENUE = "7d7f1c0e-3f0e-4b0e-8f0e-0a1b2c3d4e5f"
 
@@ -150,12 +151,18 @@ def _answering(app: ASGIApp) -> ASGIApp:
         except (QueueFullError, StoreUnavailableError):
             DELIVERIES.add(provider, "unavailable")
             raise
-        body, kind = (_RECEIVED, _JSON) if reply is None else (reply.encode(), _TEXT)
+        body, kind = (_RECEIVED, _JSON) if reply is None else _written(reply)
         headers = [*kind, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     return answer
+
+
+def _written(reply: Reply) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    kind = _JSON if reply.kind == "application/json" else _XML if reply.text.startswith("<") else _TEXT
+    more = ((name.encode(), value.encode()) for name, value in reply.headers.items())
+    return reply.text.encode(), (*kind, *more)
 
 
 _RECEIVED = msgspec.json.encode(Received())
@@ -165,6 +172,7 @@ _TEXT = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 )
+_XML = ((b"content-type", b"text/xml; charset=utf-8"), *_TEXT[1:])
 _OPEN: dict[str, Any] = {**PUBLIC, "raw_body": True, "hides_path": True}
 _RECEIVE: dict[str, Any] = {
     "tags": TAGS,
@@ -277,8 +285,8 @@ def _not_reached() -> Exception:
     return RuntimeError("this route is answered before its handler")
 
 
-async def _take(scope: HTTPScope, receive: Receive, provider: str) -> str | None:
-    """Take a delivery in; returns the answer to a probe, and None for what is stored."""
+async def _take(scope: HTTPScope, receive: Receive, provider: str) -> Reply | None:
+    """Take a delivery in; returns what to answer, and None for the words of ours that say it is stored."""
     began = perf_counter()
     state = scope["litestar_app"].state
     context: Context = state.context
@@ -303,13 +311,14 @@ async def _take(scope: HTTPScope, receive: Receive, provider: str) -> str | None
         secrets = address.secrets if address else {}
         if venue_id is not None:
             structlog.contextvars.bind_contextvars(venue_id=str(venue_id))
-    scheme, refused = _proved(spec, delivery, secrets, now)
+    scheme, refused = await _proved(state, spec, delivery, secrets, now)
     if refused is not None and refused.reason in _OF_SECRETS and token is not None and venue_id is not None:
         address = await state.addresses.find_again(context, provider, token)
         venue_id = address.venue_id if address else None
-        scheme, refused = _proved(spec, delivery, address.secrets if address else {}, now)
-    reply = probe_reply(spec, delivery, verified=scheme is not None, now=now)
-    if reply is not None:
+        secrets = address.secrets if address else {}
+        scheme, refused = await _proved(state, spec, delivery, secrets, now)
+    reply = probe_reply(spec, delivery, verified=scheme is not None, now=now, secrets=secrets)
+    if reply is not None and await _may_answer(state, reply, provider, token):
         return reply
     if scheme is None:
         assert refused is not None
@@ -317,6 +326,7 @@ async def _take(scope: HTTPScope, receive: Receive, provider: str) -> str | None
         raise refused
     if delivery.method != "POST":
         raise MalformedDeliveryError("a webhook is sent by POST")
+    delivery = proved_by(spec, scheme, delivery, secrets)
     arrival = Arrival(
         provider,
         venue_id,
@@ -324,7 +334,7 @@ async def _take(scope: HTTPScope, receive: Receive, provider: str) -> str | None
         delivery,
         split_events(spec, delivery),
         webhooks.UNKNOWN_TYPE if spec.other_events == "ignore" else None,
-        frozenset(each.read.header for each in spec.signatures if each.type == "secret_header" and each.read),
+        spec.secret_headers,
         traces.traceparent(),
     )
     if arrival.events:
@@ -333,17 +343,44 @@ async def _take(scope: HTTPScope, receive: Receive, provider: str) -> str | None
         seconds = max(left, MARGIN_SECONDS)
         await state.intake.accept(arrival, seconds)
         INTAKE_SECONDS.observe(perf_counter() - began, provider)
-    return None
+    return None if spec.acknowledge is None else Reply(spec.acknowledge)
 
 
-def _proved(
-    spec: Webhooks, delivery: Delivery, secrets: Mapping[str, Sequence[Secret]], now: datetime
+async def _proved(
+    state: State,
+    spec: Webhooks,
+    delivery: Delivery,
+    secrets: Mapping[str, Sequence[Secret]],
+    now: datetime,
 ) -> tuple[str | None, SignatureError | None]:
-    """Return the scheme that proves a delivery, or why none does."""
+    """Return the scheme that proves a delivery, or why none does; raises StoreUnavailableError."""
+    keys: Sequence[str] = ()
     try:
-        return verify_delivery(spec, delivery, secrets, now=now), None
+        if spec.publishes_keys:
+            keys = await endpoints.published_keys(state.published_keys, spec, delivery, secrets)
+        try:
+            return verify_delivery(spec, delivery, secrets, now=now, keys=keys), None
+        except SignatureError as error:
+            if not keys or error.reason not in _OF_KEYS:
+                raise
+        keys = await endpoints.published_keys(state.published_keys, spec, delivery, secrets, again=True)
+        return verify_delivery(spec, delivery, secrets, now=now, keys=keys), None
     except SignatureError as error:
         return None, error
+
+
+async def _may_answer(state: State, reply: Reply, provider: str, token: str | None) -> bool:
+    """Do what a probe asks for before it is answered; False when its secret isn't taken."""
+    context: Context = state.context
+    if reply.keep is not None:
+        if token is None or not await endpoints.keep_named(
+            context, provider, token, reply.scheme, reply.keep
+        ):
+            return False
+        state.addresses.forget(token)
+    if reply.visit is not None:
+        await endpoints.visit(context, reply.visit)
+    return True
 
 
 async def _read(scope: HTTPScope, receive: Receive, headers: Mapping[str, str]) -> bytes:

@@ -19,26 +19,42 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import msgspec
 import structlog
 from sqlalchemy import func, select
+from sqlalchemy.exc import InvalidRequestError as RowGoneError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.exc import StaleDataError
 
 from engine.client import ProviderClient
-from engine.errors import HubError, ProviderError, UnexpectedResponseError
+from engine.deliveries import Delivery
+from engine.errors import (
+    ForbiddenAddressError,
+    HubError,
+    ProviderError,
+    UnavailableError,
+    UnexpectedResponseError,
+)
 from engine.manifest import Connector, Subscription, Webhooks
 from engine.ports import Secret
+from engine.published_keys import PublishedKeys
+from engine.signatures import counting, key_address
+from engine.webhooks import keeps_for
 from server import vault
 from server.context import Context
 from server.db.models import IntegrationConfig, IntegrationStatus, WebhookEndpoint
 from server.errors import NotSupportedError, StoreUnavailableError
 from server.metering import metered
+from server.services import audit
+from server.services.audit import Actor
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 KEPT_UNPROVED_SECONDS = 1.0  # one without a secret: it is made just now, and the provider looks at it first
 OPENED_WITHIN = 2.0  # seconds: providers that wait for an answer are told to come again
+VISIT_SECONDS = 2.0
 AGAIN_SECONDS = 1.0  # between two looks at an address of which a delivery wasn't proved
 KEPT_SECONDS = 30.0  # how long a process keeps opened secrets: one that is replaced counts as long everywhere
 MOST_KEPT = 10_000
@@ -95,6 +111,10 @@ class Addresses:
                 self._kept.clear()
             kept = self._kept[hashed] = _Kept(found, now, time.monotonic())
         return _of(provider, kept.address)
+
+    def forget(self, token: str) -> None:
+        """Open an address anew when it is next asked for."""
+        self._kept.pop(token_hash(token), None)
 
     async def find_again(self, context: Context, provider: str, token: str) -> Address | None:
         """Return an address as it is now, for a delivery that what is kept of it doesn't prove.
@@ -164,6 +184,40 @@ def shared_secrets(settings: Settings, connector: Connector) -> Mapping[str, Seq
     return {scheme.name: known for scheme in webhooks.signatures if scheme.type != "secret_url"}
 
 
+async def published_keys(
+    known: PublishedKeys,
+    webhooks: Webhooks,
+    delivery: Delivery,
+    secrets: Mapping[str, Sequence[Secret]],
+    *,
+    again: bool = False,
+) -> tuple[str, ...]:
+    """Return the keys that the provider publishes for proving a delivery; none where it publishes none.
+
+    Raises SignatureError for keys that aren't the provider's, and StoreUnavailableError when they can't be
+    had now.
+    """
+    scheme = counting(webhooks.signatures, secrets)
+    address = key_address(scheme, delivery) if scheme is not None else None
+    if scheme is None or scheme.keys is None or address is None:
+        return ()
+    try:
+        return await known.at(address, scheme.keys.read, again=again)
+    except UnavailableError as error:
+        raise StoreUnavailableError(f"{error.message}: send it again") from error
+
+
+async def visit(context: Context, url: str) -> None:
+    """Call an address that a provider wants called; raises StoreUnavailableError when it doesn't answer."""
+    try:
+        async with asyncio.timeout(VISIT_SECONDS), context.http.stream("GET", url) as answer:
+            well = answer.is_success
+    except (httpx.HTTPError, httpx.InvalidURL, ForbiddenAddressError, OSError) as error:
+        raise StoreUnavailableError("the provider's address doesn't answer: send it again") from error
+    if not well:
+        raise StoreUnavailableError("the provider's address refuses: send it again")
+
+
 def token_hash(token: str) -> str:
     # A token has 256 random bits, so a plain hash can't be guessed back.
     return hashlib.sha256(token.encode()).hexdigest()
@@ -228,10 +282,32 @@ async def set_secret(
 
     Raises NotSupportedError where the connector's webhooks are proved by their address alone.
     """
-    scheme = next((each.name for each in webhooks.signatures if each.type != "secret_url"), None)
+    scheme = keeps_for(webhooks)
     if scheme is None:
         raise NotSupportedError("these webhooks have no secret but their address")
-    await _keep_secret(context, row, scheme, secret.reveal())
+    await _keep_secret(context, row, scheme.name, secret.reveal())
+
+
+async def keep_named(context: Context, provider: str, token: str, scheme: str, secret: Secret) -> bool:
+    """Keep a secret that the provider names itself when it first calls an address; False when it isn't taken.
+
+    It is taken while none is known there, and while the provider is asked for a subscription: the address
+    alone, should it leak, doesn't make a stranger the one who signs.
+    """
+    async with context.sessions.begin() as session:
+        wanted = select(WebhookEndpoint).filter_by(token_hash=token_hash(token), integration_type=provider)
+        row = await session.scalar(wanted.with_for_update())
+        if row is None:
+            return False
+        known = (await opened_secrets(context, row)).get(scheme, [])
+        if secret.reveal() in known[:1]:
+            return True
+        asked = row.next_check_at is not None and row.next_check_at <= datetime.now(UTC)
+        if known and not asked:
+            return False
+        await _keep_secret(context, row, scheme, secret.reveal())
+        audit.record(session, Actor(provider), "webhook.secret_set", venue_id=row.venue_id, provider=provider)
+    return True
 
 
 async def _keep_secret(context: Context, row: WebhookEndpoint, scheme: str, secret: str) -> None:
@@ -287,7 +363,7 @@ async def tend(context: Context) -> int:
 async def _tend_some(context: Context, provider: str) -> int:
     """Look at what is due of one provider, as much as fits in a turn; returns how many.
 
-    Each is locked while its provider is asked, so two schedulers never make two of one.
+    Each has one turn at a time, so two schedulers never make two of one.
     """
     began = time.monotonic()
     for tended in range(AT_ONCE):
@@ -304,19 +380,27 @@ async def _tend_some(context: Context, provider: str) -> int:
             metered(context.sessions, venue_id, provider),
             context.sessions.begin() as session,
         ):
+            # Not the row: while the provider is asked, it may name a secret that has to be written there.
+            turn = func.hashtextextended(f"subscription {venue_id} {provider}", 0)
+            mine = await session.scalar(select(func.pg_try_advisory_xact_lock(turn)))
             row = await session.scalar(
                 select(WebhookEndpoint)
                 .filter_by(venue_id=venue_id, integration_type=provider)
                 .where(WebhookEndpoint.next_check_at <= func.now())
-                .with_for_update(skip_locked=True)
             )
-            if row is None:
+            if not mine or row is None:
                 return tended  # somebody else is at it: the next turn goes on
-            await _tend(context, row)
+            try:
+                await _tend(context, session, row)
+                await session.flush()
+            except (StaleDataError, RowGoneError):
+                # The connection ended meanwhile, and its address with it.
+                await session.rollback()
+                return tended
     return AT_ONCE
 
 
-async def _tend(context: Context, row: WebhookEndpoint) -> None:
+async def _tend(context: Context, session: AsyncSession, row: WebhookEndpoint) -> None:
     connector = context.catalog.connectors.get(row.integration_type)
     subscription = connector.webhooks.subscription if connector and connector.webhooks else None
     if connector is None or connector.webhooks is None or subscription is None:
@@ -329,7 +413,7 @@ async def _tend(context: Context, row: WebhookEndpoint) -> None:
         row.next_check_at = now + CHECK_EVERY
         return
     try:
-        await _subscribe(context, row, connector, subscription)
+        await _subscribe(context, session, row, connector, subscription)
     except HubError as error:
         row.failures += 1
         row.last_error = _without_token(row, error.message)
@@ -347,7 +431,11 @@ async def _tend(context: Context, row: WebhookEndpoint) -> None:
 
 
 async def _subscribe(
-    context: Context, row: WebhookEndpoint, connector: Connector, subscription: Subscription
+    context: Context,
+    session: AsyncSession,
+    row: WebhookEndpoint,
+    connector: Connector,
+    subscription: Subscription,
 ) -> None:
     """Bring a provider's subscription about, or see that it lives."""
     webhooks = connector.webhooks
@@ -377,9 +465,11 @@ async def _subscribe(
     row.subscription_id = str(made_id)[:255]
     row.subscribed_at = datetime.now(UTC)
     secret = subscription.secret.evaluate(answer) if subscription.secret else None
-    if isinstance(secret, str) and secret:
-        scheme = next(each.name for each in webhooks.signatures if each.type != "secret_url")
-        await _keep_secret(context, row, scheme, secret)
+    scheme = keeps_for(webhooks)
+    if isinstance(secret, str) and secret and scheme is not None:
+        # As it is by now: a person may have set one meanwhile.
+        await session.refresh(row, ["encrypted_secrets"], with_for_update=True)
+        await _keep_secret(context, row, scheme.name, secret)
     log.info("webhooks.subscribed", venue_id=str(row.venue_id), provider=connector.name)
 
 

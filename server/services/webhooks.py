@@ -20,9 +20,9 @@ from sqlalchemy import ColumnElement, Text, cast, exists, func, select, tuple_, 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
+from engine.deliveries import Delivery
 from engine.errors import MalformedDeliveryError
 from engine.manifest import Webhooks
-from engine.signatures import Delivery
 from engine.webhooks import Event, action_of, moment_of, split_events
 from server.context import Context
 from server.db import exact_json

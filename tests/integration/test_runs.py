@@ -16,7 +16,7 @@ from sqlalchemy import delete, make_url, select, text, update
 
 from engine.manifest import Webhooks
 from engine.ports import Secret
-from engine.signatures import Delivery
+from engine.deliveries import Delivery
 from engine.webhooks import split_events
 from server.catalog import store_templates, template_id
 from server.credentials import place

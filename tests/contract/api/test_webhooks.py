@@ -15,9 +15,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from engine.deliveries import Delivery
 from engine.errors import ProviderError, UnavailableError
 from engine.ports import Secret
-from engine.signatures import Delivery
 from engine.webhooks import split_events
 from server.services import endpoints, integrations, webhooks
 from server.worker import relay

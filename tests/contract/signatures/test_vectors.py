@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from engine.deliveries import Delivery
 from engine.errors import SignatureError
 from engine.manifest import Webhooks, load_connector
 from engine.ports import Secret
-from engine.signatures import Delivery
-from engine.webhooks import Event, probe_reply, split_events, verify_delivery
+from engine.webhooks import Event, Reply, probe_reply, split_events, verify_delivery
 
 HERE = Path(__file__).parent
 CONNECTORS = HERE.parents[2] / "connectors"
@@ -72,7 +72,7 @@ def test_vector(vector: dict[str, Any]) -> None:
     webhooks, delivery, _, now = read(vector)
     expected, refused = vector["expected"], refusal(vector)
     if expected["reason"] == "url_validation":
-        assert probe_reply(webhooks, delivery, verified=refused is None, now=now) == ""
+        assert probe_reply(webhooks, delivery, verified=refused is None, now=now) == Reply()
         return
     assert probe_reply(webhooks, delivery, verified=refused is None, now=now) is None
     assert (refused is None) == expected["signature_valid"]

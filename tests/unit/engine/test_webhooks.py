@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from engine.deliveries import Delivery, read_body
 from engine.documents import read_document
 from engine.errors import MalformedDeliveryError
 from engine.manifest import Webhooks, compile_connector
-from engine.signatures import Delivery
-from engine.webhooks import Event, action_of, moment_of, probe_reply, read_body, split_events
+from engine.webhooks import Event, action_of, moment_of, probe_reply, split_events
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BASE = """
@@ -293,7 +293,12 @@ def test_when_an_event_happened(at: str | None, moment: datetime | None) -> None
 
 
 def probed(known: Webhooks, given: Delivery, *, verified: bool = False) -> str | None:
-    return probe_reply(known, given, verified=verified, now=NOW)
+    reply = probe_reply(known, given, verified=verified, now=NOW)
+    assert reply is None or (reply.kind, dict(reply.headers), reply.keep, reply.visit) == (
+        *("text/plain", {}),
+        *(None, None),
+    )
+    return None if reply is None else reply.text
 
 
 def test_an_address_is_asked_for() -> None:

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.errors import MalformedDeliveryError
-from engine.signatures import Delivery
+from engine.deliveries import Delivery
 from server import intake
 from server.errors import QueueFullError, StoreUnavailableError
 from server.intake import Intake

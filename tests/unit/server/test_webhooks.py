@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from engine.signatures import Delivery
+from engine.deliveries import Delivery
 from server.services.webhooks import Arrival, delivery_row
 
 TOKEN = "dG9rZW4tb2YtYS1jb25uZWN0aW9u"
