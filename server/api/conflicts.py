@@ -6,7 +6,7 @@ from uuid import UUID
 
 from litestar import Response, get, post
 from litestar.openapi.spec import Example
-from litestar.params import QueryParameter
+from litestar.params import PathParameter, QueryParameter
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from engine.ports import Decision, Taken
@@ -36,6 +36,7 @@ from server.services.conflicts import MOST_RESOLVED, Filter, Side
 
 CONFLICTS = f"{SYNC}/conflicts"
 
+ConflictId = Annotated[UUID, PathParameter(description="The conflict's id.")]
 EntityFilter = Annotated[
     str | None, QueryParameter(name="entity", max_length=100, description="Only of this entity's records.")
 ]
@@ -252,7 +253,7 @@ async def list_conflicts(
     entity: EntityFilter = None,
     field: FieldFilter = None,
     record_id: RecordFilter = None,
-    state: StateFilter = None,
+    only: StateFilter = None,
     limit: Limit = 50,
     offset: Offset = 0,
     cursor: CursorText = None,
@@ -260,7 +261,7 @@ async def list_conflicts(
     request.user.require(venue_id)
     context.catalog.connector(provider)
     after = read_cursor(cursor, [Moment, UUID])
-    wanted = Filter(venue_id, provider, entity, field, record_id, state)
+    wanted = Filter(venue_id, provider, entity, field, record_id, only)
     async with context.sessions() as session:
         page = await conflicts.listing(session, wanted, limit=limit, offset=offset, after=after)
     return ConflictsAnswer([_told(row) for row in page.rows], page_meta(page, limit, offset))
@@ -284,7 +285,11 @@ async def list_conflicts(
     },
 )
 async def get_conflict(
-    request: CallerRequest, context: Shared, provider: ProviderName, conflict_id: UUID, venue_id: VenueId
+    request: CallerRequest,
+    context: Shared,
+    provider: ProviderName,
+    conflict_id: ConflictId,
+    venue_id: VenueId,
 ) -> ConflictAnswer:
     request.user.require(venue_id)
     context.catalog.connector(provider)
@@ -317,7 +322,7 @@ async def resolve_conflict(
     context: Shared,
     actor: Acting,
     provider: ProviderName,
-    conflict_id: UUID,
+    conflict_id: ConflictId,
     data: ResolveRequest,
     idempotency_key: IdempotencyKeyText = None,
 ) -> Response[ConflictAnswer]:
