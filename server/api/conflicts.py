@@ -101,17 +101,17 @@ ResolveManyRequest = Annotated[
 
 
 class AgreedValues(Struct, frozen=True):
-    """What each side had when the two last agreed; a value that never was is left out."""
+    """What each side had when the two last agreed."""
 
-    ours: Annotated[Any, Meta(description="The platform's value then.")] = UNSET
-    theirs: Annotated[Any, Meta(description="The provider's value then, in the platform's terms.")] = UNSET
+    ours: Annotated[Any, Meta(description="The platform's value then.")]
+    theirs: Annotated[Any, Meta(description="The provider's value then, in the platform's terms.")]
 
 
 class Resolution(Struct, frozen=True):
     """What a person decided."""
 
     take: Annotated[Taken, Meta(description="Whose value both sides get.")]
-    value: Annotated[Any, Meta(description="A person's own value; left out for one of the sides'.")] = UNSET
+    value: Annotated[Any, Meta(description="A person's own value; null for one of the sides'.")]
 
 
 class Conflict(Struct, frozen=True):
@@ -125,7 +125,7 @@ class Conflict(Struct, frozen=True):
     remote_id: Annotated[str, Meta(description="The provider's record.")]
     ours: Annotated[Any, Meta(description="The platform's value; a number with a fraction is text.")]
     theirs: Annotated[Any, Meta(description="The provider's value, in the platform's terms.")]
-    agreed: AgreedValues
+    agreed: Annotated[AgreedValues | None, Meta(description="What they last agreed on; null for never.")]
     ours_changed_at: Annotated[
         str | None, Meta(description="When the platform's record changed last, as it tells.")
     ]
@@ -204,7 +204,7 @@ _OPEN: dict[str, Any] = {
 _DECIDED = {
     **_OPEN,
     "state": "resolved",
-    "resolution": {"take": "platform"},
+    "resolution": {"take": "platform", "value": None},
     "resolved_by": "u_17",
     "resolved_at": "2026-01-15T11:30:00Z",
 }
@@ -410,13 +410,15 @@ def _told(row: FieldConflict) -> Conflict:
         remote_id=row.remote_id,
         ours=row.ours,
         theirs=row.theirs,
-        agreed=AgreedValues(**row.agreed),
+        agreed=AgreedValues(row.agreed.get("ours"), row.agreed.get("theirs")) if row.agreed else None,
         ours_changed_at=row.ours_changed_at,
         theirs_changed_at=row.theirs_changed_at,
         changed_last=conflicts.changed_last(row),
         state=row.state,
         version=conflicts.version_of(row),
-        resolution=Resolution(**row.resolution) if row.resolution is not None else None,
+        resolution=Resolution(row.resolution["take"], row.resolution.get("value"))
+        if row.resolution
+        else None,
         resolved_by=row.resolved_by,
         resolved_at=row.resolved_at,
         detected_at=row.detected_at,

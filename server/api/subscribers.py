@@ -43,6 +43,7 @@ EventName = Literal[
     "integration.disconnected",
     "sync.completed",
     "sync.failed",
+    "conflict.detected",
     "mapping.healed",
     "health.changed",
 ]

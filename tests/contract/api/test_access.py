@@ -57,6 +57,14 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", f"{API}/sync/stripe/sync/history", "query", READ, 404),
     ("GET", f"{API}/sync/stripe/sync/failures", "query", READ, 404),
     ("POST", f"{API}/sync/stripe/sync/failures/retry", "body", MANAGE, 404),
+    ("GET", f"{API}/sync/stripe/sync/conflicts", "query", MANAGE, 404),
+    ("POST", f"{API}/sync/stripe/sync/conflicts/resolve", "body", MANAGE, 404),
+    ("GET", f"{API}/sync/stripe/sync/conflicts/{{conflict_id:uuid}}", "query", MANAGE, 404),
+    ("POST", f"{API}/sync/stripe/sync/conflicts/{{conflict_id:uuid}}/resolve", "body", MANAGE, 404),
+    ("POST", f"{API}/sync/stripe/sync/plan", "body", MANAGE, 404),
+    ("GET", f"{API}/sync/stripe/sync/plan/{{plan_id:uuid}}", "query", READ, 404),
+    ("GET", f"{API}/sync/stripe/sync/plan/{{plan_id:uuid}}/rows", "query", READ, 404),
+    ("POST", f"{API}/sync/stripe/sync/plan/{{plan_id:uuid}}/apply", "body", MANAGE, 404),
     ("GET", f"{API}/mappings/stripe/mappings", "query", READ, 404),
     ("POST", f"{API}/mappings/stripe/mappings/apply-template", "body", MANAGE, 404),
     ("POST", f"{API}/mappings/stripe/mappings/reset", "body", MANAGE, 404),
@@ -125,7 +133,7 @@ async def call(hub: Hub, method: str, path: str, place: str, venue: UUID, header
         "body": {"json": {"venueId": str(venue)}},
     }.get(place, {})
     path = path.replace("{venue_id:uuid}", str(venue))
-    for name in ("run_id", "subscriber_id", "delivery_id"):
+    for name in ("run_id", "subscriber_id", "delivery_id", "conflict_id"):
         path = path.replace(f"{{{name}:uuid}}", str(UUID(int=1)))
     return await hub.http.request(method, path, headers=dict(headers), **given)
 

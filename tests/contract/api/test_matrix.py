@@ -73,6 +73,8 @@ BODIES: Mapping[tuple[str, str], Mapping[str, Any]] = {
         "direction": "push",
         "recordId": "1",
     },
+    ("POST", f"{_SYNC}/conflicts/resolve"): {"take": "provider"},
+    ("POST", f"{_SYNC}/conflicts/{{conflict_id:uuid}}/resolve"): {"take": "platform"},
     ("POST", SUBSCRIBERS): {"url": "ftp://example.org"},
     ("POST", f"{SUBSCRIBER}/redeliver"): {"since": "2026-01-15T11:00:00Z"},
 }
