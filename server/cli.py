@@ -29,7 +29,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 click.rich_click.COMMAND_GROUPS = {
     "hub": [
         {"name": "Run", "commands": ["dev", "serve", "worker", "scheduler", "migrate", "alive"]},
-        {"name": "Ask", "commands": ["sync", "token", "openapi", "vault", "venue"]},
+        {"name": "Ask", "commands": ["sync", "plan", "token", "openapi", "vault", "venue"]},
         {
             "name": "Write connectors and templates",
             "commands": ["new", "lint", "preview", "call", "pull", "push", "docs"],
@@ -198,6 +198,63 @@ def sync(provider: str, venue: str, sync_type: str, url: str | None, json_output
         async with ApiClient(url or settings.api_url, token) as api:
             sync_id = await api.start_sync(provider, venue, sync_type)
             return await show_syncs(api, {provider: sync_id}, json_output=json_output)
+
+    try:
+        sys.exit(asyncio.run(run()))
+    except ApiError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("provider")
+@click.option("--venue", required=True, help="The venue's id.")
+@click.option(
+    "--type",
+    "sync_type",
+    type=click.Choice(["products", "customers", "transactions", "full"]),
+    default="full",
+)
+@click.option("--id", "plan_id", type=click.UUID, help="Show a plan that is there instead of making one.")
+@click.option("--apply", is_flag=True, help="Write what the plan lists, and nothing else.")
+@click.option("--yes", is_flag=True, help="Don't ask whether it is meant.")
+@click.option("--url", help="The hub's address; default API_URL.")
+@as_json
+def plan(
+    provider: str,
+    venue: str,
+    sync_type: str,
+    plan_id: UUID | None,
+    apply: bool,
+    yes: bool,
+    url: str | None,
+    json_output: bool,
+) -> None:
+    """Show what a sync would write at a provider, and why, through the API of a running hub.
+
+    Ends with 1 when a record can't be written, or applying the plan left one out.
+    """
+    import asyncio
+
+    from server.dev import ApiClient, ApiError
+    from server.showing import show_plan
+
+    settings = _settings(stores=False)
+    token = _token(settings, "venue_admin", venue, 3600)
+
+    def sure(writes: int) -> bool:
+        return yes or click.confirm(f"Write {writes} records at {provider}?", err=json_output)
+
+    async def run() -> int:
+        async with ApiClient(url or settings.api_url, token) as api:
+            return await show_plan(
+                api,
+                provider,
+                venue,
+                sync_type,
+                plan_id=str(plan_id) if plan_id else None,
+                sure=sure if apply else None,
+                json_output=json_output,
+            )
 
     try:
         sys.exit(asyncio.run(run()))

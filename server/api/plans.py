@@ -1,7 +1,5 @@
 """Plan a push, look at the plan, apply it."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -38,6 +36,7 @@ PLAN = f"{SYNC}/plan"
 
 Action = Literal["create", "update", "archive", "delete", "conflict", "skip", "error"]
 Outcome = Literal["done", "failed", "changed"]
+Status = Literal["making", "ready", "failed", "applied", "expired"]
 PlanId = Annotated[UUID, PathParameter(description="The `planId` that asking for the plan answered.")]
 ActionFilter = Annotated[
     Action | None, QueryParameter(name="action", description="Only records that this becomes of.")
@@ -94,7 +93,7 @@ class PlanState(Struct, frozen=True):
     integration_type: str
     sync_type: str
     status: Annotated[
-        Literal["making", "ready", "failed", "applied", "expired"],
+        Status,
         Meta(description="Only one that is `ready` can be applied, and once."),
     ]
     counts: Annotated[
@@ -209,8 +208,8 @@ _ROW: dict[str, Any] = {
     PLAN,
     operation_id="planPush",
     summary="Plan a push",
-    description="Finds out what a sync would write at the provider now, and why, and writes nothing. It reads "
-    "there what it has to: the plan is made in the background, and kept for a day.",
+    description="Finds out what a sync would write at the provider now, and why, and writes nothing. It "
+    "reads there what it has to: the plan is made in the background, and kept for a day.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,
@@ -268,9 +267,7 @@ async def plan_push(
     opt=READERS,
     security=TOKEN,
     responses={
-        200: good(
-            PlanAnswer, "The plan.", Example(summary="ready", value={"success": True, "data": _STATE})
-        ),
+        200: good(PlanAnswer, "The plan.", Example(summary="ready", value={"success": True, "data": _STATE})),
         **error_answers("VALIDATION_ERROR", "VENUE_ID_REQUIRED", "INVALID_PROVIDER", "NOT_FOUND"),
     },
 )
