@@ -19,7 +19,6 @@ from server.db.models import (
     IntegrationStatus,
     Operation,
     OperationType,
-    PushPlan,
     PushPlanRecord,
     RecordLink,
     VenueApiKey,
@@ -129,7 +128,7 @@ async def here(
                 {"id": person(name), "venue": VENUE},
             )
         await session.execute(
-            text(f"UPDATE platform.customers SET {changes}updated_at = {moment} WHERE id = :id"),  # noqa: S608 - names are ours
+            text(f"UPDATE platform.customers SET {changes}updated_at = {moment} WHERE id = :id"),
             {**values, "id": person(name)},
         )
 
@@ -175,15 +174,20 @@ async def sync(context: WorkerContext) -> Operation:
     return done
 
 
-async def plan(context: WorkerContext) -> tuple[Known, Mapping[str, PushPlanRecord]]:
-    """Plan a push of customers; returns the plan and its records by local id."""
-    made = await plans.request_plan(context, ACTOR, venue_id=VENUE, provider="stripe", sync_type="customers")
+async def plan(
+    context: WorkerContext, sync_type: str = "customers"
+) -> tuple[Known, Mapping[str, PushPlanRecord]]:
+    """Plan a push; returns the plan and its records by local id and, but for customers, resource."""
+    made = await plans.request_plan(context, ACTOR, venue_id=VENUE, provider="stripe", sync_type=sync_type)
     operation = await worked(context, made.operation_id)
     assert operation.status == "completed", operation.last_error
     async with context.sessions() as session:
         known = await plans.look(session, VENUE, "stripe", made.id)
         rows = await session.scalars(select(PushPlanRecord).filter_by(plan_id=made.id))
-        return known, {row.local_id: row for row in rows}
+        return known, {
+            row.local_id if sync_type == "customers" else f"{row.resource} {row.local_id}": row
+            for row in rows
+        }
 
 
 async def apply(context: WorkerContext, known: Known) -> Operation:
@@ -277,3 +281,122 @@ async def test_a_plan_writes_nothing_and_applying_it_what_it_lists(
     second, rows = await plan(context)
     assert (second.writes, set(second.plan.counts)) == (0, {"skip"})
     assert {row.reason for row in rows.values()} == {"unchanged since the last sync"}
+
+
+async def refused(context: WorkerContext, known: Known) -> list[str]:
+    """Return what has changed since, as a refusal names it."""
+    with pytest.raises(StaleError) as stale:
+        await plans.apply(context, ACTOR, venue_id=VENUE, provider="stripe", plan_id=known.plan.id)
+    return [each.field for each in stale.value.details]
+
+
+async def sql(context: WorkerContext, statement: str, **values: Any) -> None:
+    async with context.sessions.begin() as session:
+        await session.execute(text(statement), values)
+
+
+async def test_a_plan_that_rests_on_what_has_changed_is_refused(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    await here(context, "ana", email="ana@example.org")
+    await here(context, "ben", city="Paris")
+    known, _ = await plan(context)
+    before = writes(sandbox)
+    assert known.writes == 2
+
+    template = "UPDATE integration_configs SET template_id = :id"
+    await sql(context, template, id=template_id("stripe", "music-venue"))
+    assert await refused(context, known) == ["mapping"]
+    await sql(context, template, id=template_id("stripe", "default"))
+
+    direction = "UPDATE integration_configs SET config = jsonb_set(config, '{syncDirection}', :to)"
+    await sql(context, direction.replace(":to", "'\"push\"'"))
+    assert await refused(context, known) == ["syncDirection"]
+    await sql(context, direction.replace(":to", "'\"bidirectional\"'"))
+
+    await sql(context, "UPDATE platform.venues SET currency = 'USD'")
+    assert await refused(context, known) == ["venue"]
+    await sql(context, "UPDATE platform.venues SET currency = 'EUR'")
+
+    await here(context, "ana", email="ana@example.net")
+    assert await refused(context, known) == [f"customer.{person('ana')}"]
+    await here(context, "ana", email="ana@example.org")  # as it was: that it changed twice is nothing
+
+    await sql(
+        context,
+        "INSERT INTO pending_writes (venue_id, integration_type, entity, resource, call_key, items)"
+        " VALUES (:venue, 'stripe', 'customer', 'customer', 'k', '[]')",
+        venue=VENUE,
+    )
+    assert await refused(context, known) == ["writes"]
+    await sql(context, "DELETE FROM pending_writes")
+
+    await sql(context, "UPDATE push_plans SET expires_at = now()")
+    assert await refused(context, known) == ["expires_at"]
+    await sql(context, "UPDATE push_plans SET expires_at = now() + interval '1 hour'")
+
+    # What changed at the provider is found when its turn comes, and is left alone.
+    there(sandbox, await linked(context, "ana"), phone="+33123456789")
+    changed = writes(sandbox)
+    assert changed == before + 1
+    done = await apply(context, known)
+    assert done.status == "completed", done.last_error
+    assert writes(sandbox) == changed + 1
+    async with context.sessions() as session:
+        rows = await session.scalars(select(PushPlanRecord).filter_by(plan_id=known.plan.id, writes=True))
+        assert {row.local_id: (row.outcome, row.why) for row in rows} == {
+            person("ana"): ("changed", "changed since the plan"),
+            person("ben"): ("done", None),
+        }
+    assert "ana@example.com" in customers(sandbox)
+    assert done.result is not None
+    (step,) = done.result["mappings"]
+    assert (step["updated"], step["skipped"], step["note"]) == (
+        1,
+        1,
+        "records that changed since the plan were left alone",
+    )
+
+    later, rows = await plan(context)
+    assert (later.writes, rows[person("ana")].action) == (1, "update")
+    await sync(context)
+    assert await refused(context, later) == ["sync", f"customer.{person('ana')}"]
+    assert "ana@example.org" in customers(sandbox)
+
+    await sql(context, "UPDATE push_plans SET expires_at = now()")
+    async with context.sessions.begin() as session:
+        assert await planned.forget_expired(session) == 2
+    async with context.sessions() as session:
+        assert (await session.scalars(select(PushPlanRecord))).all() == []
+        with pytest.raises(NotFoundError):
+            await plans.look(session, VENUE, "stripe", later.plan.id)
+
+
+async def test_records_that_others_refer_to_and_that_go(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    event = str(uuid5(VENUE, "event"))
+    await sql(
+        context,
+        "INSERT INTO platform.events (id, venue_id, name, status, price, currency)"
+        " VALUES (:id, :venue, 'Night', 'on_sale', 12.5, 'EUR')",
+        id=event,
+        venue=VENUE,
+    )
+    known, rows = await plan(context, "products")
+    product, price = rows[f"product {event}"], rows[f"price {event}"]
+    assert (product.action, price.action, known.writes) == ("create", "create", 2)
+    assert changes(price)["product"] == (None, "(the new product)")
+    assert changes(price)["unit_amount"] == (None, 1250)
+    assert (await apply(context, known)).status == "completed"
+    (made,), (sold,) = sandbox.stripe.stored("product"), sandbox.stripe.stored("price")
+    assert (made["name"], sold["product"], sold["unit_amount"]) == ("Night", made["id"], 1250)
+
+    await sql(context, "UPDATE platform.events SET status = 'cancelled', updated_at = now()")
+    known, rows = await plan(context, "products")
+    assert {(row.action, row.reason, row.writes) for row in rows.values()} == {
+        ("archive", "not wanted there any more", True)
+    }
+    assert (known.writes, sandbox.stripe.stored("product")[0]["active"]) == (2, True)
+    assert (await apply(context, known)).status == "completed"
+    assert [sandbox.stripe.stored(kind)[0]["active"] for kind in ("product", "price")] == [False, False]
