@@ -18,6 +18,7 @@ import math
 import re
 import unicodedata
 import urllib.parse
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -774,6 +775,12 @@ FILTERS: Mapping[str, Filter] = {
         "A country's name in a language, English unless another is given; from what `country_code` takes.",
         "{{ 'DE' | country_name('es') }}",
         "Alemania",
+    ),
+    "crc32": Filter(
+        lambda value: zlib.crc32(_bytes(value)),
+        "The checksum CRC-32 of the text, as a number: some providers sign it in place of the text.",
+        "{{ 'abc' | crc32 }}",
+        891568578,
     ),
     "date_in": Filter(
         _date_in,

@@ -1457,9 +1457,10 @@ def _signs_something(scheme: Mapping[str, Any]) -> bool:
 
 
 def _signed_text(scheme: Mapping[str, Any]) -> str:
-    if scheme.get("type") == "jwt":
-        return str(scheme.get("requires", ""))
-    return "{{ body }}" if scheme.get("type") == "detached_jws" else str(scheme.get("signs", "{{ body }}"))
+    """Return all that a scheme says of what is signed; a token says what of a delivery it is about."""
+    kind, required = scheme.get("type"), str(scheme.get("requires", ""))
+    signs = "" if kind == "jwt" else scheme.get("signs", "{{ body }}")
+    return f"{signs}{required}"
 
 
 def _signs_body(scheme: Mapping[str, Any]) -> bool:
@@ -1468,6 +1469,13 @@ def _signs_body(scheme: Mapping[str, Any]) -> bool:
     of = form.get("of", "body") if isinstance(form, dict) else "body"
     text = QUOTED.sub("", _signed_text(scheme))
     return bool(re.search(r"\bbody\b", text)) or ("form" in text and of != "address")
+
+
+def _signs_address(scheme: Mapping[str, Any]) -> bool:
+    form = scheme.get("form")
+    text = QUOTED.sub("", _signed_text(scheme))
+    of_address = isinstance(form, dict) and form.get("of") == "address" and "form" in text
+    return of_address or bool(re.search(r"\b(url|query|parameters)\b", text))
 
 
 def _signed_headers(scheme: Mapping[str, Any]) -> set[str]:
@@ -1487,7 +1495,7 @@ def _signs_time(scheme: Mapping[str, Any]) -> bool:
     if where == "body":
         return _signs_body(scheme) or f"payload.{name}" in text
     if where == "query":
-        return bool(re.search(r"\b(url|query|parameters)\b", QUOTED.sub("", text)))
+        return _signs_address(scheme)
     return name.lower() in _signed_headers(scheme)
 
 
@@ -1504,10 +1512,10 @@ def _unsigned(text: str, scheme: Mapping[str, Any], each: Mapping[str, Any]) -> 
     plain_text = FILTER_NAME.sub("", QUOTED.sub("''", text))
     names = [name for name in FIELD_PATH.findall(plain_text) if name not in NO_FIELDS]
     in_address = any(re.match(r"query\b", name) for name in names)
-    if in_address and not re.search(r"\b(url|query|parameters)\b", QUOTED.sub("", signed)):
+    if in_address and not _signs_address(scheme):
         return "the address"
-    if scheme.get("type") == "jwt" or _signs_body(scheme):
-        return ""  # a token that says nothing of the body leaves no choice
+    if scheme.get("type") == "jwt" or _signs_body(scheme):  # a token alone leaves no choice
+        return ""
     if not text:
         return "the body as a whole"
     fields = {

@@ -366,8 +366,9 @@ def as_proved(
     body = delivery.body
     for secret in secrets.get(scheme.name, ()) if scheme.type == "secret_field" else ():
         plain = secret.reveal()
-        written = orjson.dumps(plain).decode()[1:-1]
-        for each in (plain, written, written.replace("/", "\\/"), json.dumps(plain)[1:-1], quote_plus(plain)):
+        in_json = {orjson.dumps(plain).decode()[1:-1], json.dumps(plain)[1:-1]}
+        slashed = {each.replace("/", "\\/") for each in in_json}
+        for each in {plain, quote_plus(plain), *in_json, *slashed}:
             body = body.replace(each.encode(), b"***")
     return replace(delivery, body=body)
 

@@ -4,7 +4,9 @@ A file of `cases/` holds a delivery that proves itself, and says where its bytes
 here is altered in it one at a time.
 """
 
+import hmac
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,18 +16,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.deliveries import Delivery
 from engine.documents import read_document
 from engine.errors import SignatureError
 from engine.manifest import compile_connector
 from engine.ports import Secret
-from engine.signatures import TYPES, Delivery, Reading, SignatureScheme, verify
+from engine.signatures import TYPES, Age, Reading, SignatureScheme, SignedText, verify
 
 HERE = Path(__file__).parent
 FILES = sorted((HERE / "cases").glob("*.yaml"))
 CASES = {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in FILES}
 IN_ADDRESS = [name for name in CASES if CASES[name]["signature"]["type"] == "secret_url"]
-IN_HEADER = [name for name in CASES if name not in IN_ADDRESS]
-OVER_BODY = [name for name in IN_HEADER if CASES[name]["signature"]["type"] != "secret_header"]
+IN_HEADER = [name for name in CASES if CASES[name]["signature"].get("read", "").startswith("header ")]
+OVER_BODY = [name for name in IN_HEADER if CASES[name]["signature"]["type"] not in ("secret_header", "jwt")]
 TIMED = [
     name
     for name in CASES
@@ -169,6 +172,21 @@ def test_a_secret_address(name: str) -> None:
         assert refusal(name, altered) == reason
 
 
+def test_a_secret_in_a_field_of_the_body() -> None:
+    delivery = delivery_of("secret_field")
+    for body, reason in (
+        (delivery.body.replace(b"4f7c", b"4f7d"), "signature_mismatch"),
+        (b'{"client":{}}', "missing_signature"),
+        (b'{"client":{"token":["0b8f3b6e4c5d4f7c"]}}', "missing_signature"),
+        (b"not JSON", "missing_signature"),
+    ):
+        assert refusal("secret_field", replace(delivery, body=body)) == reason
+
+
+def test_a_token_counts_until_it_ends() -> None:
+    assert refusal("jwt", delivery_of("jwt"), now=1300819380) == "timestamp_outside_tolerance"
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -203,7 +221,6 @@ def test_a_detached_signature_in_another_form(form: str) -> None:
 def test_an_address_with_encoded_characters_is_signed_partly_decoded() -> None:
     """HubSpot decodes `:` and `/` and leaves `%20` as it is: signed here over the text its rule makes."""
     import base64
-    import hmac
 
     case = CASES["hmac_sha256-hubspot"]
     plain = "https://www.example.com/a:b/c%20d?e=%26"
@@ -215,11 +232,46 @@ def test_an_address_with_encoded_characters_is_signed_partly_decoded() -> None:
     assert refusal("hmac_sha256-hubspot", called) is None
 
 
+@pytest.mark.parametrize(
+    ("unit", "text", "moment"),
+    [
+        ("rfc3339", "2026-03-01T12:00:00Z", 1772366400),
+        ("rfc3339", "2026-03-01T13:00:00.5+01:00", 1772366400.5),
+        ("rfc3339", "20260301T120000Z", 1772366400),
+        ("http_date", "Sun, 01 Mar 2026 12:00:00 GMT", 1772366400),
+        ("milliseconds", "1772366400250", 1772366400.25),
+        ("rfc3339", "yesterday", None),
+        ("rfc3339", "1772366400", None),
+        ("http_date", "Sun, 41 Mar 2026 12:00:00 GMT", None),
+        ("http_date", "", None),
+        ("milliseconds", "2026-03-01T12:00:00Z", None),
+    ],
+)
+def test_times_are_written_in_several_ways(unit: Any, text: str, moment: float | None) -> None:
+    """`signs` has the time as it was written; how old a delivery is, is told of what it means."""
+    signs = SignedText.compile("{{ timestamp }}{{ body }}")
+    age = Age(Reading("x-time"), unit, timedelta(seconds=60))
+    scheme = SignatureScheme("s", "hmac_sha256", signs, Reading("x-signature"), age=age)
+    proof = hmac.digest(b"secret", text.encode() + b"{}", "sha256").hex()
+    headers = {"x-time": text, "x-signature": proof}
+
+    def reason(now: float) -> str | None:
+        try:
+            verify([scheme], Delivery("POST", "https://hub.example", headers, b"{}"), known, now=now)
+        except SignatureError as error:
+            return error.reason
+        return None
+
+    known = {"s": [Secret("secret")]}
+    if moment is None:
+        assert reason(1772366400) == "malformed_signature"
+    else:
+        assert [reason(moment + late) for late in (60, 60.25)] == [None, "timestamp_outside_tolerance"]
+
+
 @given(body=st.binary(max_size=200), flipped=st.integers(min_value=0), bit=st.integers(0, 7))
 def test_any_bytes_can_be_signed_and_any_bit_counts(body: bytes, flipped: int, bit: int) -> None:
     """A body needs not be text: nothing of it is decoded on the way."""
-    import hmac
-
     case = CASES["hmac_sha512"]
     digest = hmac.digest(case["secret"].encode(), b"1700000000" + body, "sha512").hex()
     delivery = replace(with_header("hmac_sha512", digest), body=body)
