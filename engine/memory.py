@@ -70,6 +70,11 @@ class MemorySyncState:
         found = (link for link in links if link.state == state and link.local_id > after)
         return sorted(found, key=lambda link: link.local_id)[:limit]
 
+    async def links_due(self, entity: str, resource: str, *, after: str = "", limit: int = 500) -> list[Link]:
+        links = self._links_of(entity, resource)
+        found = (link for link in links if "due" in link.agreed and link.local_id > after)
+        return sorted(found, key=lambda link: link.local_id)[:limit]
+
     async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
         return Counter(link.state for link in self._links_of(entity, resource))
 

@@ -110,8 +110,8 @@ class Link:
     under `retire` the remote ids whose place this one took, which are still to be put out of use, under
     `refused` how often the provider refused to put this one away, and under `version` the provider's version
     of what was last seen, where an update names it. Under `open` it names the fields that a person has to
-    decide about, of which `ours` and `theirs` stay as they were last agreed on. `remote_version` is the
-    provider's moment of change.
+    decide about, of which `ours` and `theirs` stay as they were last agreed on, and `due` says that ours has
+    to be written though nothing of it changed. `remote_version` is the provider's moment of change.
     """
 
     entity: str
@@ -246,6 +246,9 @@ class SyncState(Protocol):
 
         Fewer than `limit` are the last ones.
         """
+
+    async def links_due(self, entity: str, resource: str, *, after: str = "", limit: int = 500) -> list[Link]:
+        """Return links that are `due`, as `links_in_state` does those in a state."""
 
     async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
         """Return how many links are in each state; states without links may be left out."""

@@ -23,7 +23,7 @@ from engine.sides import Period, Sides, batched
 from engine.tally import Tally
 
 LOOKED_UP = 50  # records asked for by their ids, merged and saved together
-_OF_WRITES = frozenset(("key", "retire"))  # what the next write has to know of the last one
+_OF_WRITES = frozenset(("key", "retire", "due"))  # what the next write has to know of the last one
 MOST_GONE = 10_000  # deleted records that a walk through a feed remembers
 
 
@@ -319,7 +319,7 @@ class Pull:
                 continue
             change: HostChange | None = HostChange(local_id, their, create=True)
             taken: Mapping[str, Any] = their
-            ours_win = False
+            ours_win = due = False
             open_: Sequence[FieldConflict] = ()
             over: Sequence[ConflictEnd] = ()
             before = link.agreed if link else {}
@@ -337,7 +337,11 @@ class Pull:
                 self._count(resolution, before)
                 open_, over = self._waiting(row, local_id, (our, their), before, resolution)
                 taken, ours_win = resolution.take, resolution.ours_win
+                # A push would pass over what was changed before the last one, and stayed open then.
+                due = ours_win and bool(before.get("open") or resolution.applied)
                 change = HostChange(local_id, taken) if taken else None
+            # What an earlier pull found to be written, and no push has yet, is still to be written.
+            ours_win = ours_win or (mapping.pushes and link is not None and link.fingerprint is None)
             record = {**(our or {"id": local_id}), **taken}
             written = {name: link.agreed[name] for name in _OF_WRITES & link.agreed.keys()} if link else {}
             new = Link(
@@ -347,6 +351,7 @@ class Pull:
                 remote_id=row.id,
                 agreed=sides.agreed(record, their, open_=[each.field for each in open_], before=before)
                 | written
+                | ({"due": True} if due else {})
                 | sides.version_seen(row.record),
                 remote_version=row.changed_at or (link.remote_version if link else None),
                 last_direction="pull",

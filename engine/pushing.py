@@ -74,12 +74,24 @@ class Push:
             async for page in sides.host.changed(sides.mapping.entity, since):
                 sides.check_stop()
                 await self._send(page.records, page.position, waiting)
+            await self._send_due(waiting)
         if self._complete:
             await self._gone.compare_ours()
         try:
             await self._gone.settle(self._gone.settle_ours, self._tally)
         finally:
             self._report()
+
+    async def _send_due(self, waiting: frozenset[str]) -> None:
+        """Send what has to be written though it didn't change: a person decided, or theirs went back."""
+        sides, after = self._sides, ""
+        if not sides.mapping.pulls:
+            return
+        while links := await sides.state.links_due(*sides.here, after=after):
+            after = links[-1].local_id
+            sides.check_stop()
+            records = await sides.host.fetch(sides.mapping.entity, [link.local_id for link in links])
+            await self._send(list(records.values()), None, waiting)
 
     async def _changed_within(self, period: Period, waiting: frozenset[str]) -> None:
         changes = self._sides.host.changed(self._sides.mapping.entity, None, earliest=period.since)

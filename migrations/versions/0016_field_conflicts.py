@@ -49,8 +49,15 @@ def upgrade() -> None:
         """
     )
     op.execute("CREATE INDEX ix_field_conflicts_listed ON field_conflicts (venue_id, detected_at, id)")
+    op.execute(
+        """
+        CREATE INDEX ix_record_links_due
+            ON record_links (venue_id, integration_type, resource, entity, local_id) WHERE agreed ? 'due'
+        """
+    )
     op.execute("CREATE INDEX ix_field_conflicts_ended_at ON field_conflicts (ended_at)")
 
 
 def downgrade() -> None:
+    op.execute("DROP INDEX ix_record_links_due")
     op.execute("DROP TABLE field_conflicts")

@@ -654,6 +654,11 @@ class RecordLink(Base):
             "ix_record_links_place",
             *("venue_id", "integration_type", "resource", "entity", "state", "local_id"),
         ),
+        Index(
+            "ix_record_links_due",
+            *("venue_id", "integration_type", "resource", "entity", "local_id"),
+            postgresql_where=text("agreed ? 'due'"),
+        ),
     )
 
 

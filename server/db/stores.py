@@ -63,6 +63,11 @@ class PostgresSyncState:
         async with self._single.connect() as connection:
             return [_link(row) for row in await connection.execute(_LINKS_IN_STATE, self._scope | place)]
 
+    async def links_due(self, entity: str, resource: str, *, after: str = "", limit: int = 500) -> list[Link]:
+        place = {"entity": entity, "resource": resource, "after": after, "limit": limit}
+        async with self._single.connect() as connection:
+            return [_link(row) for row in await connection.execute(_LINKS_DUE, self._scope | place)]
+
     async def count_links(self, entity: str, resource: str) -> Mapping[LinkState, int]:
         values = {**self._scope, "entity": entity, "resource": resource}
         async with self._single.connect() as connection:
@@ -79,7 +84,7 @@ class PostgresSyncState:
         place = {"entity": entity, "resource": resource, "after": after, "limit": limit}
         return await self._conflicts(_OPEN_CONFLICTS, place)
 
-    async def _conflicts(self, query: TextClause, values: Mapping[str, Any]) -> list[FieldConflict]:
+    async def _conflicts(self, query: TextClause, values: dict[str, Any]) -> list[FieldConflict]:
         async with self._single.connect() as connection:
             return [_conflict(row) for row in await connection.execute(query, self._scope | values)]
 
@@ -325,6 +330,13 @@ _LINKS_IN_STATE = text(
     _LINKS
     + """
     AND entity = :entity AND state = CAST(CAST(:state AS text) AS link_state) AND local_id > :after
+    ORDER BY local_id LIMIT :limit
+    """
+)
+_LINKS_DUE = text(
+    _LINKS
+    + """
+    AND entity = :entity AND agreed ? 'due' AND local_id > :after
     ORDER BY local_id LIMIT :limit
     """
 )

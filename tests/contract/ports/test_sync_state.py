@@ -13,7 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from engine.errors import LeaseLostError
 from engine.memory import MemorySyncState
-from engine.ports import Commit, Direction, Link, PendingItem, PendingWrite, RecordFailure, SyncState
+from engine.ports import (
+    Commit,
+    ConflictEnd,
+    Decision,
+    Direction,
+    FieldConflict,
+    Link,
+    PendingItem,
+    PendingWrite,
+    RecordFailure,
+    SyncState,
+)
 from server.db.engine import create_engine
 from server.db.stores import Lease, PostgresSyncState
 
@@ -352,3 +363,115 @@ async def test_statements_do_not_grow_with_records(engine: AsyncEngine) -> None:
         )
     )
     assert len(statements) <= 8  # one of them only in the first commit of a run
+
+
+# ---- conflicts -----------------------------------------------------------------------------------------
+
+NAME = FieldConflict(
+    entity="customer",
+    resource="customer",
+    local_id="l1",
+    remote_id="r1",
+    field="first_name",
+    ours="Ada",
+    theirs=None,
+    agreed={"ours": "Ad", "theirs": "A\u0101"},
+    ours_changed_at="2026-11-24T02:43:48Z",
+)
+PRICE = replace(NAME, local_id="l2", remote_id="r2", field="price", ours="5.5", theirs=["x", 1], agreed={})
+
+
+async def test_conflicts_come_back_as_they_were_found(state: SyncState) -> None:
+    await state.commit(Commit(conflicts=[NAME, PRICE]))
+    assert await state.conflicts_of("customer", ["l1", "l9"]) == [NAME]
+    assert await state.open_conflicts("customer", "customer") == [NAME, PRICE]
+    assert await state.conflicts_of("customer", []) == []
+    assert await state.conflicts_of("item", ["l1"]) == []
+    assert await state.open_conflicts("item", "customer") == []
+
+
+async def test_a_conflict_seen_again_is_the_same_one_with_its_newest_values(state: SyncState) -> None:
+    newer = replace(NAME, theirs="B", theirs_changed_at="2026-11-25T00:00:00Z")
+    await state.commit(Commit(conflicts=[NAME]))
+    await state.commit(Commit(conflicts=[newer]))
+    assert await state.conflicts_of("customer", ["l1"]) == [newer]
+
+
+async def test_a_page_of_conflicts_ends_with_a_record(state: SyncState) -> None:
+    mail = replace(NAME, field="email")
+    await state.commit(Commit(conflicts=[NAME, PRICE, mail]))
+    first = await state.open_conflicts("customer", "customer", limit=1)
+    assert sorted(each.field for each in first) == ["email", "first_name"]
+    assert await state.open_conflicts("customer", "customer", after="l1", limit=1) == [PRICE]
+    assert await state.open_conflicts("customer", "customer", after="l2") == []
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_conflict_that_is_over_may_come_again(state: SyncState, applied: bool) -> None:
+    end = ConflictEnd("customer", "l1", "first_name", applied)
+    await state.commit(Commit(conflicts=[NAME, PRICE]))
+    await state.commit(Commit(conflicts_over=[end]))
+    assert await state.open_conflicts("customer", "customer") == [PRICE]
+    again = replace(NAME, theirs="C")
+    await state.commit(Commit(conflicts=[again], conflicts_over=[end]))  # over first, then seen
+    assert await state.conflicts_of("customer", ["l1"]) == [again]
+
+
+@pytest.mark.parametrize("how", ["unlinked", "broken", "archived"])
+async def test_a_conflict_ends_with_its_link(state: SyncState, how: str) -> None:
+    await state.commit(Commit(links=[ADA, BEN], conflicts=[NAME, PRICE]))
+    gone = Commit(unlinked=[ADA]) if how == "unlinked" else Commit(links=[replace(ADA, state=how)])
+    await state.commit(gone)
+    assert await state.open_conflicts("customer", "customer") == [PRICE]
+
+
+async def test_links_that_are_due_are_found_in_order(state: SyncState) -> None:
+    due = [replace(each, agreed={"due": True}) for each in (BEN, ADA)]
+    await state.commit(Commit(links=[*due, replace(ADA, local_id="l3", remote_id="r3")]))
+    assert await state.links_due("customer", "customer") == [due[1], due[0]]
+    assert await state.links_due("customer", "customer", limit=1) == [due[1]]
+    assert await state.links_due("customer", "customer", after="l1") == [due[0]]
+    assert await state.links_due("item", "customer") == []
+
+
+async def test_of_a_new_conflict_whoever_wants_to_know_is_told_once(engine: AsyncEngine) -> None:
+    venue = uuid4()
+    state = await postgres_state(engine, venue_id=venue)
+    for _ in range(2):
+        await state.commit(Commit(conflicts=[NAME]))
+    async with engine.connect() as connection:
+        found = await connection.execute(
+            text("SELECT topic, payload FROM outbox WHERE venue_id = :venue"), {"venue": venue}
+        )
+        (told,) = found.all()
+        kept = await connection.scalar(
+            text("SELECT id::text FROM field_conflicts WHERE venue_id = :venue"), {"venue": venue}
+        )
+    assert told.topic == "conflict.detected"
+    assert told.payload == {
+        **{"venue_id": str(venue), "provider": "juniper", "conflict_id": kept, "entity": "customer"},
+        **{"resource": "customer", "field": "first_name", "record_id": "l1"},
+    }
+
+
+async def test_what_was_decided_stays_about_the_values_it_was_decided_about(engine: AsyncEngine) -> None:
+    venue = uuid4()
+    state = await postgres_state(engine, venue_id=venue)
+    await state.commit(Commit(conflicts=[NAME]))
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "UPDATE field_conflicts SET state = 'resolved', resolution = :decided WHERE venue_id = :venue"
+            ),
+            {"venue": venue, "decided": '{"take": "value", "value": "5.10"}'},
+        )
+    await state.commit(Commit(conflicts=[replace(NAME, theirs="B")]))
+    (kept,) = await state.conflicts_of("customer", ["l1"])
+    assert (kept.theirs, kept.decision) == (None, Decision("value", "5.10"))
+    await state.commit(Commit(conflicts_over=[ConflictEnd("customer", "l1", "first_name", True)]))
+    async with engine.connect() as connection:
+        ended = await connection.scalars(
+            text("SELECT state FROM field_conflicts WHERE venue_id = :venue AND ended_at IS NOT NULL"),
+            {"venue": venue},
+        )
+        assert ended.all() == ["resolved"]
