@@ -792,3 +792,41 @@ def test_a_value_nested_too_deeply_fails_its_record() -> None:
         deep = [deep]
     with pytest.raises(MappingError, match="`tags`: the value is nested too deeply"):
         mapping({"tags": "memo"}).push({"tags": deep}, SCOPE)
+
+
+# ---- what decides when both sides changed --------------------------------------------------------------
+
+
+def test_a_fields_own_rule_comes_before_the_mappings() -> None:
+    made = mapping(
+        {"note": {"path": "a", "when_both_changed": "manual"}, "name": "b"}, when_both_changed="newest_wins"
+    )
+    assert [made.conflict_rule(name) for name in ("note", "name")] == ["manual", "newest_wins"]
+
+
+def test_a_mapping_that_only_pulls_takes_theirs() -> None:
+    made = mapping({"note": "a"}, "pull", when_both_changed="manual")
+    assert made.conflict_rule("note") == "provider_wins"
+
+
+def test_of_several_rules_of_a_field_one_says_what_decides() -> None:
+    rules = [{"path": "a", "when_both_changed": "manual"}, {"path": "b", "pull": "{{ value }}"}]
+    assert mapping({"note": rules}).conflict_rule("note") == "manual"
+    (fault,) = faults({"note": [rules[0], {**rules[1], "when_both_changed": "provider_wins"}]})
+    assert (fault.code, fault.at) == ("no-effect", ("fields", "note", 1, "when_both_changed"))
+
+
+def test_places_are_all_that_a_fields_rules_read_from_or_write_to() -> None:
+    made = mapping(
+        {
+            "note": [
+                {"path": "a.b", "push": "{{ value }}"},
+                {"path": "a.c", "pull": "{{ value }}"},
+                {"path": "a.c", "pull": "{{ value | upper }}"},
+            ],
+            "name": {"path": "d", "push": "{{ value }}"},
+        }
+    )
+    assert {name: [path.text for path in paths] for name, paths in made.places.items()} == {
+        "note": ["a.b", "a.c"]
+    }
