@@ -179,10 +179,10 @@ def aws_sns() -> Signed:
         "Message": "{}",
     }
     said |= {"Subject": "Hello", "Timestamp": "2026-03-01T12:00:00.000Z"}
-    return _sns(said, ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"))
+    return sns(said, ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"))
 
 
-def _sns(said: Mapping[str, str], names: tuple[str, ...]) -> Signed:
+def sns(said: Mapping[str, str], names: tuple[str, ...]) -> Signed:
     text = "".join(f"{name}\n{said[name]}\n" for name in names)
     proof = b64(rsa_key().sign(text.encode(), padding.PKCS1v15(), hashes.SHA1()))
     at = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-0123.pem"
@@ -721,7 +721,7 @@ def test_an_address_is_called_for_a_signed_probe_and_at_the_provider_only() -> N
     for host, visited in (("sns.eu-west-1.amazonaws.com", True), ("evil.example", False)):
         said["SubscribeURL"] = f"https://{host}/?Action=ConfirmSubscription&Token=2336"
         names = ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type")
-        signed = _sns(said, names)
+        signed = sns(said, names)
         assert refusal("aws_sns", signed) is None
         reply = probe_reply(webhooks_of("aws_sns"), signed.delivery(), verified=True, now=MOMENT)
         assert (reply.visit if reply else None) == (said["SubscribeURL"] if visited else None)
