@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from engine.fields import FIELD_TYPES, Field
-from engine.naming import Likeness, Protection, compare, protected_as, read_name
+from engine.naming import Likeness, Protection, likeness, protected_as, read_name
 from engine.observing import family, leaves, shape_of, type_of_values
 
 Status = Literal["applies", "proposed", "broken", "unchanged"]
@@ -28,6 +28,7 @@ ENOUGH = 5  # different telling values that agree, for values to decide
 TELLING_LENGTH = 4  # characters: shorter texts and numbers agree by chance
 SAME = 0.75  # how well the types of a field before and now fit, for it to be the same still
 ALL = 0.98  # of the values that agree, for values to decide
+ALIGNED = 0.5  # of the values of some field that agree, for records to be taken for the same by their order
 SCALARS = frozenset(FIELD_TYPES) - {"money", "list", "object", "any"}
 
 # How well two types go together when they aren't the same; any other two: 0.35.
@@ -122,7 +123,7 @@ def read_fields(given: Names | None) -> dict[str, _Known]:
         return {}
     if isinstance(given, Mapping):
         given = [_with_path(path, each) for path, each in given.items()]
-    return {each.path: each for each in map(_read_field, given)}
+    return {each.path: each for each in map(_read_field, given) if each.path}
 
 
 def _with_path(path: str, given: Any) -> Mapping[str, Any] | Field:
@@ -134,12 +135,16 @@ def _with_path(path: str, given: Any) -> Mapping[str, Any] | Field:
 def _read_field(given: str | Field | Mapping[str, Any]) -> _Known:
     if isinstance(given, str):
         return _Known(given, "any")
+    if isinstance(given, list | tuple) and len(given) == 2:  # path and type
+        given = {"path": given[0], "type": given[1]}
     if isinstance(given, Field):
         return _Known(given.path, family(given.type), protected=given.unit is not None)
-    path = given.get("path") or given.get("name") or given.get("field")
+    path = next((given[key] for key in ("path", "name", "field") if given.get(key) is not None), None)
     if not isinstance(path, str):
         raise ValueError("a field needs a `path`")
     type_ = given.get("type")
+    if isinstance(type_, list | tuple):  # as JSON Schema writes what may be null
+        type_ = next((each for each in type_ if each != "null"), None)
     words = " ".join(str(given[key]) for key in ("label", "description") if given.get(key))
     samples = given.get("samples")
     known = family(type_) if isinstance(type_, str) else "any"
@@ -158,9 +163,10 @@ def _read_field(given: str | Field | Mapping[str, Any]) -> _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Values by path; at one index, all belong to the same record."""
+    """Values by path; at one index, all belong to the same record, surely if they are `linked` by a key."""
 
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    linked: bool = False
 
     def of(self, path: str) -> Sequence[Any]:
         return self.columns.get(path, ())
@@ -171,7 +177,7 @@ def _read_samples(before: Samples | None, after: Samples | None, link_by: str) -
 
     Records are linked by `link_by` where both sides have it with the same values, else by their order.
     """
-    sides = [dict(each) if isinstance(each, Mapping) else _columns(each or ()) for each in (before, after)]
+    sides = [_by_path(each or ()) for each in (before, after)]
     ids = [[str(value) for value in side.get(link_by, ())] for side in sides]
     if ids[0] and ids[1] and set(ids[0]) & set(ids[1]):
         places = [{identity: at for at, identity in enumerate(each)} for each in ids]
@@ -185,7 +191,16 @@ def _read_samples(before: Samples | None, after: Samples | None, link_by: str) -
             }
             for side, place in zip(sides, places, strict=True)
         ]
+        return _Values(sides[0], linked=True), _Values(sides[1], linked=True)
     return _Values(sides[0]), _Values(sides[1])
+
+
+def _by_path(samples: Samples) -> dict[str, Sequence[Any]]:
+    if not isinstance(samples, Mapping):
+        return _columns(samples)
+    if all(isinstance(each, list | tuple) for each in samples.values()):
+        return dict(samples)
+    return _columns([samples])  # one record
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
@@ -328,36 +343,95 @@ def plan_heal(
     `resource`, the name of what the fields belong to; `protected`, paths that a person always decides about;
     `label`, words that describe the old field.
     """
-    there = read_fields(candidates)
-    earlier = read_fields(before) if before is not None else None
-    values_before, values_after = _read_samples(samples_before, samples_after, link_by)
+    given = _Given(
+        read_fields(candidates),
+        read_fields(before) if before is not None else None,
+        *_read_samples(samples_before, samples_after, link_by),
+        renamed or {},
+        resource,
+        protected,
+        link_by,
+    )
+    return _plan(old_path, given, old_type, label)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a question tells, read once for all of its fields."""
+
+    there: Mapping[str, _Known]
+    earlier: Mapping[str, _Known] | None
+    values_before: _Values
+    values_after: _Values
+    renamed: Mapping[str, str]
+    resource: str
+    protected: Collection[str]
+    link_by: str
+
+    def shown(self, old_path: str) -> bool:
+        """Say whether records tell what there was before: more than the field that is gone and their key."""
+        columns, now = self.values_before.columns, self.values_after.columns
+        others = [path for path in columns if path not in (old_path, self.link_by)]
+        return any(path in self.there or path in now for path in others)
+
+    def linked(self, had: Sequence[Any]) -> bool:
+        """Say whether values of both sides are of the same records.
+
+        Where only their order says so, something has to agree: nothing does when they are of other ones.
+        """
+        if self.values_before.linked:
+            return True
+        pairs = [(had, each) for each in self.values_after.columns.values()]
+        pairs += [
+            (column, self.values_after.of(path))
+            for path, column in self.values_before.columns.items()
+            if self.values_after.of(path)
+        ]
+        return any(
+            each.loose_share >= ALIGNED and each.telling + each.like > 0
+            for each in (_agreement(one, other, linked=True) for one, other in pairs)
+        )
+
+
+def _plan(old_path: str, given: _Given, old_type: str | None = None, label: str = "") -> HealPlan:
+    resource, earlier = given.resource, given.earlier
     old = (earlier or {}).get(old_path) or _Known(old_path, "any", label)
-    had = values_before.of(old_path)
+    had = given.values_before.of(old_path)
     old = replace(old, type=_type(old_type or old.type, had or old.samples), words=label or old.words)
-    if old_path in there and _fit(old.type, there[old_path].type) >= SAME:
+    if old_path in given.there and _fit(old.type, given.there[old_path].type) >= SAME:
         return HealPlan(old_path, "unchanged")
+    old_shapes = _shapes(had or old.samples)
+    linked = given.linked(had)
+    shown = given.shown(old_path)
     weighed = []
-    for path, each in there.items():
+    for path, each in given.there.items():
         if path == old_path:
             continue  # it is of another type: what is within it may be the successor
-        known = replace(each, type=_type(each.type, values_after.of(path)))
+        has = given.values_after.of(path)
+        kind = _type(each.type, has)
         new = each.new if earlier is None else path not in earlier
-        if new is None and values_before.columns:
-            new = path not in values_before.columns
-        has = values_after.of(path)
-        linked = bool(had and has)
-        agreement = _agreement(had or old.samples, has or each.samples, linked=linked)
-        hinted = (renamed or {}).get(old_path) == path
-        shapes = _shapes(had or old.samples), _shapes(has or each.samples)
-        weighed.append(_weigh(old, known, resource, agreement, shapes, new=new, hinted=hinted))
+        if new is None and shown:
+            new = path not in given.values_before.columns
+        agreement = _agreement(had or old.samples, has or each.samples, linked=linked and bool(had and has))
+        weighed.append(
+            _weigh(
+                old,
+                each if kind == each.type else replace(each, type=kind),
+                resource,
+                agreement,
+                (old_shapes, _shapes(has or each.samples)),
+                new=new,
+                hinted=given.renamed.get(old_path) == path,
+            )
+        )
     weighed.sort(key=lambda each: (-each.score, each.known.path))
-    kind: Protection | None = protected_as(old_path, old.type, resource)
-    private = kind is not None or old.protected or old_path in protected
+    why: Protection | None = protected_as(old_path, old.type, resource)
+    private = why is not None or old.protected or old_path in given.protected
     proposals = [
         Proposal(
             each.known.path,
             each.score,
-            at == 0 and not private and _is_sure(old, each, weighed[1:], resource, protected),
+            at == 0 and not private and _is_sure(old, each, weighed[1:], resource, given.protected),
             each.evidence,
             each.doubts,
         )
@@ -365,7 +439,7 @@ def plan_heal(
         if each.score >= LEAST_SCORE
     ]
     status: Status = "broken" if not proposals else "applies" if proposals[0].applies else "proposed"
-    return HealPlan(old_path, status, tuple(proposals), kind or ("identity" if private else None))
+    return HealPlan(old_path, status, tuple(proposals), why or ("identity" if private else None))
 
 
 def plan_heals(
@@ -387,20 +461,9 @@ def plan_heals(
     """
     old, new = read_fields(old_fields), read_fields(new_fields)
     gone = [path for path in old if path not in new or _fit(old[path].type, new[path].type) < SAME]
-    plans = [
-        plan_heal(
-            path,
-            new_fields,
-            before=old_fields,
-            samples_before=samples_before,
-            samples_after=samples_after,
-            renamed=renamed,
-            resource=resource,
-            link_by=link_by,
-            protected=protected,
-        )
-        for path in gone
-    ]
+    samples = _read_samples(samples_before, samples_after, link_by)
+    given = _Given(new, old, *samples, renamed or {}, resource, protected, link_by)
+    plans = [_plan(path, given) for path in gone]
     plans = _shared_out(plans)
     return [plan for plan in plans if only is None or plan.field in only]
 
@@ -464,7 +527,7 @@ def _weigh(
     new: bool | None,
     hinted: bool,
 ) -> _Weighed:
-    name = compare(read_name(old.path, resource), read_name(new_field.path, resource))
+    name = likeness(old.path, new_field.path, resource)
     evidence: list[str] = []
     doubts = list(name.against)
     score = name.score
@@ -515,7 +578,7 @@ def _described(old: _Known, new: _Known) -> float:
     """Return how well a label or description of one fits the other's name."""
     return max(
         (
-            0.9 * compare(read_name(one), read_name(other)).score
+            0.9 * likeness(one, other).score
             for one, other in ((old.words, new.path), (old.path, new.words))
             if one and other
         ),
@@ -533,7 +596,9 @@ def _by_values(score: float, values: _Agreement) -> tuple[float, list[str], list
     if not values.compared:
         return score, evidence, doubts
     same = f"{values.equal} of {values.compared} linked records have the same value"
-    if values.denies:
+    if not values.linked and not values.equal and not values.like:
+        doubts.append("no value is the same: records of before and after may be different ones")
+    elif values.denies:
         doubts.append(f"only {same}")
         score *= 0.45
     elif values.share >= 0.5:
@@ -555,7 +620,7 @@ def _is_sure(
         return False
     if best.name.opposed or best.new is False or not _same_kind(old.type, known.type):
         return False
-    if old.path.count("[") != known.path.count("[") or best.values.denies:
+    if read_name(old.path).items != read_name(known.path).items or best.values.denies:
         return False
     if best.values.compared and best.values.share < ALL:
         return False

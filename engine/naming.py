@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -197,6 +197,99 @@ RELATED: tuple[frozenset[str], ...] = tuple(
         "rank position order sort",
         "legal company individual",
         "website site web",
+        # what a record is, or is part of
+        "attachment file document upload asset",
+        "folder directory label path parent",
+        "account grant connection integration app application client",
+        "article post story entry tweet publication",
+        "case issue incident ticket thread conversation",
+        "basket cart checkout order session",
+        "build job pipeline task run workflow",
+        "cover banner header image preview",
+        "coupon discount promotion voucher offer deal",
+        "device terminal machine client",
+        "host server domain hostname uri node instance",
+        "keyword phrase term word tag topic theme",
+        "list audience segment recipient",
+        "node member host",
+        "plan subscription tier package product price rate fee",
+        "receipt confirmation reference",
+        "repository project",
+        "review feedback comment rating score",
+        "rule policy condition",
+        "sale transaction payment charge order",
+        "section block row zone area region",
+        "settlement payout transfer",
+        "shipment fulfillment delivery package parcel shipping",
+        "store shop merchant site warehouse location",
+        "trigger event topic action",
+        "webhook callback hook",
+        # people and companies
+        "admin administrator moderator owner manager",
+        "approver reviewer assessor",
+        "attendee invitee participant guest registrant response member",
+        "bot app agent",
+        "brand manufacturer vendor supplier provider service",
+        "by user author actor",
+        "department division team unit category",
+        "employer company organization",
+        "party customer vendor contact",
+        "partner affiliate vendor buyer",
+        "reporter requester requested creator organizer host",
+        "sender from author",
+        "supervisor manager lead",
+        # venues and shows
+        "artist performer band act",
+        "capacity limit maximum size quota number",
+        "genre category style",
+        "hall stage room auditorium venue",
+        "show performance event meeting",
+        "ticket seat admission pass",
+        "video movie film clip voice audio call",
+        # what is said of a record
+        "availability schedule hours calendar slot",
+        "attribute property field trait feature characteristic custom",
+        "context metadata option property extra",
+        "coordinate point geo position location geometry shape",
+        "country nation region territory",
+        "draft unpublished pending",
+        "enabled active allowed available on accepts",
+        "error failure problem fault",
+        "expires valid validity until end deadline due",
+        "external foreign partner",
+        "granularity precision accuracy level",
+        "handle slug username alias permalink login",
+        "interaction activity engagement action",
+        "interval frequency period cadence",
+        "job title position occupation role",
+        "kind object type",
+        "layout view template theme design style",
+        "length duration period time minute",
+        "logon login signin sign visit",
+        "mail email",
+        "marketing newsletter promotional",
+        "medium channel source origin",
+        "merged closed",
+        "note remark memo comment",
+        "password authentication credential reauthentication",
+        "priority importance urgency severity",
+        "province county district area",
+        "reason cause code",
+        "referral referrer source",
+        "regarding related involved reference subject source target",
+        "result outcome status response output",
+        "role permission scope privilege access consent opt",
+        "secret private hidden confidential internal",
+        "sha hash checksum digest",
+        "signup registration subscribe join created",
+        "stock inventory quantity",
+        "summary excerpt abstract preview snippet teaser bio about",
+        "thumbnail preview sample",
+        "token key secret credential",
+        "validation schema verification",
+        "version build release revision",
+        "view visit impression display",
+        "weight mass",
     )
 )
 
@@ -266,6 +359,10 @@ OPPOSITES: tuple[frozenset[str], ...] = tuple(
         "cost price",
         "live test",
         "individual business company",
+        "by at",
+        "by date",
+        "by time",
+        "by count",
     )
 )
 NEGATIONS = _words("not no non never without exclude excluded excluding hide hidden disable un")
@@ -285,11 +382,17 @@ LIGHT = _words(
     "time timestamp type value object current"
 )
 TIME_WORDS = _words("at on date time timestamp datetime utc")
+# Too common for initials.
+_NO_INITIALS = LIGHT | TIME_WORDS | NEGATIONS | UNITS | _words("as by from in of off or out to up via who")
 # What providers wrap whole records into: a path says nothing more with it.
 WRAPPERS = _words("data attribute property object header")
 
-_PIECES = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
-_ITEM = re.compile(r"\[\d*\]")
+_PIECES = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_LETTERS = re.compile(r"\d+|[^\W\d_]+")  # of any script
+_ITEM = re.compile(r"\[(?:\d*|\*)\]")
+_QUOTED = re.compile(r"\[['\"]([^'\"]*)['\"]\]")
+_STEP = re.compile(r"[./]")
+_SEPARATORS = re.compile(r"[\W_]+")
 _LONGEST_PHRASE = 3
 _SHARE_OF_OLD = 0.6
 
@@ -324,26 +427,23 @@ _PEOPLE = _words(
 class Name:
     """The words of a path: those of its last step, and those of the steps before it, singular."""
 
-    path: str
     leaf: tuple[str, ...]
     parents: tuple[str, ...]
+    words: tuple[str, ...]  # parents and leaf
     plain: tuple[str, ...]  # all, as they were written but for case and spelling
+    squeezed: str  # the path in small letters, without what separates its words
     items: int  # how many steps go into a list
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (*self.parents, *self.leaf)
 
 
 @lru_cache(maxsize=8192)
 def read_name(path: str, resource: str = "") -> Name:
     """Return the words of a path; those that only repeat the resource's own name are left out."""
     own = {_singular(word) for word in _split(resource)}
-    steps = [step for step in _ITEM.sub("", path).split(".") if step] or [path]
+    steps, items = _steps(path)
     spelled = [_spelled(_split(step)) for step in steps]
     parents = [word for step in spelled[:-1] for word in step]
     singular = [word for word in map(_singular, parents) if word not in WRAPPERS | own]
-    leaf = [_singular(word) for word in spelled[-1]]
+    leaf = [_singular(word) for word in spelled[-1]] or [steps[-1]]
     if len(leaf) == 1 and singular:
         if phrase := SPELLINGS.get(f"{singular[-1]} {leaf[0]}"):  # phones[0].number
             singular, leaf = singular[:-1], phrase.split()
@@ -352,11 +452,31 @@ def read_name(path: str, resource: str = "") -> Name:
     if len(leaf) > 1 and leaf[0] in own:
         leaf = leaf[1:]
     kept = [word for word in parents if _singular(word) not in WRAPPERS | own]
-    return Name(path, tuple(leaf), tuple(singular), (*kept, *spelled[-1]), path.count("["))
+    squeezed = _SEPARATORS.sub("", "".join(steps)).lower()
+    return Name(tuple(leaf), tuple(singular), (*singular, *leaf), (*kept, *spelled[-1]), squeezed, items)
+
+
+def _steps(path: str) -> tuple[list[str], int]:
+    """Return the names in a path, and how many of its steps go into a list.
+
+    Beside ours, `a[0].b`, others are understood: `a[].b`, `a[*].b`, `a.0.b`, `$.a['b']`, and `/a/0/b`.
+    """
+    quoted = _QUOTED.sub(r".\1", path.removeprefix("#"))
+    steps = [step for step in _STEP.split(_ITEM.sub(".#.", quoted)) if step not in ("", "$")]
+    names = [step for at, step in enumerate(steps) if step != "#" and not (at and step.isdigit())]
+    return names or [path], len(steps) - len(names)
 
 
 def _split(text: str) -> list[str]:
-    return [piece.lower() for piece in _PIECES.findall(text)]
+    if text.isascii():
+        return [piece.lower() for piece in _PIECES.findall(text)]
+    return [word for piece in _LETTERS.findall(text) for word in _cased(piece)]
+
+
+def _cased(piece: str) -> list[str]:
+    """Divide a word where a capital letter follows a small one."""
+    ends = [at for at in range(1, len(piece)) if piece[at].isupper() and piece[at - 1].islower()]
+    return [piece[one:other].lower() for one, other in zip([0, *ends], [*ends, len(piece)], strict=True)]
 
 
 def _spelled(words: Sequence[str]) -> tuple[str, ...]:
@@ -409,12 +529,23 @@ class Likeness:
 
 
 @lru_cache(maxsize=65536)
+def likeness(old: str, new: str, resource: str = "") -> Likeness:
+    """Say how alike two paths are, of fields of a resource."""
+    return compare(read_name(old, resource), read_name(new, resource))
+
+
 def compare(old: Name, new: Name) -> Likeness:
     """Say how alike two names are."""
+    same = bool(old.squeezed and old.items == new.items) and (
+        "".join(old.plain) == "".join(new.plain) or old.squeezed == new.squeezed
+    )
+    old, new = _opened(old, new), _opened(new, old)
     pairs = _matched(old, new)
     whole = _overlap(old, new, pairs)
-    leaves = Name("", old.leaf, (), old.leaf, 0), Name("", new.leaf, (), new.leaf, 0)
-    leaf = whole if not (old.parents or new.parents) else _overlap(*leaves, _matched(*leaves))
+    leaf = whole
+    if old.parents or new.parents:
+        leaves = [replace(each, parents=(), words=each.leaf) for each in (old, new)]
+        leaf = _overlap(leaves[0], leaves[1], _matched(leaves[0], leaves[1]))
     spelled = fuzz.token_sort_ratio(" ".join(old.leaf), " ".join(new.leaf)) / 100
     score = 0.85 * whole + 0.15 * spelled
     if not LIGHT.issuperset(old.leaf):  # `shipping.id` and `billing.id` share what everything has
@@ -433,8 +564,8 @@ def compare(old: Name, new: Name) -> Likeness:
     changed, soft = _reservations(left_old, left_new, old, new)
     time_free = tuple(tuple(w for w in each.words if w not in TIME_WORDS) for each in (old, new))
     return Likeness(
-        score=min(score, 1.0),
-        same="".join(old.plain) == "".join(new.plain) and old.items == new.items,
+        score=1.0 if same else min(score, 1.0),
+        same=same,
         same_but_time=bool(time_free[0]) and time_free[0] == time_free[1] and old.items == new.items,
         same_leaf=old.leaf == new.leaf,
         shared=tuple(dict.fromkeys(old.words[i] for i, _, alike in pairs if alike >= 0.7)),
@@ -442,6 +573,35 @@ def compare(old: Name, new: Name) -> Likeness:
         opposed=opposed,
         changed=changed,
     )
+
+
+def _opened(name: Name, other: Name) -> Name:
+    """Write out words that stand for several of the other name's: `latlng`, and initials such as `crl`."""
+    if len(other.words) < 2:
+        return name
+    made = {word: _parts(word, other.words) for word in name.words if word not in other.words}
+    if all(len(parts) == 1 for parts in made.values()):
+        return name
+    leaf, parents = (
+        tuple(part for word in step for part in made.get(word, (word,))) for step in (name.leaf, name.parents)
+    )
+    return replace(name, leaf=leaf, parents=parents, words=(*parents, *leaf))
+
+
+@lru_cache(maxsize=65536)
+def _parts(word: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the words in a row that a word is made of, by their letters or their initials; else itself."""
+    if len(word) > 5:
+        for at in range(len(words) - 1):
+            for end in range(at + 2, len(words) + 1):
+                if "".join(words[at:end]) == word:
+                    return words[at:end]
+    elif len(word) > 1 and word not in _NO_INITIALS:
+        size = len(word)
+        for at in range(len(words) - size + 1):
+            if "".join(each[0] for each in words[at : at + size]) == word:
+                return words[at : at + size]
+    return (word,)
 
 
 def _matched(old: Name, new: Name) -> list[tuple[int, int, float]]:

@@ -13,6 +13,7 @@ import yaml
 from engine.healing import HealPlan, plan_heal, plan_heals
 
 HALVES = ("development", "held_out")
+SETS = (*HALVES, "looked_up")  # by provider, in the first two; each entry checked at its source, in the last
 Given = Literal["names", "types", "before", "resource"]
 
 

@@ -7,24 +7,24 @@ import pytest
 import yaml
 
 from engine.healing import HealPlan, plan_heal
-from tests.healing.cases import HALVES, Given, blocks, cases, fields, score
+from tests.healing.cases import HALVES, SETS, Given, blocks, cases, fields, score
 
 GIVEN: tuple[Given, ...] = ("names", "types", "before", "resource")
 TRAPS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "traps.yaml").read_text("utf-8"))
 
 
 def test_the_set_is_large_enough() -> None:
-    found = [case for half in HALVES for case in cases(half)]
-    assert sum(case.successor is not None for case in found) >= 120
-    assert sum(case.successor is None and not case.derived for case in found) + len(TRAPS) >= 80
-    assert all(block["source"].startswith("https://") for half in HALVES for block in blocks(half))
+    found = [case for each in SETS for case in cases(each)]
+    assert sum(case.successor is not None for case in found) >= 600
+    assert sum(case.successor is None and not case.derived for case in found) + len(TRAPS) >= 300
+    assert all(block["source"].startswith("https://") for each in SETS for block in blocks(each))
     assert not {block["provider"] for block in blocks("development")} & {
         block["provider"] for block in blocks("held_out")
     }
 
 
 @pytest.mark.parametrize("given", GIVEN)
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("half", SETS)
 def test_most_renames_are_proposed_first_and_nothing_wrong_applies(half: str, given: Given) -> None:
     reached = score(half, given)
     assert reached.wrong == ()

@@ -136,8 +136,8 @@ def records(**columns: list[Any]) -> list[dict[str, Any]]:
 
 
 def test_equal_values_decide_where_names_do_not() -> None:
-    before = {"show_title": TITLES}
-    after = {"headline_title": TITLES, "series_title": ["Autumn"] * 6}
+    before = {"show_title": TITLES, "status": ["on"] * 6}
+    after = {"headline_title": TITLES, "series_title": ["Autumn"] * 6, "status": ["on"] * 6}
     plan = plan_heal("show_title", list(after), samples_before=before, samples_after=after)
     assert (plan.status, plan.successor) == ("applies", "headline_title")
     assert "6 of 6 linked records have the same value, 6 of them telling ones" in plan.proposals[0].evidence
@@ -145,8 +145,8 @@ def test_equal_values_decide_where_names_do_not() -> None:
 
 def test_records_are_linked_by_their_id_in_whatever_order() -> None:
     ids = ["e1", "e2", "e3", "e4", "e5", "e6"]
-    before = records(id=ids, show_title=TITLES)
-    after = list(reversed(records(id=ids, headline_title=TITLES)))
+    before = records(id=ids, show_title=TITLES, status=["on"] * 6)
+    after = list(reversed(records(id=ids, headline_title=TITLES, status=["on"] * 6)))
     plan = plan_heal("show_title", ["headline_title"], samples_before=before, samples_after=after)
     assert plan.successor == "headline_title"
     unlinked = [{"headline_title": each["headline_title"]} for each in after]
@@ -158,11 +158,89 @@ def test_other_values_deny_the_same_name() -> None:
     plan = plan_heal(
         "seatMap",
         ["seat_map"],
-        samples_before={"seatMap": ["A front", "B side", "C back"]},
-        samples_after={"seat_map": ["red", "blue", "green"]},
+        samples_before={"id": ["e1", "e2", "e3"], "seatMap": ["A front", "B side", "C back"]},
+        samples_after={"id": ["e1", "e2", "e3"], "seat_map": ["red", "blue", "green"]},
     )
     assert plan.successor is None
     assert "only 0 of 3 linked records have the same value" in plan.proposals[0].doubts
+
+
+def test_values_of_other_records_deny_nothing_and_forbid_it_still() -> None:
+    plan = plan_heal(
+        "showName",
+        ["show_name", "status"],
+        samples_before={"showName": ["Jazz Night", "Rock Night", "Folk Night"]},
+        samples_after={"show_name": ["Late Show", "Matinee", "Open Stage"], "status": ["on", "off", "on"]},
+    )
+    assert (plan.status, first(plan)) == ("proposed", "show_name")
+    assert plan.proposals[0].score >= 0.9
+    assert plan.proposals[0].doubts == (
+        "no value is the same: records of before and after may be different ones",
+    )
+
+
+def test_records_that_show_nothing_else_do_not_tell_what_is_new() -> None:
+    ids = ["e1", "e2", "e3", "e4", "e5", "e6"]
+    before, after = records(id=ids, show_title=TITLES), records(id=ids, headline_title=TITLES)
+    plan = plan_heal("show_title", ["id", "headline_title"], samples_before=before, samples_after=after)
+    assert (plan.status, first(plan)) == ("proposed", "headline_title")
+
+
+@pytest.mark.parametrize(
+    ("old", "now", "first_one", "applies"),
+    [
+        ("lines[0].seatMap", ["lines[].seat_map"], "lines[].seat_map", True),
+        ("lines.0.seatMap", ["lines[*].seat_map"], "lines[*].seat_map", True),
+        ("lines[0].seatMap", ["lines.seat_map"], "lines.seat_map", False),
+        ("/show/seatMap", ["/show/seat_map", "/show/name"], "/show/seat_map", True),
+        ("$.show['seatMap']", ["show.seat_map"], "show.seat_map", True),
+        ("latLng", ["latlng"], "latlng", True),
+        (
+            "crlPoint",
+            ["certificate_revocation_list_url", "point_count"],
+            "certificate_revocation_list_url",
+            False,
+        ),
+        ("größeNetto", ["Größe_Netto", "Größe_Brutto"], "Größe_Netto", True),
+        ("座席", ["座席", "日付"], None, False),
+        ("", ["a"], None, False),
+        ("...", ["..", "a"], None, False),
+        ("seatMap", [], None, False),
+        ("seatMap", ["", "seat_map"], "seat_map", True),
+    ],
+)
+def test_paths_are_understood_however_they_are_written(
+    old: str, now: list[str], first_one: str | None, applies: bool
+) -> None:
+    plan = plan_heal(old, now)
+    assert (first(plan), plan.applies) == (first_one, applies)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"seat_map": "string", "name": "string"},
+        {"seat_map": ["string", "null"], "name": None},
+        [{"path": "seat_map", "type": "string"}, {"name": "name"}],
+        [("seat_map", "string"), ("name", "string")],
+        {"seat_map": {"type": ["null", "string"]}, "name": {}},
+        (path for path in ("seat_map", "name")),
+    ],
+)
+def test_fields_are_understood_however_they_are_given(now: Any) -> None:
+    assert plan_heal("seatMap", now).successor == "seat_map"
+
+
+def test_the_old_path_among_the_candidates_is_still_there() -> None:
+    assert plan_heal("seatMap", ["seatMap", "seat_map"]).status == "unchanged"
+
+
+@pytest.mark.parametrize(
+    "samples", [{"seat_map": "A front"}, [{"seat_map": "A front"}], {"seat_map": ["A front"]}]
+)
+def test_samples_are_understood_however_they_are_given(samples: Any) -> None:
+    plan = plan_heal("seatMap", ["seat_map"], samples_before={"seatMap": ["A front"]}, samples_after=samples)
+    assert "1 of 1 linked records have the same value, 1 of them telling ones" in plan.proposals[0].evidence
 
 
 @pytest.mark.parametrize(
