@@ -172,6 +172,14 @@ class Mapping:
         """Whether a push may put records of theirs out of use, or delete them."""
         return self.pushes and (self.when_ours_is_gone, self.when_no_longer_wanted) != ("keep", "keep")
 
+    @property
+    def returned_fields(self) -> tuple[str, ...]:
+        """The fields that a pull may set from where a push writes to."""
+        pushed = frozenset(self.pushed_paths)
+        return tuple(
+            name for name, places in self.places.items() if any(path.text in pushed for path in places)
+        )
+
     def conflict_rule(self, name: str) -> ConflictRule:
         """Return what decides when both sides changed a field; a mapping that only pulls takes theirs."""
         if self.direction == "pull":

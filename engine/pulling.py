@@ -333,6 +333,7 @@ class Pull:
                     theirs_newer=_theirs_newer(row.changed_at, our.get("changed_at")),
                     fields=self._fields,
                     known=conflicts.get(local_id),
+                    unsaid=[name for name in mapping.returned_fields if name not in their],
                 )
                 self._count(resolution, before)
                 open_, over = self._waiting(row, local_id, (our, their), before, resolution)

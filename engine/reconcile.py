@@ -8,7 +8,7 @@ split in two) never makes a change by itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -125,13 +125,15 @@ def resolve(
     theirs_newer: bool,
     fields: FieldCatalog,
     known: Mapping[str, FieldConflict] | None = None,
+    unsaid: Iterable[str] = (),
 ) -> Resolution:
     """Merge field by field against what was last agreed.
 
     `ours` are the platform's values now, `theirs` the provider's in the platform's terms. `agreed` is a
     link's (`{"ours": …, "theirs": …, "open": …}`), empty for a pair just matched: then a missing value takes
     the other side's. `rule` may give each field one of its own. `known` are conflicts by field, for what a
-    person decided: that holds for the values it was decided about, and for no others.
+    person decided: that holds for the values it was decided about, and for no others. `unsaid` are fields
+    that could come with `theirs` and don't: ours is to be written there where it changed.
     """
     before = {"ours": agreed.get("ours") or {}, "theirs": agreed.get("theirs") or {}}
     was_open, known = tuple(agreed.get("open", ())), known or {}
@@ -173,6 +175,12 @@ def resolve(
             take[name] = their_value
         elif we_changed:
             ours_win = True
+    for name in unsaid:
+        if name not in theirs and name not in was_open:
+            declared = fields.get(name)
+            ours_win = ours_win or not same(
+                before["ours"].get(name), ours.get(name), declared.type if declared else "any"
+            )
     return Resolution(take, ours_win, tuple(conflicts), outcomes, tuple(applied), tuple(over))
 
 

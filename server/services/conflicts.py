@@ -195,7 +195,7 @@ async def resolve(
             row.resolution = {"take": decision.take} | (
                 {"value": decision.value} if decision.take == "value" else {}
             )
-            due = await _queue(session, context, actor, integration, [row])
+            due = await _queue(session, context, actor, integration, venue_id, [row])
             audit.record(
                 session,
                 actor,
@@ -248,7 +248,7 @@ async def resolve_many(
                 .execution_options(synchronize_session=False)
             )
         ).all()
-        due = await _queue(session, context, actor, integration, rows) if rows else []
+        due = await _queue(session, context, actor, integration, wanted.venue_id, rows) if rows else []
         narrowed = {"entity": wanted.entity, "field": wanted.field, "record_id": wanted.record_id}
         audit.record(
             session,
@@ -354,10 +354,11 @@ async def _queue(
     context: Context,
     actor: Actor,
     integration: IntegrationConfig,
+    venue_id: UUID,
     rows: Sequence[FieldConflict],
 ) -> list[Due]:
     """Queue the records of conflicts in the high lane, each once: one that waits already is enough."""
-    venue_id, provider = integration.venue_id, integration.integration_type
+    provider = integration.integration_type
     await operations.require_room(session, venue_id, provider, context.settings.queue_depth)
     resource_of = Operation.payload["resource"].as_string()
     waiting = await session.execute(

@@ -267,3 +267,14 @@ async def test_what_one_pull_found_to_be_written_a_second_one_doesnt_forget() ->
         "1",
         "ada@example.net",
     )
+
+
+@pytest.mark.parametrize("match_on", [None, "email"], ids=["linked", "just matched"])
+async def test_what_changed_here_is_written_where_theirs_says_nothing_of_it(match_on: str | None) -> None:
+    world = World("ada", match_on=match_on)
+    if match_on is None:
+        await world.push()
+    world.put("ada", phone="1")
+    world.provider.records["c1"] = {"id": "c1", "full_name": "Ada L", "mail": "ada@example.com"}
+    await sync(world)
+    assert world.provider.records["c1"]["tel"] == "1"
