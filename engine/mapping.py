@@ -131,7 +131,7 @@ class Mapping:
     match_on: str | None = None
     match_path: Path | None = None
     when_both_changed: ConflictRule = "platform_wins"
-    conflict_rules: abc.Mapping[str, ConflictRule] = field(default_factory=dict)
+    conflict_rules: abc.Mapping[str, ConflictRule] = field(default_factory=dict, hash=False)
     when_ours_is_gone: GoneRule = "keep"
     when_no_longer_wanted: GoneRule = "keep"
     when_theirs_is_gone: UnlinkRule = "unlink"
@@ -144,8 +144,8 @@ class Mapping:
     list_rules: tuple[ListRule, ...] = ()
     pulled_fields: tuple[str, ...] = ()
     pushed_paths: tuple[str, ...] = ()
-    sources: abc.Mapping[str, str] = field(default_factory=dict)
-    places: abc.Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    sources: abc.Mapping[str, str] = field(default_factory=dict, hash=False)
+    places: abc.Mapping[str, tuple[Path, ...]] = field(default_factory=dict, hash=False)
     push: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
     pull: Translate = field(default=lambda record, scope: {}, repr=False, compare=False)
 
