@@ -409,7 +409,7 @@ def value_of(field: Field, value: Any) -> Any:
     if value is None or value == "":
         if field.required:
             raise _unfit(field, "a record can't do without it")
-        return value
+        return value if field.type in _TEXTS else None
     if field.type in _TEXTS and not isinstance(value, str):
         raise _unfit(field, "it takes a text")
     if field.type in _KINDS and (
