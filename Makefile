@@ -65,6 +65,10 @@ lint-api: $(STAMP) ## lint the API's description with Spectral and Redocly; need
 fuzz: $(STAMP) ## send the API made-up requests, as many as FUZZ_EXAMPLES says for each operation and caller
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest -q tests/contract/api/test_fuzz.py $(ARGS)
 
+.PHONY: mutation
+mutation: $(STAMP) ## make templates wrong in one place after the other, and tell which of it no sample notices
+	@exec $(BIN)/python -m tests.mutation $(ARGS)
+
 .PHONY: snapshots
 snapshots: $(STAMP) ## accept what the snapshot tests see now
 	@exec $(BIN)/python -m pytest -q tests/snapshot --snapshot-update $(ARGS)

@@ -214,23 +214,52 @@ def _unknown(
 def detect_template(templates: Sequence[MappingTemplate], venue: Record) -> tuple[MappingTemplate, str]:
     """Return the template that suits a venue best, and why, in a sentence for people.
 
-    Its type decides; else the words in its name, the template with the most of them first; else the template
-    called `default`, or the first. `templates` can't be empty.
+    Its type decides. Where that is none's or several's, it is the template of which the venue's name (or
+    else its type) has the most words. Where those are as many for another, or none, it is the template called
+    `default`, or the first. `templates` can't be empty.
     """
     kind = venue.get("type")
-    for template in templates:
-        if kind is not None and kind in template.suits.venue_types:
-            return template, f"the venue's type is `{kind}`"
-    words = set(_words(str(venue.get("name") or "")))
-    named = [
-        (template, [mention for mention in template.suits.name_mentions if set(_words(mention)) <= words])
-        for template in templates
-    ]
-    best, mentions = max(named, key=lambda each: len(each[1]))
-    if mentions:
-        return best, f"the venue's name mentions {listed(f'`{mention}`' for mention in mentions)}"
-    default = next((template for template in templates if template.name == "default"), templates[0])
+    default = next((each for each in templates if each.name == "default"), templates[0])
+    of_type = [each for each in templates if kind is not None and _is_for(each, str(kind))]
+    if len(of_type) == 1:
+        return of_type[0], f"the venue's type is `{kind}`"
+    said = ""
+    if kind is not None:
+        several = f"several templates are for the type `{kind}`, and "
+        said = several if of_type else f"no template is for the type `{kind}`, but "
+    for what, text in (("the venue's name", venue.get("name")), ("it" if said else "", kind)):
+        best = _most_mentioned(of_type or templates, str(text or ""))
+        if len(best) == 1:
+            template, mentions = best[0]
+            return template, f"{said}{what} mentions {_quoted(mentions)}"
+        if best:
+            one, *others = (f"`{template.name}` ({_quoted(mentions)})" for template, mentions in best)
+            alike = f"{said}{what} speaks for {one} as much as for {', '.join(others)}"
+            return default, f"{alike}, so it is the default"
+    if of_type:
+        return default, f"{said}nothing speaks for one of them, so it is the default"
     return default, "neither the venue's type nor its name speaks for another template"
+
+
+def _is_for(template: MappingTemplate, kind: str) -> bool:
+    return any(_words(each) == _words(kind) for each in template.suits.venue_types)
+
+
+def _most_mentioned(
+    templates: Sequence[MappingTemplate], text: str
+) -> list[tuple[MappingTemplate, list[str]]]:
+    """Return the templates of whose words a text has the most, with these words; none when it has none."""
+    words = set(_words(text))
+    found = [
+        (template, [each for each in template.suits.name_mentions if set(_words(each)) <= words])
+        for template in sorted(templates, key=lambda each: each.name)
+    ]
+    most = max(len(mentions) for _, mentions in found)
+    return [each for each in found if most and len(each[1]) == most]
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return listed(f"`{each}`" for each in words)
 
 
 def _words(text: str) -> list[str]:
@@ -238,4 +267,4 @@ def _words(text: str) -> list[str]:
     plain = "".join(
         each for each in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(each)
     )
-    return re.findall(r"\w+", plain)
+    return re.findall(r"[^\W_]+", plain)

@@ -185,5 +185,37 @@ def test_the_template_that_suits_a_venue_is_chosen_and_says_why(
     assert why in reason
 
 
+SMALL = named("small", Suits(("comedy_club",), ("cellar",)))
+
+
+@pytest.mark.parametrize(
+    ("venue", "template", "why"),
+    [
+        ({"type": "comedy_club", "name": "Fox Cellar"}, SMALL,
+         "several templates are for the type `comedy_club`, and the venue's name mentions `cellar`"),
+        ({"type": "comedy_club", "name": "Fox"}, COMEDY,
+         "several templates are for the type `comedy_club`, and it mentions `comedy`"),
+        ({"type": "Comedy-Club", "name": "Live Cellar"}, DEFAULT,
+         "several templates are for the type `Comedy-Club`, and the venue's name speaks for "
+         "`comedy` (`live`) as much as for `small` (`cellar`), so it is the default"),
+        ({"type": None, "name": "Jazz Comedy"}, DEFAULT,
+         "the venue's name speaks for `comedy` (`comedy`) as much as for `music` (`jazz`), "
+         "so it is the default"),
+    ],
+)  # fmt: skip
+def test_what_suits_several_templates_is_decided_by_words_or_is_the_default(
+    venue: dict[str, Any], template: MappingTemplate, why: str
+) -> None:
+    assert detect_template([SMALL, COMEDY, DEFAULT, MUSIC], venue) == (template, why)
+
+
+def test_of_several_for_a_type_that_nothing_speaks_for_none_is_taken() -> None:
+    one, other = named("one", Suits(("bar",))), named("other", Suits(("bar",)))
+    chosen, why = detect_template([one, DEFAULT, other], {"type": "bar", "name": "Fox"})
+    assert chosen is DEFAULT
+    several = "several templates are for the type `bar`"
+    assert why == f"{several}, and nothing speaks for one of them, so it is the default"
+
+
 def test_without_a_default_the_first_is_taken() -> None:
     assert detect_template([COMEDY, MUSIC], {"name": "x"})[0] is COMEDY
