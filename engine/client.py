@@ -47,7 +47,8 @@ class ProviderClient:
     """One provider account, called by its manifest.
 
     `on_call` is told of every HTTP exchange, `on_records` of records as the provider gave them, with their
-    resource: those of a page, looked up by id, or answered to writes. Clients of one account share a limiter
+    resource: those of a page, looked up by id, or answered to writes; `on_unknown` of a resource and a field
+    that the provider answered it doesn't know. Clients of one account share a limiter
     to keep to its limits together; `budget` names the account there when its connection doesn't. Every method
     raises AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError or another
     ProviderError for what ends a run, and ForbiddenAddressError for an address that may not be called.
@@ -63,6 +64,7 @@ class ProviderClient:
         clock: Clock | None = None,
         on_call: Callable[[CallReport], None] | None = None,
         on_records: OnRecords | None = None,
+        on_unknown: Callable[[str, str], None] | None = None,
         ceilings: Ceilings | None = None,
         budget: str | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class ProviderClient:
         self.connector = connector
         self._clock = clock
         self._on_records = on_records
+        self._on_unknown = on_unknown
         self._caller = Caller(
             connector,
             credentials,
@@ -226,6 +229,10 @@ class ProviderClient:
             answered = [each.record for each in results if each.record is not None and each.error is None]
             if answered:
                 self._on_records(group.resource, answered)
+        if self._on_unknown is not None:
+            named = {each.error.field for each in results if each.heal and each.error is not None}
+            for field in sorted(name for name in named if name):
+                self._on_unknown(group.resource, field)
         return results
 
     async def archive(self, resource: str, record_id: str, key: str) -> None:

@@ -2,11 +2,13 @@
 
 A field counts as removed only after it was missed much longer than it ever was, and one that appears is new
 only once there is something to compare with. Where a new field is like one that was removed, it is renamed.
+One that the provider answered it doesn't know is refused, until records have it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -15,13 +17,14 @@ from engine.fields import FieldCatalog
 from engine.healing import plan_heals
 from engine.observing import MOST_FIELDS, MOST_SHAPES, Sighting
 
-DriftKind = Literal["added", "removed", "retyped", "enumeration_grown", "renamed"]
+DriftKind = Literal["added", "removed", "returned", "refused", "retyped", "enumeration_grown", "renamed"]
 
 SETTLED = 20  # records of a resource, or of a field, before anything is told of it
 MISSED_AT_LEAST = 50  # records without a field, before it counts as removed
 MISSED_TIMES = 8  # and how often it would have come in those
 MOST_WORDS = 50  # values of an enumeration that are kept
 RENAMED_SCORE = 0.6
+_NAMES = re.compile(r"[^\W\d][\w-]*")  # of the steps of a path, however they are put together
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,12 @@ class KnownField:
     nulls: int = 0
     missed: int = 0
     removed: bool = False
+    refused: bool = False  # the provider answered to a write that it doesn't know it
     first_seen: datetime | None = None  # None: with this sighting
+
+    @property
+    def gone(self) -> bool:
+        return self.removed or self.refused
 
     @property
     def share(self) -> float:
@@ -90,15 +98,20 @@ def compare(
     """
     made = Comparison()
     settled = max((each.records for each in known.values()), default=0) >= SETTLED
+    chances = _Chances(sighting)
     for path, old in known.items():
         if path not in sighting.fields:
-            made.fields[path] = _missed(old, sighting.records, made)
+            made.fields[path] = _missed(old, chances.of(path), made)
     for path, seen in sighting.fields.items():
         if path not in known and len(made.fields) >= MOST_FIELDS:
             continue
         old = known.get(path, KnownField(path))
         if path not in known and settled:
             made.drift.append(Drift("added", path, (), tuple(seen.types)))
+        # What was read all along and can't be written won't be written for being read again.
+        returned = old.removed or (old.refused and not old.seen)
+        if returned:
+            made.drift.append(Drift("returned", path, (), tuple(seen.types)))
         types = (*old.types, *(each for each in seen.types if each not in old.types))
         if old.seen - old.nulls >= SETTLED and _kinds(types) != _kinds(old.types) and old.types:
             made.drift.append(Drift("retyped", path, old.types, types))
@@ -115,7 +128,10 @@ def compare(
             nulls=old.nulls + seen.nulls,
             missed=0,
             removed=False,
+            refused=old.refused and not returned,
         )
+    for named in sorted(sighting.refused):
+        _refuse(made, named, declared)
     _find_renamed(made, known, resource, renamed or {})
     return made
 
@@ -129,6 +145,58 @@ def _missed(old: KnownField, records: int, made: Comparison) -> KnownField:
         made.drift.append(Drift("removed", old.path, old.types))
     # Its share is that of the time in which it was there.
     return replace(old, missed=missed, removed=removed)
+
+
+class _Chances:
+    """In how many of the records that were looked at a field could have been.
+
+    What is within a group or a list can't be missed where that is empty, or null.
+    """
+
+    def __init__(self, sighting: Sighting) -> None:
+        self._sighting = sighting
+        self._within: dict[str, int] = {}
+        for path, each in sighting.fields.items():
+            group = path.rpartition(".")[0]
+            self._within[group] = max(self._within.get(group, 0), each.seen)
+
+    def of(self, path: str) -> int:
+        group = path.rpartition(".")[0]
+        if not group:
+            return self._sighting.records
+        if group in self._within:
+            return self._within[group]
+        parent = self._sighting.fields.get(group.removesuffix("[0]"))
+        if parent is None:
+            return self.of(group)
+        return sum(times for kind, times in parent.types.items() if kind not in ("object", "list"))
+
+
+def _refuse(made: Comparison, named: str, declared: FieldCatalog) -> None:
+    path = same_path(named, {*declared, *made.fields}) or named
+    old = made.fields.get(path, KnownField(path))
+    if not old.refused and (path in made.fields or len(made.fields) < MOST_FIELDS):
+        made.drift.append(Drift("refused", path, old.types))
+        made.fields[path] = replace(old, refused=True)
+
+
+def same_path(named: str, paths: Collection[str]) -> str | None:
+    """Return which of some paths a provider means: the same steps, or the only one that ends with them, or
+    that its name ends with.
+    """
+    if named in paths:
+        return named
+    steps = {path: _NAMES.findall(path.lower()) for path in paths}
+    meant = _NAMES.findall(named.lower())
+    if not meant:
+        return None
+    same = [path for path, each in steps.items() if each == meant]
+    near = same or [
+        path
+        for path, each in steps.items()
+        if each and (each[-len(meant) :] == meant or meant[-len(each) :] == each)
+    ]
+    return near[0] if len(near) == 1 else None
 
 
 def _kinds(types: tuple[str, ...]) -> frozenset[str]:

@@ -18,8 +18,9 @@ from engine.naming import Likeness, Protection, likeness, protected_as, read_nam
 from engine.observing import family, leaves, shape_of, type_of_values
 
 Status = Literal["applies", "proposed", "broken", "unchanged"]
-Names = Iterable[str | Field | Mapping[str, Any]] | Mapping[str, Any]
-Samples = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+Named = str | Field | Mapping[str, Any] | Sequence[Any]  # a path, or a path with what is known of it
+Names = Iterable[Named] | Mapping[str, Any]
+Samples = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 MOST_PROPOSALS = 5
 LEAST_SCORE = 0.34  # of a proposal
@@ -132,13 +133,13 @@ def _with_path(path: str, given: Any) -> Mapping[str, Any] | Field:
     return {**given, "path": path} if isinstance(given, Mapping) else {"path": path, "type": given}
 
 
-def _read_field(given: str | Field | Mapping[str, Any]) -> _Known:
+def _read_field(given: Named) -> _Known:
     if isinstance(given, str):
         return _Known(given, "any")
-    if isinstance(given, list | tuple) and len(given) == 2:  # path and type
-        given = {"path": given[0], "type": given[1]}
     if isinstance(given, Field):
         return _Known(given.path, family(given.type), protected=given.unit is not None)
+    if not isinstance(given, Mapping):
+        given = dict(zip(("path", "type"), given, strict=False))
     path = next((given[key] for key in ("path", "name", "field") if given.get(key) is not None), None)
     if not isinstance(path, str):
         raise ValueError("a field needs a `path`")

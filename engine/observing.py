@@ -18,6 +18,7 @@ LONGEST = 500  # characters of a path
 DEEPEST = 6  # levels within each other
 ITEMS_LOOKED_AT = 3  # of a list
 MOST_WORDS = 50  # of an enumeration
+MOST_REFUSED = 20  # fields of a resource
 
 # What other people call our types.
 _OTHER_WORDS: Final[Mapping[str, str]] = {
@@ -176,6 +177,7 @@ class Sighting:
     records: int = 0
     fields: dict[str, Observed] = field(default_factory=dict)
     enumerations: frozenset[str] = frozenset()  # paths whose values are words of the provider's own
+    refused: set[str] = field(default_factory=set)  # what it answered it doesn't know, as it names it
 
     def look(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Count in what some records carry."""
@@ -191,6 +193,11 @@ class Sighting:
                 if path not in here:  # of a list's items the first one counts
                     here.add(path)
                     known.add(value, enumeration=path in self.enumerations)
+
+    def refuse(self, named: str) -> None:
+        """Note a field that the provider refused to take because it doesn't know it."""
+        if len(self.refused) < MOST_REFUSED and len(named) <= LONGEST and named.isprintable():
+            self.refused.add(named)
 
 
 def observe(records: Iterable[Mapping[str, Any]]) -> dict[str, Observed]:

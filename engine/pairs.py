@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from engine.diagnostics import did_you_mean, listed, nearest
+from engine.drift import KnownField
 from engine.errors import ExpressionError
 from engine.expressions import Path
 from engine.fields import Field, declared_field
@@ -85,6 +86,8 @@ class GonePair:
     """A pair one of whose fields isn't known any more; `proposal` is the free one most like it.
 
     `plan` says what became of the field, with paths of its own side; None when its whole resource is gone.
+    `because`: the manifest doesn't know it, records don't have it any more (`missed`), or the provider
+    answered that it doesn't know it (`refused`).
     """
 
     source: str
@@ -92,6 +95,7 @@ class GonePair:
     gone: str
     proposal: str | None
     plan: HealPlan | None = None
+    because: Literal["unknown", "missed", "refused"] = "unknown"
 
     @property
     def side(self) -> str:
@@ -221,11 +225,12 @@ def gone_pairs(
     mappings: Sequence[Written],
     connector: Connector,
     platform: Platform,
-    observed: Mapping[str, Mapping[str, str]] | None = None,
+    observed: Mapping[str, Mapping[str, KnownField]] | None = None,
 ) -> list[GonePair]:
     """Return the pairs one of whose fields isn't known any more, with what became of it.
 
-    `observed` are types of fields that records of theirs had, by resource and path.
+    `observed` is what records of theirs had, by resource and path: a field that is gone from them counts as
+    well, though the manifest knows it.
     """
     pairs = pairs_of(mappings)
     targets = {target for each in pairs.values() for target in each}
@@ -236,18 +241,61 @@ def gone_pairs(
         if entity is None or resource is None:
             gone = rule.source if entity is None else rule.target
             found[key] = GonePair(*key, gone, None)
-        elif rule.field != "id" and rule.field not in entity.fields and not made_up(rule.options):
+            continue
+        seen = (observed or {}).get(rule.resource, {})
+        was = seen.get(rule.path)
+        known = _is_known(rule, resource)
+        if rule.field != "id" and rule.field not in entity.fields and not made_up(rule.options):
             free = [each for name, each in entity.fields.items() if f"{rule.entity}.{name}" not in pairs]
             plan = plan_heal(rule.field, free, resource=rule.entity)
             found[key] = GonePair(*key, rule.source, _proposal(plan, rule.entity, free), plan)
-        elif not _is_known(rule, resource):
+        elif not known or (was is not None and was.gone and rule.path != resource.id.text):
             free = [
-                each for path, each in resource.fields.items() if f"{rule.resource}.{path}" not in targets
+                each
+                for path, each in resource.fields.items()
+                if f"{rule.resource}.{path}" not in targets and path != rule.path
             ]
-            was = (observed or {}).get(rule.resource, {}).get(rule.path)
-            plan = plan_heal(rule.path, free, old_type=was, renamed=resource.renamed, resource=rule.resource)
-            found[key] = GonePair(*key, rule.target, _proposal(plan, rule.resource, free), plan)
+            plan = plan_heal(
+                rule.path,
+                _there(free, resource, seen, was, targets) if known and was is not None else free,
+                old_type=was.type if was else None,
+                renamed=resource.renamed,
+                resource=rule.resource,
+            )
+            because: Literal["unknown", "missed", "refused"] = (
+                "unknown" if not known or was is None else "refused" if was.refused else "missed"
+            )
+            likely = _proposal(plan, rule.resource, free if not known else ())
+            found[key] = GonePair(*key, rule.target, likely, plan, because)
     return list(found.values())
+
+
+def _there(
+    free: Sequence[Field],
+    resource: Resource,
+    seen: Mapping[str, KnownField],
+    was: KnownField,
+    targets: Collection[str],
+) -> list[dict[str, Any]]:
+    """Return what may have taken the place of a field that the manifest still has: other fields of its own,
+    and new ones that records have. What it doesn't know, nobody can map by itself.
+    """
+
+    def new(path: str) -> bool | None:
+        known = seen.get(path)
+        return None if known is None or not was.removed else known.records <= was.missed
+
+    there = [
+        {"path": each.path, "type": each.type, "new": new(each.path), "protected": each.unit is not None}
+        for each in free
+        if each.path not in seen or not seen[each.path].gone
+    ]
+    unknown = (
+        {"path": path, "type": known.type, "new": True, "protected": True}
+        for path, known in seen.items()
+        if not known.gone and path not in resource.fields and new(path)
+    )
+    return [*there, *(each for each in unknown if f"{resource.name}.{each['path']}" not in targets)]
 
 
 def _proposal(plan: HealPlan, side: str, free: Sequence[Field]) -> str | None:
@@ -392,7 +440,7 @@ def _missing(mappings: Sequence[Written], connector: Connector, platform: Platfo
         entity: Entity = platform.entities[mapping["entity"]]
         resource: Resource = connector.resources[mapping["resource"]]
         if mapping["direction"] != "pull":
-            sent = {path for rule in rules if _goes(rule, "push") for path in _paths(rule)}
+            sent = {path for rule in rules if goes(rule, "push") for path in paths_of(rule)}
             for field in unsent_fields(resource, sent):
                 target = f"{resource.name}.{field.path}"
                 message = (
@@ -400,7 +448,7 @@ def _missing(mappings: Sequence[Written], connector: Connector, platform: Platfo
                 )
                 yield PairFault("", target, message, "missing")
         if mapping["direction"] != "push":
-            kept = {rule.field for rule in rules if _goes(rule, "pull")}
+            kept = {rule.field for rule in rules if goes(rule, "pull")}
             for name, field in entity.fields.items():
                 if field.required and not field.read_only and name not in kept:
                     source = f"{entity.name}.{name}"
@@ -426,15 +474,24 @@ def _unlinked(mappings: Sequence[Written]) -> Iterator[PairFault]:
             yield PairFault(rule.source, rule.target, message, "unlinked")
 
 
-def _goes(rule: Rule, way: str) -> bool:
+def goes(rule: Rule, way: str) -> bool:
+    """Say whether a rule takes a value over in a direction, as far as its mapping's own direction lets it."""
     one_way = "push" in rule.options or "pull" in rule.options or "each" in rule.options
     return way in rule.options or not one_way or (way == "push" and "each" in rule.options)
 
 
-def _paths(rule: Rule) -> Iterator[str]:
+def paths_of(rule: Rule) -> Iterator[str]:
+    """Yield the paths a rule is about: its own, and those of the items of its lists, written with `[0]`."""
     yield rule.path
-    for written in rule.options.get("each", {}).values():
-        yield f"{rule.path}[0].{written if isinstance(written, str) else written['path']}"
+    yield from _paths_of_items(rule.path, rule.options)
+
+
+def _paths_of_items(path: str, options: Mapping[str, Any]) -> Iterator[str]:
+    for written in options.get("each", {}).values():
+        item = {"path": written} if isinstance(written, str) else written
+        within = f"{path}[0].{item['path']}"
+        yield within
+        yield from _paths_of_items(within, item)
 
 
 def _is_known(rule: Rule, resource: Resource) -> bool:

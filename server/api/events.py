@@ -77,13 +77,35 @@ class ConflictDetectedData(_Data, frozen=True, kw_only=True):
     record_id: Annotated[str, Meta(description="The platform's record.")]
 
 
+class HealedPair(Struct, frozen=True):
+    """A pair one of whose fields is gone, and what becomes of it."""
+
+    source: Annotated[str, Meta(description="Our field.")]
+    target: Annotated[str, Meta(description="The provider's.")]
+    because: Annotated[
+        Literal["unknown", "missed", "refused"],
+        Meta(
+            description="The manifest doesn't know it, records don't have it any more, or the provider "
+            "answered to a write that it doesn't know it."
+        ),
+    ]
+    outcome: Annotated[
+        Literal["applied", "proposed", "broken"],
+        Meta(description="Another field took its place, one is proposed, or nothing is like it."),
+    ]
+    to: Annotated[str | None, Meta(description="The field that took its place or is proposed.")]
+    evidence: Annotated[list[str], Meta(description="What speaks for that, in sentences.")]
+
+
 class MappingHealedData(_Data, frozen=True, kw_only=True):
     """Whose mapping changed, and how."""
 
     integration_id: _IntegrationId
     version: Annotated[int, Meta(description="The mapping's new version.")]
+    applied: Annotated[int, Meta(description="Pairs that name the field which took another's place.")]
     broken: Annotated[int, Meta(description="Pairs whose field isn't known, which syncs leave out.")]
     mended: Annotated[int, Meta(description="Pairs that were broken before and aren't any more.")]
+    pairs: Annotated[list[HealedPair], Meta(description="Those applied and broken, 50 at most.")]
 
 
 class HealthChangedData(_Data, frozen=True, kw_only=True, rename={"before": "from", "after": "to"}):
@@ -156,7 +178,23 @@ _EXAMPLE_DATA: Mapping[str, Mapping[str, Any]] = {
         "field": "last_name",
         "record_id": "0d5c8a5e-6a3b-4c06-9b7e-2f6f3f1f8a10",
     },
-    "mapping.healed": {**_INTEGRATION, "version": 4, "broken": 1, "mended": 0},
+    "mapping.healed": {
+        **_INTEGRATION,
+        "version": 4,
+        "applied": 0,
+        "broken": 1,
+        "mended": 0,
+        "pairs": [
+            {
+                "source": "customer.notes",
+                "target": "customer.note",
+                "because": "refused",
+                "outcome": "proposed",
+                "to": "customer.remark",
+                "evidence": ["`note` and `remark` are often put for each other"],
+            }
+        ],
+    },
     "health.changed": {
         **_OURS,
         "from": "healthy",

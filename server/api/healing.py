@@ -70,6 +70,10 @@ class FieldSeen(Struct, frozen=True):
     removed_at: Annotated[
         datetime | None, Meta(description="Since when it counts as gone; null while it is there.")
     ]
+    refused_at: Annotated[
+        datetime | None,
+        Meta(description="Since when the provider answers to writes that it doesn't know it; else null."),
+    ]
 
 
 class FieldsSeenAnswer(Struct, frozen=True):
@@ -143,6 +147,7 @@ _META = {"total": 1, "limit": 50, "offset": 0, "next_cursor": None}
                             "first_seen_at": "2026-01-15T10:00:00Z",
                             "last_seen_at": "2026-01-20T10:00:00Z",
                             "removed_at": None,
+                            "refused_at": None,
                         }
                     ],
                     "meta": _META,
@@ -178,6 +183,7 @@ async def list_observed(
             row.first_seen_at,
             row.last_seen_at,
             row.removed_at,
+            row.refused_at,
         )
         for row in page.rows
     ]
@@ -188,8 +194,8 @@ async def list_observed(
     f"{MAPPINGS}/drift",
     operation_id="listDrift",
     summary="What changed about a provider's records",
-    description="Fields that were added, removed, retyped or renamed, and enumerations that grew, the newest "
-    "first. The mapping is looked at for each by itself.",
+    description="Fields that were added, removed, back again, refused by the provider, retyped or renamed, "
+    "and enumerations that grew, the newest first. The mapping is looked at for each by itself.",
     tags=TAGS,
     opt=READERS,
     security=TOKEN,

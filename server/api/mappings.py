@@ -235,6 +235,13 @@ class Proposal(Struct, frozen=True):
         Literal["money", "identity", "consent"] | None,
         Meta(description="Why a person decides whatever the evidence; null when it isn't for such a reason."),
     ]
+    because: Annotated[
+        Literal["unknown", "missed", "refused"],
+        Meta(
+            description="The manifest doesn't know the field, records don't have it any more, or the "
+            "provider answered to a write that it doesn't know it."
+        ),
+    ] = "unknown"
 
 
 class MovedPair(Struct, frozen=True):
@@ -625,6 +632,7 @@ def _proposal(gone: GonePair) -> Proposal:
             for each in proposals
         ],
         gone.plan.protected if gone.plan else None,
+        gone.because,
     )
 
 

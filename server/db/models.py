@@ -928,6 +928,9 @@ class ObservedField(Base):
     null_count: Mapped[BigCount] = mapped_column(doc="Those that had it with nothing in it.")
     missed_count: Mapped[BigCount] = mapped_column(doc="The last records, in a row, that didn't have it.")
     removed_at: Mapped[datetime | None] = mapped_column(doc="When it was missed for so long that it is gone.")
+    refused_at: Mapped[datetime | None] = mapped_column(
+        doc="When the provider answered to a write that it doesn't know it."
+    )
 
 
 class DriftEvent(Base):

@@ -28,6 +28,7 @@ LOOKS_EVERY = 60.0  # seconds, at a resource of an integration
 MOST_PLACES = 100_000  # that a process remembers having looked at
 
 Sightings = dict[str, tuple[Connector, Sighting]]  # by resource
+Observed = dict[str, dict[str, KnownField]]  # what is known of fields, by resource and path
 
 _looked: dict[tuple[UUID, str, str], float] = {}  # when this process last began to
 
@@ -46,9 +47,7 @@ def watcher(
             if len(_looked) >= MOST_PLACES:
                 _looked.clear()
             _looked[place] = now
-            fields = connector.resources[resource].fields
-            words = frozenset(path for path, each in fields.items() if each.one_of)
-            known = sightings[resource] = (connector, Sighting(enumerations=words))
+            known = sightings[resource] = _begun(connector, resource)
         sighting = known[1]
         if sighting.records < A_RUN:
             sighting.look(records[:A_PAGE])
@@ -56,10 +55,28 @@ def watcher(
     return look
 
 
+def complaints(sightings: Sightings, connector: Connector) -> Callable[[str, str], None]:
+    """Return what gathers in `sightings` the fields that the provider answers it doesn't know."""
+
+    def refuse(resource: str, field: str) -> None:
+        known = sightings.get(resource)
+        if known is None:
+            known = sightings[resource] = _begun(connector, resource)
+        known[1].refuse(field)
+
+    return refuse
+
+
+def _begun(connector: Connector, resource: str) -> tuple[Connector, Sighting]:
+    fields = connector.resources[resource].fields
+    words = frozenset(path for path, each in fields.items() if each.one_of)
+    return connector, Sighting(enumerations=words)
+
+
 async def write(session: AsyncSession, venue_id: UUID, provider: str, sightings: Sightings) -> None:
     """Write down what was seen, and what changed by it."""
     for resource, (connector, sighting) in sorted(sightings.items()):
-        if sighting.records:
+        if sighting.records or sighting.refused:
             await _write(session, venue_id, provider, resource, connector, sighting)
     sightings.clear()
 
@@ -84,6 +101,7 @@ async def _write(
             "null_count": each.nulls,
             "missed_count": each.missed,
             "removed_at": now if each.removed else None,
+            "refused_at": now if each.refused else None,
             "last_seen_at": now,
         }
         for each in made.fields.values()
@@ -111,13 +129,19 @@ async def observed(
     session: AsyncSession, venue_id: UUID, provider: str, resource: str
 ) -> dict[str, KnownField]:
     """Return what is known of a resource's fields, by path."""
+    return (await all_observed(session, venue_id, provider, resource=resource)).get(resource, {})
+
+
+async def all_observed(session: AsyncSession, venue_id: UUID, provider: str, **only: str) -> Observed:
+    """Return what is known of the fields of an integration, by resource and path."""
     rows = await session.scalars(
         select(ObservedField)
-        .filter_by(venue_id=venue_id, integration_type=provider, resource=resource)
-        .order_by(ObservedField.path)
+        .filter_by(venue_id=venue_id, integration_type=provider, **only)
+        .order_by(ObservedField.resource, ObservedField.path)
     )
-    return {
-        row.path: KnownField(
+    found: Observed = {}
+    for row in rows:
+        found.setdefault(row.resource, {})[row.path] = KnownField(
             row.path,
             tuple(row.types),
             tuple(row.shapes),
@@ -126,11 +150,24 @@ async def observed(
             row.seen_count,
             row.null_count,
             row.missed_count,
-            row.removed_at is not None,
-            row.first_seen_at,
+            removed=row.removed_at is not None,
+            refused=row.refused_at is not None,
+            first_seen=row.first_seen_at,
         )
-        for row in rows
-    }
+    return found
+
+
+async def forgive(session: AsyncSession, venue_id: UUID, provider: str) -> None:
+    """Forget which fields the provider refused: somebody decided that they are to be tried again."""
+    await session.execute(
+        update(ObservedField)
+        .where(
+            ObservedField.venue_id == venue_id,
+            ObservedField.integration_type == provider,
+            ObservedField.refused_at.is_not(None),
+        )
+        .values(refused_at=None)
+    )
 
 
 # --- reading
@@ -205,6 +242,10 @@ _KEEP = _INSERT.on_conflict_do_update(
         "removed_at": text(
             "CASE WHEN excluded.removed_at IS NULL THEN NULL "
             "ELSE coalesce(observed_fields.removed_at, excluded.removed_at) END"
+        ),
+        "refused_at": text(
+            "CASE WHEN excluded.refused_at IS NULL THEN NULL "
+            "ELSE coalesce(observed_fields.refused_at, excluded.refused_at) END"
         ),
     },
 )

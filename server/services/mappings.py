@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
@@ -70,6 +70,7 @@ from server.telemetry.metrics import HEALS
 SimplePairs = Mapping[str, str | Sequence[str]]
 # What runs is taken up again with the new mapping once its worker has noticed that it lost it.
 RESTART = timedelta(seconds=10)
+MOST_TOLD = 50  # pairs, in an event
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,7 @@ async def restore(context: Context, actor: Actor, asked: Asked, version: int | N
             statement.offset(1) if version is None else statement.where(MappingVersion.version == version)
         )
         row = (await session.scalars(statement.limit(1))).one_or_none()
+        healed = await _moved_before(session, asked, after=row.version) if row is not None else set()
     if row is None:
         what = "there is nothing to undo" if version is None else f"there is no version {version}"
         raise NotFoundError(f"{what} of this mapping")
@@ -264,7 +266,13 @@ async def restore(context: Context, actor: Actor, asked: Asked, version: int | N
                 pass  # its pack is gone: it goes on as it was written
         return Change(to, "restored", {"restored": row.version})
 
-    return await _change(context, actor, asked, make)
+    after = await _change(context, actor, asked, make)
+    there = {(source, target) for source, targets in after.pairs.items() for target in targets}
+    for source, target, to in healed:
+        moved_to = {(source, to), (to, target)}
+        if (source, target) in there and not moved_to & there:
+            HEALS.add(asked.provider, "undone")
+    return after
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +293,7 @@ class Moved:
             "source": self.gone.source,
             "target": self.gone.target,
             "gone": self.gone.gone,
+            "because": self.gone.because,
             "to": self.to,
             "evidence": list(best.evidence) if best else [],
         }
@@ -316,26 +325,28 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
     and other pairs whose field is gone are marked; those that are back are unmarked. Nothing is removed.
 
     What was healed before and undone isn't done again, nor what recent records of both sides deny, or what
-    couldn't be tried on them. Raises what `_change` does.
+    couldn't be tried on them. A field that only lists leave out isn't gone. Raises what `_change` does.
     """
     connector = context.catalog.connector(asked.provider)
     async with context.sessions() as session:
-        types = await _observed_types(session, asked, connector)
+        seen = await drift.all_observed(session, asked.venue_id, asked.provider)
         undone = await _moved_before(session, asked)
         integration = await session.scalar(
             select(IntegrationConfig).filter_by(venue_id=asked.venue_id, integration_type=asked.provider)
         )
     shadows: dict[tuple[str, str], shadow.Shadow] = {}
     if integration is not None:
-        undone |= await _denied(context, asked, integration, types, undone, shadows)
+        seen = await _surely_missed(context, asked, integration, seen)
+        undone |= await _denied(context, asked, integration, seen, undone, shadows)
     found: list[Healed] = []
+    fresh: list[GonePair] = []
 
     def make(now: Current | None) -> Change | None:
         if now is None:
             raise TemplateNotFoundError(
                 f"this `{asked.provider}` integration has no mapping: apply a template"
             )
-        gone = gone_pairs(now.mappings, connector, context.catalog.platform, types)
+        gone = gone_pairs(now.mappings, connector, context.catalog.platform, seen)
         checked = sum(len(targets) for targets in now.pairs.values())
         tried = [each for each in gone if (each.source, each.target) in shadows]
         mappings, made = _move_sure(context.catalog, connector, now.mappings, gone, tried, undone)
@@ -345,6 +356,7 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
         mended = tuple(pair for pair in now.broken if pair not in names | moved_names)
         found.append(Healed(checked, tuple(left), mended, tuple(made)))
         broken = {(each.source, each.target): _why(each) for each in left}
+        fresh[:] = [each for each in left if (each.source, each.target) not in now.broken]
         if broken == now.broken and not made:
             return None
         plan = {
@@ -359,6 +371,7 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
                 {
                     "source": each.source,
                     "target": each.target,
+                    "because": each.because,
                     "proposal": each.proposal,
                     "plan": each.plan.as_dict() if each.plan else None,
                 }
@@ -366,11 +379,11 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
             ],
             "mended": [{"source": source, "target": target} for source, target in mended],
         }
-        details = {"broken": len(left), "mended": len(mended)}
+        details = {"applied": len(made), "broken": len(left), "mended": len(mended)}
         return Change(Current(mappings, now.template, broken=broken), "healed", details, plan)
 
     await _change(context, actor, asked, make)
-    for each in found[-1].broken:
+    for each in fresh:
         HEALS.add(asked.provider, "proposed" if each.proposal else "broken")
     for _ in found[-1].moved:
         HEALS.add(asked.provider, "applied")
@@ -382,7 +395,8 @@ async def try_successor(context: Context, asked: Asked, source: str, target: str
     connector = context.catalog.connector(asked.provider)
     async with context.sessions() as session:
         now = await look(context, session, asked.venue_id, asked.provider)
-    gone = gone_pairs(now.mappings, connector, context.catalog.platform)
+        seen = await drift.all_observed(session, asked.venue_id, asked.provider)
+    gone = gone_pairs(now.mappings, connector, context.catalog.platform, seen)
     pair = next((each for each in gone if (each.source, each.target) == (source, target)), None)
     if pair is None:
         raise NotFoundError(f"`{source}` and `{target}` are no pair whose field is gone")
@@ -396,9 +410,11 @@ async def accept(context: Context, actor: Actor, asked: Asked, source: str, targ
     and what `_change` does.
     """
     connector, platform = context.catalog.connector(asked.provider), context.catalog.platform
+    async with context.sessions() as session:
+        seen = await drift.all_observed(session, asked.venue_id, asked.provider)
 
     def make(now: Current | None) -> Change:
-        gone = gone_pairs(now.mappings, connector, platform) if now else []
+        gone = gone_pairs(now.mappings, connector, platform, seen) if now else []
         pair = next((each for each in gone if (each.source, each.target) == (source, target)), None)
         if now is None or pair is None:
             raise NotFoundError(f"`{source}` and `{target}` are no pair whose field is gone")
@@ -409,7 +425,7 @@ async def accept(context: Context, actor: Actor, asked: Asked, source: str, targ
             )
             raise _invalid([fault], 1)
         mappings = tuple(moved(now.mappings, pair, to))
-        still = {(each.source, each.target) for each in gone_pairs(mappings, connector, platform)}
+        still = {(each.source, each.target) for each in gone_pairs(mappings, connector, platform, seen)}
         broken = {key: why for key, why in now.broken.items() if key != (source, target)}
         pairs = {(to, other) if pair.gone == pair.source else (other, to)}
         if pairs & still:
@@ -419,7 +435,7 @@ async def accept(context: Context, actor: Actor, asked: Asked, source: str, targ
         if faults:
             raise _invalid(faults, len(faults))
         plan = {"applied": [Moved(pair, to).to_json()], "broken": [], "mended": []}
-        details = {"broken": len(broken), "mended": 1}
+        details = {"applied": 1, "broken": len(broken), "mended": 1}
         return Change(Current(mappings, now.template, broken=broken), "healed", details, plan)
 
     return await _change(context, actor, asked, make)
@@ -453,7 +469,7 @@ async def _denied(
     context: Context,
     asked: Asked,
     integration: IntegrationConfig,
-    types: Mapping[str, Mapping[str, str]],
+    seen: drift.Observed,
     undone: Collection[tuple[str, str, str]],
     shadows: dict[tuple[str, str], shadow.Shadow],
 ) -> set[tuple[str, str, str]]:
@@ -464,7 +480,7 @@ async def _denied(
     except TemplateNotFoundError:
         return set()
     denied = set()
-    for each in gone_pairs(now.mappings, connector, context.catalog.platform, types):
+    for each in gone_pairs(now.mappings, connector, context.catalog.platform, seen):
         to = each.successor
         if to is None or (each.source, each.target, to) in undone:
             continue
@@ -479,26 +495,40 @@ async def _denied(
     return denied
 
 
-async def _observed_types(
-    session: AsyncSession, asked: Asked, connector: Connector
-) -> dict[str, dict[str, str]]:
-    return {
-        resource: {
-            path: each.type
-            for path, each in (
-                await drift.observed(session, asked.venue_id, asked.provider, resource)
-            ).items()
-        }
-        for resource in connector.resources
-    }
+async def _surely_missed(
+    context: Context, asked: Asked, integration: IntegrationConfig, seen: drift.Observed
+) -> drift.Observed:
+    """Return what was seen, without the removals that recent records, each read by itself, don't bear out.
+
+    A pair that is marked already stays so until records have its field again. Where the provider can't be
+    asked, a field isn't taken for gone: it is looked at again when something changes.
+    """
+    try:
+        now = current(context.catalog, integration)
+    except TemplateNotFoundError:
+        return seen
+    connector = context.catalog.connector(asked.provider)
+    seen = {resource: dict(fields) for resource, fields in seen.items()}
+    for each in gone_pairs(now.mappings, connector, context.catalog.platform, seen):
+        if each.because != "missed" or (each.source, each.target) in now.broken:
+            continue
+        resource, _, path = each.gone.partition(".")
+        try:
+            there = await shadow.still_there(context, asked.venue_id, asked.provider, now.mappings, each)
+        except HubError:
+            there = True
+        if there:
+            seen[resource][path] = replace(seen[resource][path], removed=False)
+    return seen
 
 
-async def _moved_before(session: AsyncSession, asked: Asked) -> set[tuple[str, str, str]]:
-    """Return what was healed in earlier versions: when it is to be healed again, somebody undid it."""
+async def _moved_before(session: AsyncSession, asked: Asked, *, after: int = 0) -> set[tuple[str, str, str]]:
+    """Return what was healed in versions `after` one: when it is to be healed again, somebody undid it."""
     plans = await session.scalars(
         select(MappingVersion.heal_plan).where(
             MappingVersion.venue_id == asked.venue_id,
             MappingVersion.integration_type == asked.provider,
+            MappingVersion.version > after,
             MappingVersion.heal_plan.is_not(None),
         )
     )
@@ -510,9 +540,16 @@ async def _moved_before(session: AsyncSession, asked: Asked) -> set[tuple[str, s
     }
 
 
+_GONE = {
+    "unknown": "isn't known any more",
+    "missed": "is missing from records that used to have it",
+    "refused": "isn't known to the provider any more, by its answer to a write",
+}
+
+
 def _why(gone: GonePair) -> str:
     near = f"; `{gone.proposal}` is like it" if gone.proposal else ""
-    return f"`{gone.gone}` isn't known any more{near}"
+    return f"`{gone.gone}` {_GONE[gone.because]}{near}"
 
 
 async def _give(
@@ -569,6 +606,8 @@ async def _change(
                 .values(usage_count=FieldMappingTemplate.usage_count + 1, last_used_at=func.now())
             )
         await _look_at_all_again(session, asked)
+        if change.reason != "healed":  # a person decided that every field is tried again
+            await drift.forgive(session, asked.venue_id, asked.provider)
         if change.reason == "healed":
             outbox.announce(
                 session,
@@ -579,6 +618,7 @@ async def _change(
                     "integration_id": str(integration.id),
                     "version": last + 1,
                     **change.details,
+                    "pairs": _told(change.plan or {}),
                 },
             )
         audit.record(
@@ -593,6 +633,26 @@ async def _change(
             after=_picture(after),
         )
         return after
+
+
+def _told(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what subscribers are told of the pairs a heal plan is about."""
+    moved_pairs = [(each, "applied", each["to"], each["evidence"]) for each in plan.get("applied", ())]
+    for each in plan.get("broken", ()):
+        best = next(iter((each["plan"] or {}).get("proposals", ())), None)
+        outcome = "proposed" if best else "broken"
+        moved_pairs.append(
+            (each, outcome, each["proposal"] if best else None, best["evidence"] if best else [])
+        )
+    return [
+        {
+            **{key: each[key] for key in ("source", "target", "because")},
+            "outcome": outcome,
+            "to": to,
+            "evidence": evidence,
+        }
+        for each, outcome, to, evidence in moved_pairs[:MOST_TOLD]
+    ]
 
 
 def _check_match(if_match: str | None, now: Current | None) -> None:

@@ -8,7 +8,7 @@ cut off anywhere and begun again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
@@ -395,14 +395,16 @@ async def _work(run: Run, steps: Sequence[Step], work: Callable[[Step], Awaitabl
 async def _work_events(context: WorkerContext, run: Run) -> None:
     """Work what webhooks told of an integration: the event of this operation, and all that wait beside it.
 
-    The fresh records are read, so their order doesn't matter, and an older event undoes nothing.
+    The fresh records are read, so their order doesn't matter, and an older event undoes nothing. Where trying
+    again can't help, each thing they told of is worked by itself: one that can't be read fails no other.
     """
     claim = run.claim
     connector = context.catalog.connector(claim.provider)
-    async with context.sessions() as session:
+    async with context.sessions.begin() as session:
         events = await webhooks.waiting(
             session, claim.venue_id, claim.provider, revived=_revived_event(claim)
         )
+        await webhooks.read_again(context.catalog, session, events)
     if claim.lost_workers:  # by one of them, perhaps: each by itself shows by which
         own = claim.payload.get("webhookId")
         events = [event for event in events if str(event.id) == own]
@@ -412,6 +414,7 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
     if webhooks.ends_connection(connector.webhooks, events):
         await _settle(context, claim, {(WebhookStatus.PROCESSED, None): [event.id for event in events]})
         raise AuthenticationError("its owner took back what was allowed")
+    refused: dict[tuple[str, str], HubError] = {}
     try:
         syncs = await _Syncs.open(context, run)
         steps = [
@@ -420,28 +423,83 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
             if step.direction == "pull" and step.mapping.resource in {*told, *looked}
         ]
         run.plan(steps)
-
-        async def work(step: Step) -> None:
-            resource = step.mapping.resource
-            if resource in told:
-                await syncs.pull(step, told[resource], told=True)
-            if resource in looked:
-                await syncs.pull(step)
-
-        await _work(run, steps, work)
+        await _pull_told(run, syncs, steps, told, looked, refused)
     except (StoppedError, LeaseLostError):
         raise  # whoever goes on with the operation finds the events waiting
     except HubError as error:
         status = WebhookStatus.PENDING if error.retryable else WebhookStatus.FAILED
-        await _settle(context, claim, {(status, error.message): [event.id for event in events]})
+        settled: dict[tuple[WebhookStatus, str | None], list[UUID]] = {}
+        for event_id, subject in outcomes.items():
+            own = refused.get(subject) if subject is not None else None
+            place = (status, error.message) if own is None else (WebhookStatus.FAILED, own.message)
+            settled.setdefault(place, []).append(event_id)
+        await _settle(context, claim, settled)
         raise
     failures = {
         (step.resource, failure.record_id): failure.message
         for step in run.steps.values()
         for failure in step.failures
     }
+    failures |= {subject: error.message for subject, error in refused.items()}
     pulled = {step.mapping.resource for step in steps}
     await _settle(context, claim, webhooks.grouped(outcomes, pulled, failures))
+    for event_id, subject in outcomes.items():
+        if subject in refused and str(event_id) == claim.payload.get("webhookId"):
+            raise refused[subject]
+
+
+async def _pull_told(
+    run: Run,
+    syncs: _Syncs,
+    steps: Sequence[Step],
+    told: Mapping[str, Sequence[str]],
+    looked: Collection[str],
+    refused: dict[tuple[str, str], HubError],
+) -> None:
+    """Pull the records that were told of, by resource, and the changes of those that were `looked` at.
+
+    What can't be pulled and never will be is put into `refused`, by resource and record. Raises what stops
+    all of it.
+    """
+
+    async def together(step: Step) -> None:
+        resource = step.mapping.resource
+        if resource in told:
+            await syncs.pull(step, told[resource], told=True)
+        if resource in looked:
+            await syncs.pull(step)
+
+    try:
+        await _work(run, steps, together)
+        return
+    except HubError as error:
+        if _concerns_all(error):
+            raise
+    for step in steps:
+        report, resource = run.steps[step.key], step.mapping.resource
+        if report.done:
+            continue
+        report.error = None
+        each_told: list[str | None] = [*told.get(resource, ()), *([None] if resource in looked else [])]
+        for record in each_told:
+            try:
+                await _work(run, [step], _pulling(syncs, record))
+            except HubError as error:
+                if _concerns_all(error):
+                    raise
+                report.error = None
+                refused[resource, record or ""] = error
+
+
+def _pulling(syncs: _Syncs, record: str | None) -> Callable[[Step], Awaitable[None]]:
+    if record is None:
+        return syncs.pull
+    return lambda step: syncs.pull(step, [record], told=True)
+
+
+def _concerns_all(error: HubError) -> bool:
+    """Whether an error says nothing of the record that was asked for."""
+    return error.retryable or isinstance(error, AuthenticationError | StoppedError | LeaseLostError)
 
 
 def _revived_event(claim: Claim) -> UUID | None:
@@ -508,6 +566,7 @@ class _Syncs:
                 clock=context.clock,
                 budget=f"venue {claim.venue_id}",
                 on_records=drift.watcher(run.sightings, connector, claim.venue_id),
+                on_unknown=drift.complaints(run.sightings, connector),
             )
             run.clients.append(client)
             return client

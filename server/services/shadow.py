@@ -65,36 +65,67 @@ async def try_out(
     compiled, _ = compile_pairs(alone, connector, catalog.platform)
     total = Shadow()
     host = SqlHost(context.platform, catalog.platform, str(venue_id))
-    client = context.client(connector, context.credentials(venue_id, provider))
     for mapping in compiled:
-        async with context.sessions() as session:
-            rows = await session.execute(
-                select(RecordLink.local_id, RecordLink.remote_id)
-                .filter_by(
-                    venue_id=venue_id,
-                    integration_type=provider,
-                    entity=mapping.entity,
-                    resource=mapping.resource,
-                    state=LinkState.LINKED,
-                )
-                .where(RecordLink.remote_id.is_not(None))
-                .order_by(RecordLink.updated_at.desc())
-                .limit(RECORDS)
-            )
-            links = {row.remote_id: row.local_id for row in rows}
-        spec = connector.resources[mapping.resource]
-        if not links or (spec.get is None and spec.get_many is None):
+        links, theirs = await _looked_up(context, venue_id, provider, mapping)
+        if not theirs:
             continue
-        try:
-            theirs = await client.look_up(mapping.resource, list(links))
-        except UnexpectedResponseError as error:
-            raise ProviderError(error.message, status=error.status) from error  # as the API tells it
         ours = await host.fetch(mapping.entity, list(links.values()))
         scope = MappingScope(venue=await host.venue())
-        for remote_id, row in theirs.items():
+        for remote_id, record in theirs.items():
             if links[remote_id] in ours:
-                total = _counted(total, mapping, ours[links[remote_id]], row.record, pair, scope)
+                total = _counted(total, mapping, ours[links[remote_id]], record, pair, scope)
     return total
+
+
+async def still_there(
+    context: Context, venue_id: UUID, provider: str, mappings: Sequence[Written], gone: GonePair
+) -> bool | None:
+    """Say whether recent records, each read by itself, have a field that was missed: lists may leave it out.
+
+    None: there is no record to look at. Raises ProviderError when the provider can't be asked.
+    """
+    connector = context.catalog.connector(provider)
+    path = Path.parse(gone.gone.partition(".")[2])
+    compiled, _ = compile_pairs(mappings, connector, context.catalog.platform)
+    found = None
+    for mapping in compiled:
+        if mapping.resource == gone.side:
+            _, theirs = await _looked_up(context, venue_id, provider, mapping)
+            if any(path.find(record) is not ABSENT for record in theirs.values()):
+                return True
+            found = False if theirs else found
+    return found
+
+
+async def _looked_up(
+    context: Context, venue_id: UUID, provider: str, mapping: FieldMapping
+) -> tuple[dict[str, str], dict[str, Mapping[str, Any]]]:
+    """Return the latest links of a mapping, ours by theirs, and their records by id."""
+    connector = context.catalog.connector(provider)
+    async with context.sessions() as session:
+        rows = await session.execute(
+            select(RecordLink.local_id, RecordLink.remote_id)
+            .filter_by(
+                venue_id=venue_id,
+                integration_type=provider,
+                entity=mapping.entity,
+                resource=mapping.resource,
+                state=LinkState.LINKED,
+            )
+            .where(RecordLink.remote_id.is_not(None))
+            .order_by(RecordLink.updated_at.desc())
+            .limit(RECORDS)
+        )
+        links = {row.remote_id: row.local_id for row in rows}
+    spec = connector.resources[mapping.resource]
+    if not links or (spec.get is None and spec.get_many is None):
+        return links, {}
+    client = context.client(connector, context.credentials(venue_id, provider))
+    try:
+        theirs = await client.look_up(mapping.resource, list(links))
+    except UnexpectedResponseError as error:
+        raise ProviderError(error.message, status=error.status) from error  # as the API tells it
+    return links, {each: row.record for each, row in theirs.items() if not row.deleted}
 
 
 def _has(mapping: Written, gone: GonePair, to: str) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.drift import Comparison, KnownField, compare
+from engine.drift import Comparison, KnownField, compare, same_path
 from engine.fields import Field, FieldCatalog
 from engine.observing import Sighting
 
@@ -56,7 +56,60 @@ def test_a_field_that_is_rarely_there_is_missed_for_longer() -> None:
 
 def test_a_field_that_comes_back_is_there_again() -> None:
     made = after(saw({"a": 1, "b": 2}, times=30), saw({"a": 1}, times=60), saw({"a": 1, "b": 2}))
-    assert (told(made), made.fields["b"].removed, made.fields["b"].missed) == ([], False, 0)
+    assert told(made) == [("returned", "b")]
+    assert (made.fields["b"].removed, made.fields["b"].missed) == (False, 0)
+
+
+def test_what_is_within_something_empty_is_not_missed() -> None:
+    there = {"id": "x", "card": {"last4": "1", "brand": "v"}, "items": [{"sku": "s", "note": "n"}]}
+    empty: list[dict[str, Any]] = [
+        {"id": "x", "card": None, "items": []},
+        {"id": "x", "card": {}, "items": [{}]},
+    ]
+    assert told(after(saw(there, times=30), saw(*empty, times=200))) == []
+    thin = {"id": "x", "card": {"brand": "v"}, "items": [{"sku": "s"}]}
+    assert told(after(saw(there, times=30), saw(thin, times=50))) == [
+        ("removed", "card.last4"),
+        ("removed", "items[0].note"),
+    ]
+    only_id = {"id": "x", "card": "card_1", "items": [{"sku": "s", "note": "n"}]}
+    made = after(saw(there, times=30), saw(only_id, times=50))
+    assert told(made) == [("removed", "card.last4"), ("removed", "card.brand"), ("retyped", "card")]
+    gone = {"id": "x", "items": [{"sku": "s", "note": "n"}]}
+    assert told(after(saw(there, times=30), saw(gone, times=50)))[0] == ("removed", "card")
+    assert len(told(after(saw(there, times=30), saw(gone, times=50)))) == 3
+
+
+def refused(*named: str, records: Sighting | None = None) -> Sighting:
+    sighting = records or Sighting()
+    for each in named:
+        sighting.refuse(each)
+    return sighting
+
+
+def test_what_the_provider_does_not_know_is_refused_once() -> None:
+    declared = FieldCatalog({"ship.city": Field("ship.city"), "note": Field("note")})
+    made = after(saw({"id": "x"}), refused("ship[city]"), declared=declared)
+    assert told(made) == [("refused", "ship.city")]
+    assert made.fields["ship.city"].gone
+    assert told(after(refused("ship[city]"), refused("/ship/city"), declared=declared)) == []
+    assert told(after(refused("nothing.like.it"), declared=declared)) == [("refused", "nothing.like.it")]
+
+
+def test_what_was_refused_returns_with_records_that_have_it_for_the_first_time() -> None:
+    made = after(refused("note"), saw({"id": "x", "note": "n"}))
+    assert (told(made), made.fields["note"].gone) == ([("returned", "note")], False)
+    read_only = after(saw({"note": "n"}), refused("note"), saw({"note": "n"}))
+    assert (told(read_only), read_only.fields["note"].refused) == ([], True)
+
+
+def test_a_field_is_found_by_what_a_provider_calls_it() -> None:
+    paths = {"item_data.name", "item_data.variations[0].name", "category.name", "ship_to"}
+    assert same_path("item_data.name", paths) == "item_data.name"
+    assert same_path("object.item_data.name", paths) == "item_data.name"
+    assert same_path("ShIp_To", paths) == "ship_to"
+    assert same_path("name", paths) is None  # which of them?
+    assert same_path("", paths) is None
 
 
 def test_another_type_is_told_and_a_fraction_is_none() -> None:
