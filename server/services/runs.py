@@ -405,7 +405,7 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
             session, claim.venue_id, claim.provider, revived=_revived_event(claim)
         )
         await webhooks.read_again(context.catalog, session, events)
-    if claim.lost_workers:  # by one of them, perhaps: each by itself shows by which
+    if claim.lost_workers or claim.attempts > 1:  # by one of them, perhaps: each by itself shows by which
         own = claim.payload.get("webhookId")
         events = [event for event in events if str(event.id) == own]
     if not events or connector.webhooks is None:

@@ -24,6 +24,7 @@ from engine.deliveries import Delivery
 from engine.errors import MalformedDeliveryError
 from engine.manifest import Webhooks
 from engine.webhooks import Event, action_of, moment_of, split_events
+from server.catalog import Catalog
 from server.context import Context
 from server.db import exact_json
 from server.db.models import (
@@ -550,7 +551,7 @@ async def _queue_again(
     for event in events:
         by_delivery[event.delivery_id].append(event)
     for whose in by_delivery.values():
-        await _read_afresh(context, session, whose)
+        await _read_afresh(context.catalog, session, whose)
         for event in whose:
             event.retry_count += 1
             event.status, event.error, event.processed_at = WebhookStatus.PENDING, None, None
@@ -576,7 +577,17 @@ async def _queue_again(
     return await operations.enqueue_many(session, wanted)
 
 
-async def _read_afresh(context: Context, session: AsyncSession, events: Sequence[Webhook]) -> None:
+async def read_again(catalog: Catalog, session: AsyncSession, events: Sequence[Webhook]) -> None:
+    """Read those of some events afresh that have failed, as `retry` does, since they are worked again."""
+    by_delivery: dict[UUID | None, list[Webhook]] = defaultdict(list)
+    for event in events:
+        if event.status is WebhookStatus.FAILED:
+            by_delivery[event.delivery_id].append(event)
+    for whose in by_delivery.values():
+        await _read_afresh(catalog, session, whose)
+
+
+async def _read_afresh(catalog: Catalog, session: AsyncSession, events: Sequence[Webhook]) -> None:
     """Put what the manifest of today reads from a stored delivery in place of what was read before, in its
     events.
 
@@ -585,7 +596,7 @@ async def _read_afresh(context: Context, session: AsyncSession, events: Sequence
     what proves them isn't kept.
     """
     first = events[0]
-    connector = context.catalog.connectors.get(first.integration_type)
+    connector = catalog.connectors.get(first.integration_type)
     spec = connector.webhooks if connector else None
     delivery = await _stored_delivery(session, first) if spec else None
     found: Sequence[Event] = ()
@@ -638,7 +649,7 @@ def _found_again(event: Webhook, found: Sequence[Event], digest: str) -> Event |
 async def waiting(
     session: AsyncSession, venue_id: UUID, provider: str, *, revived: UUID | None = None
 ) -> Sequence[Webhook]:
-    """Return an integration's events that wait, the oldest first; none that workers were lost by.
+    """Return an integration's events that wait, the oldest first; none whose own operation is a dead letter.
 
     `revived` is the event of an operation that failed and is worked again: with it come all that failed with
     it, since theirs ended without anything left to do.
@@ -664,12 +675,13 @@ async def waiting(
 
 
 def _set_aside() -> ColumnElement[bool]:
-    """Return the condition that an operation of an event lost too many workers to be worked again."""
+    """Return the condition that an operation of an event is a dead letter: until that is revived, what can't
+    be worked keeps no other of the integration from being worked.
+    """
     first = "webhook:" + cast(Webhook.id, Text)
     return (
         Operation.idempotency_key.in_([first, first + ":" + cast(Webhook.retry_count, Text)])
         & (Operation.status == OperationStatus.DEAD_LETTER)
-        & (Operation.error_code == operations.WORKER_LOST)
     )
 
 

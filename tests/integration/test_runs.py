@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,14 +14,17 @@ import httpx
 import pytest
 from sqlalchemy import delete, make_url, select, text, update
 
+from engine.deliveries import Delivery
+from engine.errors import HubError
 from engine.manifest import Webhooks
 from engine.ports import Secret
-from engine.deliveries import Delivery
+from engine.sync import Sync, Tally
 from engine.webhooks import split_events
 from server.catalog import store_templates, template_id
 from server.credentials import place
 from server.db.models import (
     Direction,
+    DriftEvent,
     IntegrationConfig,
     IntegrationStatus,
     Operation,
@@ -42,9 +45,10 @@ from server.services.audit import Actor
 from server.services.runs import Run, run_operation
 from server.services.webhooks import UNKNOWN_TYPE, Arrival
 from server.settings import read_settings
+from server.worker import schedule
 from server.worker.context import WorkerContext, open_worker_context
 from server.worker.tasks import Worker, work
-from tests.sandbox.core import FaultRule
+from tests.sandbox.core import Answer, FaultRule
 from tests.sandbox.running import Sandbox, running_sandbox
 from tests.sandbox.stripe import DEFAULT_ACCOUNT
 
@@ -314,6 +318,32 @@ async def test_a_sync_of_which_every_record_failed_has_failed(
         integration = (await session.scalars(select(IntegrationConfig))).one()
     assert {(log.status, log.error_count) for log in logs if log.error_count} == {("failed", EVENTS)}
     assert (integration.status, integration.last_error) == ("connected", operation.last_error)
+
+
+async def test_a_field_that_the_provider_does_not_know_is_left_out_from_then_on(
+    context: WorkerContext, venue: UUID, sandbox: Sandbox
+) -> None:
+    unknown = {
+        "code": "parameter_unknown",
+        "param": "active",
+        "message": "Received unknown parameter: active",
+    }
+    page = Answer(400, {"error": {"type": "invalid_request_error", **unknown}})
+    sandbox.stripe.faults.plan([FaultRule("POST /v1/products", "status:400", page=page)], 0)
+    for _ in range(2):
+        await _run(context, venue)
+    async with context.sessions() as session:
+        told = await session.scalars(select(DriftEvent.path).filter_by(kind="refused"))
+        assert told.all() == ["active"]  # once, for eight records
+    assert await schedule.check_drift(context) is True
+    sandbox.stripe.faults.plan([], 0)
+    await _run(context, venue)
+    products = sandbox.stripe.stored("product")
+    assert len(products) == EVENTS
+    async with context.sessions() as session:
+        integration = (await session.scalars(select(IntegrationConfig))).one()
+    broken = [each["target"] for each in integration.field_mappings["broken"]]
+    assert set(broken) == {"product.active"}
 
 
 async def test_a_sync_between_dates_looks_at_nothing_else_and_the_next_one_at_all(
@@ -685,6 +715,94 @@ async def test_an_operation_that_failed_and_is_tried_again_works_all_that_failed
     await worked(context, failed.id)
     assert len(await customers(context)) == 3
     assert {status for status, _ in (await outcomes(context)).values()} == {WebhookStatus.PROCESSED}
+
+
+async def test_an_operation_that_is_tried_again_reads_its_events_afresh(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    """The manifest may know by now where an event's id is, as when the event itself is tried again."""
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    queued = await told(context, venue, ("customer.created", ana))
+    sandbox.stripe.faults.plan([FaultRule("*/v1/customers/*", "status:401", 1.0, None)], 0)
+    await worked(context, *queued)
+    async with context.sessions.begin() as session:
+        await session.execute(update(Webhook).values(record_id="nonsense", event_type="odd"))
+    sandbox.stripe.faults.plan([], 0)
+    await recovery.retry_failed(context, Actor("u"), venue_id=venue, provider="stripe")
+    await worked(context, *queued)
+    assert await customers(context) == {"ana@example.com": "Ana"}
+    assert await outcomes(context) == {"customer.created": (WebhookStatus.PROCESSED, None)}
+
+
+def answering(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, record: str, answer: Callable[[], httpx.Response]
+) -> None:
+    """Let the provider give this answer for a record, whenever it is asked for it."""
+    real = context.http._transport
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith(record):
+            return answer()
+        return await real.handle_async_request(request)
+
+    monkeypatch.setattr(context.http, "_transport", httpx.MockTransport(handle))
+
+
+async def records_of(context: WorkerContext, *queued: UUID) -> list[str]:
+    async with context.sessions() as session:
+        found = [await session.get_one(Operation, each) for each in queued]
+    return [str(operation.entity_id) for operation in found]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+async def test_an_event_that_can_never_be_worked_fails_no_other(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID, bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emails = {await customer(sandbox, email=f"{n}@x.com", name=f"N{n} X"): f"{n}@x.com" for n in range(3)}
+    queued = await told(context, venue, *(("customer.created", each) for each in emails))
+    ids = await records_of(context, *queued)
+    pull = Sync.pull
+
+    async def pull_most(sync: Sync, only: Sequence[str] | None = None, **given: Any) -> Tally:
+        if ids[bad] in (only or ()):
+            raise HubError("this can't be worked")
+        return await pull(sync, only, **given)
+
+    monkeypatch.setattr(Sync, "pull", pull_most)
+    own, *others = await worked(context, *queued)
+    assert set(await customers(context)) == {emails[each] for each in ids if each != ids[bad]}
+    async with context.sessions() as session:
+        found = {event.record_id: event for event in await session.scalars(select(Webhook))}
+    assert [found[each].status for each in ids] == [
+        WebhookStatus.FAILED if number == bad else WebhookStatus.PROCESSED for number in range(3)
+    ]
+    assert found[ids[bad]].error == "this can't be worked"
+    # Only the operation whose own event it is says so; for the others there is nothing left to do.
+    assert own.status is (OperationStatus.FAILED if bad == 0 else OperationStatus.COMPLETED)
+    assert {each.status for each in others} == {OperationStatus.COMPLETED}
+
+
+async def test_an_event_that_can_not_be_worked_now_keeps_no_other_waiting(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await customer(sandbox, email=f"{n}@example.com", name=f"N{n} X") for n in range(3)]
+    [bad] = await told(context, venue, ("customer.created", ids[0]))
+    [good] = await told(context, venue, ("customer.created", ids[1]))
+    # An answer that can't be read may be another one the next time, so it is tried again.
+    answering(context, monkeypatch, ids[0], lambda: httpx.Response(200, text="<html>no record</html>"))
+    async with context.sessions.begin() as session:
+        await session.execute(update(Operation).values(attempts=1))
+    await worked(context, good)
+    assert set(await customers(context)) == {"1@example.com"}
+    # Once it is a dead letter, what comes later is worked without it at once.
+    async with context.sessions.begin() as session:
+        await session.execute(
+            update(Operation).where(Operation.id == bad).values(status=OperationStatus.DEAD_LETTER)
+        )
+    [later] = await told(context, venue, ("customer.created", ids[2]))
+    [operation] = await worked(context, later)
+    assert (operation.status, operation.attempts) == (OperationStatus.COMPLETED, 1)
+    assert set(await customers(context)) == {"1@example.com", "2@example.com"}
 
 
 async def test_a_worker_that_was_replaced_says_nothing_of_events(
