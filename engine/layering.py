@@ -129,7 +129,7 @@ def repeated(own: Document, base: Layers) -> Iterator[Diagnostic]:
         if at is None:
             continue
         known = base.mappings[at]
-        same = [
+        same: list[Steps] = [
             (key,)
             for key, each in written.items()
             if key not in (*_PAIR, "fields") and known.get(key) == each

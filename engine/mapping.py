@@ -180,6 +180,11 @@ class Mapping:
             name for name, places in self.places.items() if any(path.text in pushed for path in places)
         )
 
+    @property
+    def manual_fields(self) -> tuple[str, ...]:
+        """The fields that a person decides about when both sides changed them."""
+        return tuple(name for name in self.places if self.conflict_rule(name) == "manual")
+
     def conflict_rule(self, name: str) -> ConflictRule:
         """Return what decides when both sides changed a field; a mapping that only pulls takes theirs."""
         if self.direction == "pull":
@@ -367,13 +372,15 @@ _compiling = threading.Lock()
 
 
 def compile_mapping(
-    written: abc.Mapping[str, Any], resource: Resource, entity: Entity
+    written: abc.Mapping[str, Any], resource: Resource, entity: Entity, *, keep: bool = True
 ) -> tuple[Mapping | None, tuple[Fault, ...]]:
     """Compile a mapping as a template writes it, its shape already checked.
 
     Returns the mapping, or None with everything that is wrong with it. The same again is not compiled again:
-    the mappings of a venue are read anew by every operation.
+    the mappings of a venue are read anew by every operation. One that won't be needed again isn't to be kept.
     """
+    if not keep:
+        return _compile(written, resource, entity)
     try:
         text = orjson.dumps(written)
     except TypeError:  # what no file can say
