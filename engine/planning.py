@@ -22,7 +22,7 @@ from engine.manifest import Resource
 from engine.mapping import Mapping as FieldMapping
 from engine.ports import Link, Record
 from engine.pushing import Looked, Passed, Push
-from engine.reconcile import Resolution, fingerprint, moment, plain, resolve, same
+from engine.reconcile import ConflictRule, Resolution, fingerprint, moment, plain, resolve, same
 from engine.sides import Sides, batched
 
 Action = Literal["create", "update", "archive", "delete", "conflict", "skip", "error"]
@@ -306,7 +306,7 @@ class Plan:
                 each.ours,
                 {name: value for name, value in their.items() if name not in echo or value != echo[name]},
                 agreed,
-                rule=mapping.conflict_rule if self._pulls else _ours_wins,
+                rule=mapping.conflict_rule if self._pulls else self._ours_wins,
                 theirs_newer=_is_later(row.changed_at, each.ours.get("changed_at")),
                 fields=self._fields,
                 known={found.field: found for found in conflicts if found.local_id == each.write.local_id},
@@ -318,6 +318,10 @@ class Plan:
         bodies = {write.local_id: write for write in looked.writes}
         for each in taken:
             each.write = bodies.get(each.write.local_id, each.write)
+
+    def _ours_wins(self, name: str) -> ConflictRule:
+        """Return what decides without a pull: a push overwrites, but for what waits for a person."""
+        return "manual" if self._sides.mapping.conflict_rule(name) == "manual" else "platform_wins"
 
     def _decide(self, each: _Candidate) -> PlannedRecord:
         sides, write = self._sides, each.write
@@ -517,10 +521,6 @@ class Plan:
 
     def _is_here(self, ours: Record) -> bool:
         return not self._sides.mapping.is_deleted(ours, self._sides.scope({}))
-
-
-def _ours_wins(name: str) -> Literal["platform_wins"]:
-    return "platform_wins"
 
 
 def _value(text: str, record: Mapping[str, Any]) -> Any:

@@ -121,7 +121,7 @@ class Pull:
         When the provider has `told` of them, one that it doesn't have is gone, and not just unknown.
         """
         sides, tally = self._sides, self._tally
-        if sides.resource.get is None and sides.resource.get_many is None:
+        if not sides.askable:
             return  # nobody to ask: they come with the next change, or with a complete read
         started, calls = sides.clock.monotonic(), sides.client.calls
         seconds, api_calls = tally.seconds, tally.api_calls
@@ -320,7 +320,7 @@ class Pull:
             change: HostChange | None = HostChange(local_id, their, create=True)
             taken: Mapping[str, Any] = their
             ours_win = due = False
-            open_: Sequence[FieldConflict] = ()
+            open_: Sequence[str] = ()
             over: Sequence[ConflictEnd] = ()
             before = link.agreed if link else {}
             if our is not None:
@@ -336,7 +336,8 @@ class Pull:
                     unsaid=[name for name in mapping.returned_fields if name not in their],
                 )
                 self._count(resolution, before)
-                open_, over = self._waiting(row, local_id, (our, their), before, resolution)
+                open_ = [name for name in resolution.open if name in mapping.places]
+                over = self._ended(local_id, before, resolution)
                 taken, ours_win = resolution.take, resolution.ours_win
                 # A push would pass over what was changed before the last one, and stayed open then.
                 due = ours_win and bool(before.get("open") or resolution.applied)
@@ -350,14 +351,16 @@ class Pull:
                 resource=mapping.resource,
                 local_id=local_id,
                 remote_id=row.id,
-                agreed=sides.agreed(record, their, open_=[each.field for each in open_], before=before)
+                agreed=sides.agreed(record, their, open_=open_, before=before)
                 | written
                 | ({"due": True} if due else {})
                 | sides.version_seen(row.record),
                 remote_version=row.changed_at or (link.remote_version if link else None),
                 last_direction="pull",
             )
-            merged.append(_Merged(row, new, record, ours_win, change, open_, over))
+            told = [name for name in open_ if name in their]
+            found = sides.conflicts(told, replace(new, agreed=before), our or {}, their, row.changed_at)
+            merged.append(_Merged(row, new, record, ours_win, change, found, over))
         return merged
 
     async def _conflicts_of(self, local_ids: Sequence[str]) -> dict[str, dict[str, FieldConflict]]:
@@ -376,38 +379,12 @@ class Pull:
             if outcome != "open" or name not in known:
                 self._tally.add_contested(name, outcome)
 
-    def _waiting(
-        self,
-        row: ReadRecord,
-        local_id: str,
-        now: tuple[Mapping[str, Any], Mapping[str, Any]],
-        before: Mapping[str, Any],
-        resolution: Resolution,
-    ) -> tuple[list[FieldConflict], list[ConflictEnd]]:
-        """Return the conflicts of a pair, ours and theirs as they are `now`, that wait for a person, and
-        those that are over.
-        """
-        sides, (ours, theirs) = self._sides, (plain(side) for side in now)
-        agreed = {side: before.get(side) or {} for side in ("ours", "theirs")}
-        open_ = [
-            FieldConflict(
-                *sides.here,
-                local_id=local_id,
-                remote_id=row.id,
-                field=name,
-                ours=ours.get(name),
-                theirs=theirs.get(name),
-                agreed={side: values[name] for side, values in agreed.items() if name in values},
-                ours_changed_at=now[0].get("changed_at"),
-                theirs_changed_at=row.changed_at,
-            )
-            for name in resolution.open
-            if name in sides.mapping.places
-        ]
-        gone = [name for name in before.get("open", ()) if name not in sides.mapping.places]
+    def _ended(self, local_id: str, before: Mapping[str, Any], resolution: Resolution) -> list[ConflictEnd]:
+        """Return the conflicts of a record that are over."""
+        mapping = self._sides.mapping
+        gone = [name for name in before.get("open", ()) if name not in mapping.places]
         ended = {**dict.fromkeys((*resolution.over, *gone), False), **dict.fromkeys(resolution.applied, True)}
-        resource = sides.mapping.resource
-        return open_, [ConflictEnd(resource, local_id, name, done) for name, done in ended.items()]
+        return [ConflictEnd(mapping.resource, local_id, name, done) for name, done in ended.items()]
 
     async def _write(
         self, merged: Sequence[_Merged], lasting: Callable[[ReadRecord, str], list[Link]], page: _Page

@@ -13,10 +13,11 @@ from engine.bodies import own_id
 from engine.client import ReadRecord, Write
 from engine.errors import HubError, RecordRejectedError
 from engine.expressions import ABSENT, Path
+from engine.fields import FieldCatalog
 from engine.gone import Gone, to_leave, to_stay
 from engine.mapping import MappingScope
-from engine.ports import Commit, Link, PendingItem, PendingWrite, Record, RecordFailure
-from engine.reconcile import fingerprint
+from engine.ports import Commit, FieldConflict, Link, PendingItem, PendingWrite, Record, RecordFailure
+from engine.reconcile import fingerprint, plain, resolve, same
 from engine.recovery import repeat_unanswered
 from engine.sides import Period, Sides, batched
 from engine.tally import Tally
@@ -49,11 +50,13 @@ class Push:
         gone: Gone,
         tally: Tally,
         *,
+        fields: FieldCatalog,
         report: Callable[[Tally], None],
         complete: bool,
         period: Period | None,
     ) -> None:
         self._sides = sides
+        self._fields = fields
         self._gone = gone
         self._tally = tally
         self._announcer = Announcer(sides, tally)
@@ -140,6 +143,7 @@ class Push:
         # or overwritten. Its failure is kept, so its record is pushed again by itself.
         records = [record for record in records if str(record["id"]) not in waiting]
         tally.read += len(records)
+        await self._notice_conflicts(records)
         page = await self.look(records)
         for failure in page.failures:
             tally.add_failure(failure)
@@ -162,6 +166,66 @@ class Push:
             )
         )
         self._report()
+
+    async def _notice_conflicts(self, records: Sequence[Record]) -> None:
+        """Let fields that a person decides about wait where somebody changed them there since the last pull:
+        a push would overwrite what nobody here has seen.
+        """
+        sides, mapping = self._sides, self._sides.mapping
+        names = mapping.manual_fields
+        if not names or not sides.askable:
+            return
+        ours = {str(record["id"]): record for record in records}
+        links = await sides.state.links_by_local(mapping.resource, list(ours))
+        changed = {
+            link.remote_id: link
+            for link in links.values()
+            if link.state == "linked" and self._has_changed(ours[link.local_id], link, names)
+        }
+        for ids in batched(list(changed), LOOKED_UP):
+            found = await sides.client.look_up(mapping.resource, ids)
+            scope = sides.scope(await sides.local_ids_of_links(found.values()))
+            opened: list[Link] = []
+            conflicts: list[FieldConflict] = []
+            for remote_id, row in found.items():
+                link = changed[remote_id]
+                fresh, their = self._contested(ours[link.local_id], link, row, scope)
+                if fresh:
+                    open_ = sorted((*link.agreed.get("open", ()), *fresh))
+                    opened.append(replace(link, agreed={**link.agreed, "open": open_}))
+                    conflicts += sides.conflicts(fresh, link, ours[link.local_id], their, row.changed_at)
+            for each in conflicts:
+                self._tally.conflicts += 1
+                self._tally.add_contested(each.field, "open")
+            if opened:
+                await sides.state.commit(Commit(links=opened, conflicts=conflicts))
+
+    def _has_changed(self, ours: Record, link: Link, names: Sequence[str]) -> bool:
+        """Say whether one of these fields isn't what was agreed, and isn't open either."""
+        agreed, open_ = link.agreed.get("ours") or {}, link.agreed.get("open", ())
+        now = plain({name: ours.get(name) for name in names if name not in open_})
+        return any(not same(agreed.get(name), value, self._kind(name)) for name, value in now.items())
+
+    def _kind(self, name: str) -> str:
+        declared = self._fields.get(name)
+        return declared.type if declared else "any"
+
+    def _contested(
+        self, ours: Record, link: Link, row: ReadRecord, scope: MappingScope
+    ) -> tuple[list[str], Mapping[str, Any]]:
+        """Return the fields of a pair that both sides changed and a person decides about, with theirs."""
+        mapping, open_ = self._sides.mapping, link.agreed.get("open", ())
+        try:
+            pulled = {} if row.deleted else mapping.pull(row.record, scope)
+        except HubError:
+            return [], {}
+        theirs = {
+            name: pulled[name] for name in mapping.manual_fields if name in pulled and name not in open_
+        }
+        made = resolve(
+            ours, theirs, link.agreed, rule=mapping.conflict_rule, theirs_newer=False, fields=self._fields
+        )
+        return [name for name in made.open if name in theirs], theirs
 
     async def look(
         self, records: Sequence[Record], made: Mapping[tuple[str, str], str] = MappingProxyType({})
@@ -241,7 +305,7 @@ class Push:
         the object around one, or make the record anew.
         """
         sides, resource = self._sides, self._sides.resource
-        if resource.updates == "whole" or (resource.get is None and resource.get_many is None):
+        if resource.updates == "whole" or not sides.askable:
             return  # ours is laid over what is there anyway, or nobody can be asked
         renews = bool(resource.immutable) or resource.own_id is not None
         places = {write.remote_id: self._open_places(write, page, renews) for write in page.writes}

@@ -15,7 +15,17 @@ from engine.fields import Field
 from engine.manifest import Connector, Resource
 from engine.mapping import Mapping as FieldMapping
 from engine.mapping import MappingScope
-from engine.ports import Clock, Direction, HostStore, Link, Record, RecordFailure, RecordKey, SyncState
+from engine.ports import (
+    Clock,
+    Direction,
+    FieldConflict,
+    HostStore,
+    Link,
+    Record,
+    RecordFailure,
+    RecordKey,
+    SyncState,
+)
 from engine.reconcile import fingerprint, moment, plain
 
 T = TypeVar("T")
@@ -66,6 +76,11 @@ class Sides:
     @property
     def resource(self) -> Resource:
         return self.connector.resources[self.mapping.resource]
+
+    @property
+    def askable(self) -> bool:
+        """Say whether the provider can be asked for a record by its id."""
+        return self.resource.get is not None or self.resource.get_many is not None
 
     @property
     def lasting(self) -> str:
@@ -129,6 +144,32 @@ class Sides:
         """Return the fields of a pair that wait for a person and stay as they are on both sides."""
         names = link.agreed.get("open", ()) if link else ()
         return tuple(name for name in names if name in self.mapping.places)
+
+    def conflicts(
+        self,
+        names: Iterable[str],
+        link: Link,
+        ours: Record,
+        theirs: Mapping[str, Any],
+        theirs_changed_at: str | None,
+    ) -> list[FieldConflict]:
+        """Return the conflicts of a pair about fields that each side has a value of its own of."""
+        here, there = plain(ours), plain(theirs)
+        agreed = {side: link.agreed.get(side) or {} for side in ("ours", "theirs")}
+        return [
+            FieldConflict(
+                *self.here,
+                local_id=link.local_id,
+                remote_id=link.remote_id,
+                field=name,
+                ours=here.get(name),
+                theirs=there.get(name),
+                agreed={side: values[name] for side, values in agreed.items() if name in values},
+                ours_changed_at=ours.get("changed_at"),
+                theirs_changed_at=theirs_changed_at,
+            )
+            for name in names
+        ]
 
     def version_seen(self, record: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the provider's version of a record, as a link keeps it for the next update. Empty where it

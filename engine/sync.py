@@ -133,7 +133,13 @@ class Sync:
 
     def _push_of(self, tally: Tally, report: Callable[[Tally], None]) -> Push:
         return Push(
-            self.sides, self._gone, tally, report=report, complete=self._complete, period=self._period
+            self.sides,
+            self._gone,
+            tally,
+            fields=self.fields,
+            report=report,
+            complete=self._complete,
+            period=self._period,
         )
 
     def _tally(self, direction: Direction) -> Tally:

@@ -382,7 +382,7 @@ async def _queue(
             payload={
                 "trigger": TRIGGER,
                 "resource": resource,
-                "direction": integration.config.get("syncDirection", "bidirectional"),
+                "direction": "bidirectional",  # also where syncs go one way: a person asked for it
                 "remoteId": row.remote_id,
             },
             priority=Priority.HIGH,

@@ -278,3 +278,41 @@ async def test_what_changed_here_is_written_where_theirs_says_nothing_of_it(matc
     world.provider.records["c1"] = {"id": "c1", "full_name": "Ada L", "mail": "ada@example.com"}
     await sync(world)
     assert world.provider.records["c1"]["tel"] == "1"
+
+
+async def test_a_push_alone_doesnt_overwrite_what_nobody_here_has_seen() -> None:
+    world = await contested()
+    world.put("ada", name="Ada B", phone="4")
+    tally = await world.push()
+    assert (tally.conflicts, tally.contested) == (1, {"name": {"open": 1}})
+    assert names(world) == ("Ada B", "Ada C")
+    assert world.provider.records["c1"]["tel"] == "4"
+    assert (only(world).ours, only(world).theirs) == ("Ada B", "Ada C")
+    assert only(world).agreed == {"ours": "Ada", "theirs": "Ada"}
+    tally = await world.pull()
+    assert tally.conflicts == 0
+    decide(world, Decision("platform"))
+    await sync(world)
+    assert names(world) == ("Ada B", "Ada B")
+
+
+async def test_a_change_of_ours_alone_is_pushed_though_a_person_would_decide() -> None:
+    world = World("ada", fields=BY_HAND)
+    await world.push()
+    asked = len(world.provider.asked)
+    world.put("ada", phone="5")
+    await world.push()
+    assert len(world.provider.asked) == asked  # read only where such a field changed
+    world.put("ada", name="Ada B", phone="5")
+    await world.push()
+    assert names(world) == ("Ada B", "Ada B")
+    assert world.provider.asked[asked:] == [["c1"]]
+
+
+async def test_an_open_field_that_comes_without_a_value_keeps_what_is_known_of_it() -> None:
+    world = await contested()
+    await sync(world)
+    del world.provider.records["c1"]["full_name"]
+    await sync(world)
+    assert only(world).theirs == "Ada C"
+    assert world.host.records["customer"]["ada"]["name"] == "Ada B"
