@@ -308,6 +308,7 @@ class Pull:
         waiting = [local_ids[row.id] for row in rows if row.id in known and known[row.id].agreed.get("open")]
         conflicts = await self._conflicts_of(waiting)
         echoes = await self._echoes([ours[matched[row.id]] for row in rows if matched.get(row.id) in ours])
+        returned = mapping.returned_fields
         merged: list[_Merged] = []
         for row in rows:
             local_id, their = local_ids[row.id], theirs[row.id]
@@ -333,7 +334,7 @@ class Pull:
                     theirs_newer=_theirs_newer(row.changed_at, our.get("changed_at")),
                     fields=self._fields,
                     known=conflicts.get(local_id),
-                    unsaid=[name for name in mapping.returned_fields if name not in their],
+                    unsaid=[name for name in returned if name not in their],
                 )
                 self._count(resolution, before)
                 open_ = [name for name in resolution.open if name in mapping.places]
