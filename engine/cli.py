@@ -1,4 +1,4 @@
-"""The commands that need no server: `hub new`, `lint`, `call`, `pull`, `push`, `preview`, `heal`.
+"""The commands that need no server: `hub new`, `lint`, `explain`, `preview`, `call`, `pull`, `push`, `heal`.
 
 Exit status 0: done and clean; 1: problems were found or records failed; 2: misuse.
 Heavy imports happen inside the commands, so that `hub lint` starts at once.
@@ -12,15 +12,18 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import rich_click as click
 
 if TYPE_CHECKING:
     from engine.client import ProviderClient
     from engine.diagnostics import Style
-    from engine.manifest import Connector, Resource
+    from engine.manifest import Connector, Platform, Resource
+    from engine.previews import Preview
+    from engine.templates import MappingTemplate
 
 CONNECTORS = Path("connectors")
 TEMPLATES = Path("mapping-templates")
@@ -134,75 +137,221 @@ def _count(number: int, thing: str) -> str:
 
 
 @commands.command()
-@click.argument("template", type=click.Path(exists=True, path_type=Path))
-@click.argument("sample", type=click.File("r"))
+@click.argument("template")
+@click.argument("sample", required=False, type=click.File("r"))
+@click.option("--entity", help="Only the mappings of this entity.")
+@click.option("--resource", help="Only the mappings to this resource.")
+@click.option("--direction", type=click.Choice(["push", "pull"]), help="Only this way; of a SAMPLE, push.")
+@click.option("--venue", help="The venue's record, as JSON; else the samples', or one that takes US dollars.")
+@click.option("--samples", type=click.Path(exists=True, path_type=Path), help="Another file of samples.")
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the tables there.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page there.")
+@as_json
+def preview(
+    template: str,
+    sample: TextIO | None,
+    entity: str | None,
+    resource: str | None,
+    direction: str | None,
+    venue: str | None,
+    samples: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+    json_output: bool,
+) -> None:
+    """Show what TEMPLATE, such as `stripe/default` or its file, makes of records. Nothing is sent.
+
+    Without SAMPLE, side by side over the samples of the template and of those it extends: source, rule and
+    where it is written, target and result. With SAMPLE (JSON, `-` for standard input), the result alone.
+    """
+    venue_record = None if venue is None else _read_record(venue, "--venue")
+    record = None if sample is None else _read_record(sample.read(), "SAMPLE")
+    if record is not None and (samples or markdown or html):
+        raise click.UsageError("--samples, --markdown and --html go without SAMPLE")
+    opened = _open_template(template)
+    wanted = _Wanted(entity, resource, direction)
+    if record is not None:
+        _show_mapped(opened, record, wanted, venue_record, json_output)
+        return
+    from engine.documents import read_document
+    from engine.previews import SampleError, previews, read_samples, render, sample_files
+
+    files = [samples] if samples else sample_files(opened.file, opened.template.layers)
+    if not files:
+        raise click.UsageError(f"there are no samples of `{template}`: name a file with --samples")
+    try:
+        with _authors_errors():
+            # Those of an extended template are shown in the venue of the one that extends it.
+            first = read_document(files[0]).data
+            around = venue_record
+            if around is None and isinstance(first, dict) and isinstance(first.get("venue"), dict):
+                around = first["venue"]
+            found = [each for file in files for each in read_samples(read_document(file), around)]
+    except SampleError as error:
+        raise click.UsageError(str(error)) from error
+    shown = [
+        each
+        for each in previews(opened.template, opened.connector, opened.platform, found)
+        if wanted.holds(each.explanation.entity, each.explanation.resource, each.explanation.direction)
+    ]
+    if not shown:
+        raise click.UsageError("no sample is for a mapping that was asked for")
+    title = f"{opened.template.title} ({opened.connector.name}/{opened.template.name})"
+    for file, style in ((markdown, "markdown"), (html, "html")):
+        if file is not None:
+            file.write_text(render(title, shown, cast("Literal['markdown', 'html']", style)) + "\n", "utf-8")
+            click.echo(f"wrote {file}", err=True)
+    if json_output:
+        rows = [
+            {"sample": each.sample, "record": each.record, **each.explanation.to_json()} for each in shown
+        ]
+        click.echo(
+            json.dumps({"template": opened.template.name, "mappings": rows}, default=str, ensure_ascii=False)
+        )
+    elif markdown is None and html is None:
+        click.echo(render(title, shown))
+
+
+@commands.command()
+@click.argument("template")
+@click.option(
+    "--record", "-r", required=True, type=click.File("r"), help="A record as JSON; `-`: from input."
+)
 @click.option("--entity", help="Only the mappings of this entity.")
 @click.option("--resource", help="Only the mappings to this resource.")
 @click.option("--direction", type=click.Choice(["push", "pull"]), default="push", show_default=True)
-@click.option("--venue", default='{"id": "venue", "currency": "USD"}', help="The venue's record, as JSON.")
+@click.option("--venue", help="The venue's record, as JSON; default one that takes US dollars.")
 @as_json
-def preview(
-    template: Path,
-    sample: TextIO,
+def explain(
+    template: str,
+    record: TextIO,
     entity: str | None,
     resource: str | None,
     direction: str,
-    venue: str,
+    venue: str | None,
     json_output: bool,
 ) -> None:
-    """Show what TEMPLATE makes of the record in SAMPLE (JSON, `-` for standard input). Nothing is sent."""
+    """Say for each field which rule of TEMPLATE gives its value, from what, and where that rule is written.
+
+    TEMPLATE is such as `stripe/default`, or a file. What fails is told in its place; then the status is 1.
+    Ids of linked records are made up.
+    """
+    from engine.previews import SAMPLE_VENUE, Sample, exact, previews, render_explained
+
+    given = _read_record(record.read(), "--record")
+    around = {**SAMPLE_VENUE, **(_read_record(venue, "--venue") if venue else {})}
+    opened, way = _open_template(template), cast("Literal['push', 'pull']", direction)
+    wanted = _Wanted(entity, resource, direction)
+    shown: list[Preview] = []
+    for mapping in opened.template.mappings:
+        if wanted.holds(mapping.entity, mapping.resource, mapping.direction):
+            body = exact({"id": "sample", **given}) if way == "push" else given
+            sample = Sample("the record", way, mapping.resource, body, mapping.entity, venue=around)
+            shown += previews(opened.template, opened.connector, opened.platform, [sample])
+    if not shown:
+        pairs = ", ".join(
+            f"{each.entity} {each.direction} {each.resource}" for each in opened.template.mappings
+        )
+        raise click.UsageError(f"no mapping was asked for; `{opened.template.name}` has {pairs}")
+    if json_output:
+        rows = [each.explanation.to_json() for each in shown]
+        click.echo(json.dumps({"original": given, "mappings": rows}, default=str, ensure_ascii=False))
+    else:
+        click.echo("\n\n".join(render_explained(each).rstrip() for each in shown))
+    failed = any(each.explanation.error or each.explanation.condition_error for each in shown)
+    sys.exit(1 if failed else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A template that was named, and what it is checked against."""
+
+    file: Path
+    template: MappingTemplate
+    connector: Connector
+    platform: Platform
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which mappings were asked for."""
+
+    entity: str | None
+    resource: str | None
+    direction: str | None
+
+    def holds(self, entity: str, resource: str, direction: str) -> bool:
+        ways = (None, direction) if direction != "bidirectional" else (None, "push", "pull")
+        return self.entity in (None, entity) and self.resource in (None, resource) and self.direction in ways
+
+
+def _open_template(name: str) -> _Opened:
+    """Read a template by its file, or by `connector/template`."""
     from engine.documents import read_document
-    from engine.errors import HubError
     from engine.manifest import load_connector, load_platform
-    from engine.mapping import MappingScope
     from engine.templates import load_template
 
-    record = _read_record(sample.read(), "SAMPLE")
-    venue_record = _read_record(venue, "--venue")
+    file = Path(name)
+    if not file.is_file():
+        connector_name, _, short = name.partition("/")
+        file = TEMPLATES / connector_name / f"{short.removesuffix('.yaml')}.yaml"
+    if not file.is_file():
+        from engine.diagnostics import nearest
+
+        known = [f"{each.parent.name}/{each.stem}" for each in sorted(TEMPLATES.glob("*/*.yaml"))]
+        guess = nearest(name, known)
+        raise click.UsageError(f"no template `{name}`" + (f"; did you mean `{guess}`?" if guess else ""))
     with _authors_errors():
-        data = read_document(template).data
+        data = read_document(file).data
         if not isinstance(data, dict) or not isinstance(data.get("connector"), str):
-            raise click.UsageError(f"{template} names no connector; `hub lint {template}` says what it lacks")
+            raise click.UsageError(f"{file} names no connector; `hub lint {file}` says what it lacks")
         connector = load_connector(_connector_path(data["connector"]))
-        loaded = load_template(template, connector, load_platform(CONNECTORS / PLATFORM))
+        platform = load_platform(CONNECTORS / PLATFORM)
+        return _Opened(file, load_template(file, connector, platform), connector, platform)
+
+
+def _show_mapped(
+    opened: _Opened,
+    record: dict[str, Any],
+    wanted: _Wanted,
+    venue: dict[str, Any] | None,
+    json_output: bool,
+) -> None:
+    """Show what mappings make of one record, as it would be sent or kept."""
+    from engine.errors import HubError
+    from engine.explaining import made_up_links
+    from engine.mapping import MappingScope
+    from engine.previews import SAMPLE_VENUE
+
+    direction: Literal["push", "pull"] = "pull" if wanted.direction == "pull" else "push"
     shown = []
-    failed = False
-    for mapping in loaded.mappings:
-        if entity not in (None, mapping.entity) or resource not in (None, mapping.resource):
-            continue
-        if mapping.direction not in (direction, "bidirectional"):
+    for mapping in opened.template.mappings:
+        if not _Wanted(wanted.entity, wanted.resource, direction).holds(
+            mapping.entity, mapping.resource, mapping.direction
+        ):
             continue
         row: dict[str, Any] = {"entity": mapping.entity, "resource": mapping.resource, "direction": direction}
-        links = {
-            (rule.resource, str(record.get(rule.local_field))): f"<{rule.resource} id>"
-            for rule in mapping.link_rules
-        }
-        scope = MappingScope(venue=venue_record, links=links, now="2025-01-01T00:00:00Z")
+        links = made_up_links(mapping, record, direction)
+        scope = MappingScope(venue=venue or SAMPLE_VENUE, links=links)
+        wants, translate = (
+            (mapping.wants, mapping.push) if direction == "push" else (mapping.wants_pull, mapping.pull)
+        )
         try:
-            if direction == "push" and not mapping.wants(record, scope):
-                row["skipped"] = "`only_when` doesn't hold"
+            if wants(record, scope):
+                row["mapped"] = translate(record, scope)
             else:
-                row["mapped"] = (
-                    mapping.push(record, scope) if direction == "push" else mapping.pull(record, scope)
-                )
+                row["skipped"] = f"`{'only_when' if direction == 'push' else 'only_pull_when'}` doesn't hold"
         except HubError as error:
             row["error"] = error.message
-            failed = True
         shown.append(row)
     if json_output:
         click.echo(json.dumps({"original": record, "mappings": shown}, default=str, ensure_ascii=False))
     else:
         for row in shown:
             click.secho(f"{row['entity']} {'→' if direction == 'push' else '←'} {row['resource']}", bold=True)
-            click.echo(
-                json.dumps(
-                    row.get("mapped", row.get("skipped") or row.get("error")),
-                    default=str,
-                    indent=2,
-                    ensure_ascii=False,
-                )
-            )
-    sys.exit(1 if failed else 0)
+            result = row.get("mapped", row.get("skipped") or row.get("error"))
+            click.echo(json.dumps(result, default=str, indent=2, ensure_ascii=False))
+    sys.exit(1 if any("error" in row for row in shown) else 0)
 
 
 # ---- heal ----------------------------------------------------------------------------------------

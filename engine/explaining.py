@@ -18,7 +18,7 @@ from engine.fields import declared_field
 from engine.layering import Origin
 from engine.lint import QUOTED
 from engine.manifest import Entity, Resource, unsent_fields
-from engine.mapping import COPY, ITEM_NAMES, RULE_NAMES, MappingScope, UnlinkedError, compile_mapping
+from engine.mapping import COPY, ITEM_NAMES, RULE_NAMES, MappingScope, compile_mapping
 from engine.mapping import Mapping as Compiled
 from engine.pairs import Rule, goes, paths_of, rules_of
 from engine.ports import Record
@@ -85,9 +85,9 @@ class Explained:
 class Explanation:
     """What a mapping makes of a record.
 
-    `mapped` is the whole that a sync would take, None when it would take none: the record isn't `wanted`, or
-    there is an `error`. `condition` is what decided whether it is wanted. `missing` are fields that a new
-    record needs at the provider, and that no rule sends.
+    `mapped` is the whole of it, None when there is an `error`; `error_field` is the field of ours it is about.
+    `condition` is what decides whether the record is `wanted` at all, and `condition_error` why it couldn't.
+    `missing` are fields that a new record needs at the provider, and that no rule sends.
     """
 
     entity: str
@@ -98,6 +98,8 @@ class Explanation:
     rules: tuple[Explained, ...]
     mapped: dict[str, Any] | None
     error: str | None = None
+    error_field: str | None = None
+    condition_error: str | None = None
     missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +109,7 @@ class Explanation:
             "direction": self.direction,
             "wanted": self.wanted,
             "condition": self.condition,
+            "condition_error": self.condition_error,
             "mapped": self.mapped,
             "error": self.error,
             "missing": list(self.missing),
@@ -137,14 +140,24 @@ def explain(
         if one.goes(rule):
             rules.append(replace(one.explained(rule), origin=origins(rule.field, number)))
     wanted, condition, problem = one.is_wanted()
-    mapped, error = (None, problem) if problem or not wanted else one.whole()
+    whole = one.whole()
+    failed = whole if isinstance(whole, _Failed) else None
     sent = {path for rule in rules_of([written]) if one.goes(rule) for path in paths_of(rule)}
     lacking = unsent_fields(resource, sent) if direction == "push" else ()
     missing = tuple(f"{resource.name}.{field.path}" for field in lacking)
     return Explanation(
-        entity.name, resource.name, direction, wanted, condition, _first_of_each(rules, direction),
-        mapped, error, missing,
-    )  # fmt: skip
+        entity=entity.name,
+        resource=resource.name,
+        direction=direction,
+        wanted=wanted,
+        condition=condition,
+        rules=_first_of_each(rules, direction),
+        mapped=None if isinstance(whole, _Failed) else whole,
+        error=failed.why if failed else None,
+        error_field=failed.field if failed else None,
+        condition_error=problem,
+        missing=missing,
+    )
 
 
 def made_up_links(mapping: Compiled, record: Record, direction: Way) -> dict[tuple[str, str], str]:
@@ -182,10 +195,10 @@ def _first_of_each(rules: list[Explained], direction: Way) -> tuple[Explained, .
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """What came of a rule that failed."""
+    """What came of a rule that failed; `field` is ours."""
 
     why: str
-    retryable: bool = False
+    field: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +225,9 @@ class _One:
             return False, condition, held.why
         return held, condition, None
 
-    def whole(self) -> tuple[dict[str, Any] | None, str | None]:
+    def whole(self) -> dict[str, Any] | _Failed:
         compiled = self.compiled(self.written["fields"])
-        if isinstance(compiled, _Failed):
-            return None, compiled.why
-        made = self.translated(compiled)
-        return (None, made.why) if isinstance(made, _Failed) else (made, None)
+        return compiled if isinstance(compiled, _Failed) else self.translated(compiled)
 
     def goes(self, rule: Rule) -> bool:
         other = "pull" if self.direction == "push" else "push"
@@ -414,7 +424,7 @@ class _One:
                 return compiled.push(self.record, self.scope)
             return compiled.pull(self.record, self.scope)
         except HubError as error:
-            return _Failed(error.message, isinstance(error, UnlinkedError))
+            return _Failed(error.message, getattr(error, "field", None))
 
     # ---- what is read -----------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Ask", "commands": ["sync", "plan", "token", "openapi", "vault", "venue"]},
         {
             "name": "Write connectors and templates",
-            "commands": ["new", "lint", "preview", "call", "pull", "push", "docs"],
+            "commands": ["new", "lint", "explain", "preview", "call", "pull", "push", "docs"],
         },
     ]
 }
