@@ -300,7 +300,8 @@ async def force_sync(
     operation_id="clearQueue",
     summary="Delete operations from the queue",
     description="Those that fit all that is given. What is being worked stays, and so does what is completed "
-    "unless `status` says so. What is deleted won't be worked: use with caution.",
+    "unless `status` says so. What is deleted won't be worked: use with caution. Events of webhooks "
+    "that nothing works any more are `ignored`, and can be replayed.",
     tags=TAGS,
     opt=ADMINS,
     security=TOKEN,

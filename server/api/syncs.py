@@ -219,7 +219,8 @@ def answer_for(operation: Operation, result: Callable[[Operation], T]) -> Respon
     f"{SYNC}/retry",
     operation_id="retryFailed",
     summary="Queue failed work again",
-    description="Operations that failed or ran out of attempts start over, in their lane. Records that "
+    description="Operations that failed or ran out of attempts start over, in their lane, those that ended "
+    f"first first and at most {recovery.MOST_RETRIED:,} at once: call again for the rest. Records that "
     "failed in a sync that ended are no operations: the next sync tries those again, and `retryRecord` "
     "does now.",
     tags=TAGS,

@@ -32,28 +32,26 @@ ANSWER_SECONDS = 10.0
 AGAIN_SECONDS = 50.0  # after which one that doesn't answer is asked again
 
 _DUE = text("""
-    WITH due AS (
-        SELECT config.venue_id, config.integration_type
-        FROM integration_configs AS config
-        LEFT JOIN integration_health AS known USING (venue_id, integration_type)
-        WHERE config.status = 'connected' AND (
-            coalesce(greatest(known.checked_at, config.answered_at, config.connected_at), 'epoch')
-                < now() - CAST(:every AS float) * interval '1 second'
-            OR (
-                (
-                    config.circuit_opened_at IS NOT NULL OR known.check_failures > 0
-                    OR known.response_ms > :slow
-                )
-                AND coalesce(known.checked_at, 'epoch') < now() - CAST(:again AS float) * interval '1 second'
-            )
+    SELECT config.venue_id, config.integration_type
+    FROM integration_configs AS config
+    LEFT JOIN integration_health AS known USING (venue_id, integration_type)
+    WHERE config.status = 'connected' AND (
+        coalesce(greatest(known.checked_at, config.answered_at, config.connected_at), 'epoch')
+            < now() - CAST(:every AS float) * interval '1 second'
+        OR (
+            (config.circuit_opened_at IS NOT NULL OR known.check_failures > 0 OR known.response_ms > :slow)
+            AND coalesce(known.checked_at, 'epoch') < now() - CAST(:again AS float) * interval '1 second'
         )
-        ORDER BY greatest(known.checked_at, config.answered_at) NULLS FIRST
-        LIMIT :limit
     )
+    ORDER BY greatest(known.checked_at, config.answered_at) NULLS FIRST
+    LIMIT :limit
+""")
+# Once it has been asked, and not before: whoever is cut off has asked nobody whose turn then is over.
+_ASKED = text("""
     INSERT INTO integration_health (venue_id, integration_type, checked_at)
-    SELECT venue_id, integration_type, now() FROM due
+    SELECT venue_id, integration_type, now() FROM integration_configs
+    WHERE venue_id = :venue_id AND integration_type = :provider
     ON CONFLICT (venue_id, integration_type) DO UPDATE SET checked_at = now()
-    RETURNING venue_id, integration_type
 """)
 _ANSWERED = text("""
     UPDATE integration_health SET check_failures = 0, check_error = NULL, response_ms = :took
@@ -67,28 +65,30 @@ _TURN = text("SELECT pg_try_advisory_xact_lock(hashtextextended('health checks',
 
 
 async def ask_due(context: WorkerContext) -> int:
-    """Make the check call of integrations whose turn it is; returns how many were asked."""
+    """Make the check call of integrations whose turn it is; returns how many were asked to the end."""
     every = context.settings.health_check_seconds
     if not every:
         return 0
-    async with context.sessions.begin() as session:
-        if not await session.scalar(_TURN):  # another process picks just now
+    async with context.sessions.begin() as turn:
+        if not await turn.scalar(_TURN):  # another process is at it, until it ends or is lost
             return 0
         given = {"every": every, "again": AGAIN_SECONDS, "slow": SLOW_MS, "limit": ASKED_IN_A_TURN}
-        due = (await session.execute(_DUE, given)).all()
-    turns = asyncio.Semaphore(ASKED_AT_ONCE)
+        due = (await turn.execute(_DUE, given)).all()
+        turns = asyncio.Semaphore(ASKED_AT_ONCE)
 
-    async def asked(venue_id: UUID, provider: str) -> None:
-        async with turns:
-            await ask(context, venue_id, provider)
+        async def asked(venue_id: UUID, provider: str) -> None:
+            async with turns:
+                await ask(context, venue_id, provider)
 
-    asking = [asyncio.create_task(asked(row.venue_id, row.integration_type)) for row in due]
-    if asking:
-        _, late = await asyncio.wait(asking, timeout=TURN_SECONDS)
-        for task in late:  # its turn comes again
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-    return len(due)
+        asking = [asyncio.create_task(asked(row.venue_id, row.integration_type)) for row in due]
+        try:
+            if asking:
+                await asyncio.wait(asking, timeout=TURN_SECONDS)
+        finally:
+            for task in asking:  # the turn of those who are late comes again
+                task.cancel()
+            ended = await asyncio.gather(*asking, return_exceptions=True)
+    return sum(each is None for each in ended)
 
 
 async def ask(context: WorkerContext, venue_id: UUID, provider: str) -> None:
@@ -105,19 +105,25 @@ async def ask(context: WorkerContext, venue_id: UUID, provider: str) -> None:
         )
         async with metered(context.sessions, venue_id, provider), asyncio.timeout(ANSWER_SECONDS):
             await client.check()
-    except RateLimitedError:
-        return  # it is there, and says when to come back
+    except RateLimitedError:  # it is there, and says when to come back
+        async with context.sessions.begin() as session:
+            await session.execute(_ASKED, place)
+        return
     except (ProviderError, CredentialsNotFoundError, TimeoutError) as error:
         code = error.code if isinstance(error, HubError) else UnavailableError.code
         log.info("health.check_failed", venue_id=str(venue_id), provider=provider, error=code)
         async with context.sessions.begin() as session:
+            await session.execute(_ASKED, place)
             await session.execute(_FAILED, {**place, "code": code})
         return
     except HubError as error:  # nothing that the provider could do anything about
         log.info("health.not_checked", venue_id=str(venue_id), provider=provider, error=error.code)
+        async with context.sessions.begin() as session:
+            await session.execute(_ASKED, place)
         return
     took = None if client.answered_in is None else round(1000 * client.answered_in)
     async with context.sessions.begin() as session:
+        await session.execute(_ASKED, place)
         await session.execute(_ANSWERED, {**place, "took": took})
         await quotas.write(session, venue_id, provider, client.quota)
         await breaker.let_one_through(session, venue_id, provider)

@@ -21,7 +21,7 @@ from engine.errors import HubError, UnavailableError
 from server.db.models import IntegrationConfig, Operation, OperationStatus, Priority
 from server.errors import Detail, InvalidRequestError, NotFoundError
 from server.metering import metered
-from server.services import audit, operations
+from server.services import audit, operations, webhooks
 from server.services.audit import Actor
 from server.services.integrations import get_integration
 from server.services.runs import RUNNABLE
@@ -36,6 +36,7 @@ ENDED_BADLY = (OperationStatus.FAILED, OperationStatus.DEAD_LETTER)
 CLEARED = (*operations.WAITING, *ENDED_BADLY, OperationStatus.PAUSED)
 LONGEST_REST = 24  # hours between two revivals by the hub itself
 AT_ONCE = 500  # operations revived in one go; the rest follow with the next
+MOST_RETRIED = 10_000  # in one request
 TESTED_AT_ONCE = 10  # integrations
 TEST_SECONDS = 10.0
 
@@ -68,27 +69,42 @@ async def retry_failed(
 ) -> int:
     """Queue an integration's operations again that ended badly, or the one named; returns how many.
 
-    Each keeps its lane. Raises NotFoundError when the one named isn't this integration's, and
+    Each keeps its lane. It is done in parts, those that ended first first, and at most MOST_RETRIED at once:
+    call again for the rest. Raises NotFoundError when the one named isn't this integration's, and
     InvalidRequestError when it didn't end badly.
     """
-    async with context.sessions.begin() as session:
+    async with context.sessions() as session:
         await get_integration(session, venue_id, provider)
         if operation_id is not None:
             await _require_ended_badly(session, venue_id, provider, operation_id)
-        wanted = select(_TABLE.c.id).where(
+        asked_at = await session.scalar(select(func.now()))
+    ended = func.coalesce(_TABLE.c.completed_at, _TABLE.c.queued_at)
+    wanted = (
+        select(_TABLE.c.id)
+        .where(
             _TABLE.c.venue_id == venue_id,
             _TABLE.c.integration_type == provider,
             _TABLE.c.status.in_(ENDED_BADLY),
+            ended <= asked_at,  # what was queued and failed again meanwhile isn't queued twice
         )
-        if operation_id is not None:
-            wanted = wanted.where(_TABLE.c.id == operation_id)
-        rows = await session.execute(
-            update(_TABLE)
-            .where(_TABLE.c.id.in_(wanted.with_for_update(skip_locked=True)))
-            .values(**FRESH, status=OperationStatus.PENDING)
-            .returning(*operations.DUE)
-        )
-        found = [operations.due_row(row) for row in rows]
+        .order_by(ended, _TABLE.c.id)
+        .with_for_update(skip_locked=True)
+    )
+    if operation_id is not None:
+        wanted = wanted.where(_TABLE.c.id == operation_id)
+    queued = 0
+    while queued < MOST_RETRIED:
+        async with context.sessions.begin() as session:
+            some = wanted.limit(min(AT_ONCE, MOST_RETRIED - queued))
+            statement = update(_TABLE).where(_TABLE.c.id.in_(some))
+            statement = statement.values(**FRESH, status=OperationStatus.PENDING)
+            rows = await session.execute(statement.returning(*operations.DUE))
+            found = [operations.due_row(row) for row in rows]
+        await relay.announce(context.redis, found)
+        queued += len(found)
+        if len(found) < AT_ONCE:
+            break
+    async with context.sessions.begin() as session:
         audit.record(
             session,
             actor,
@@ -96,10 +112,9 @@ async def retry_failed(
             venue_id=venue_id,
             provider=provider,
             target=str(operation_id) if operation_id else None,
-            details={"operations": len(found)},
+            details={"operations": queued},
         )
-    await relay.announce(context.redis, found)
-    return len(found)
+    return queued
 
 
 async def _require_ended_badly(
@@ -250,8 +265,9 @@ async def clear_queue(
 ) -> int:
     """Delete operations that fit all that is given, but never one that is being worked; returns how many.
 
-    Without a status the completed ones stay, for they are history. Raises InvalidRequestError for
-    `processing`: such an operation is stopped first.
+    Without a status the completed ones stay, for they are history. What webhooks told and was still to be
+    worked is `ignored` from then on, until somebody replays it. Raises InvalidRequestError for `processing`:
+    such an operation is stopped first.
     """
     if status == OperationStatus.PROCESSING:
         raise InvalidRequestError(
@@ -264,8 +280,11 @@ async def clear_queue(
     if provider is not None:
         context.catalog.connector(provider)
         statement = statement.where(Operation.integration_type == provider)
+    told = Operation.payload["webhookId"].astext
     async with context.sessions.begin() as session:
-        cleared = len((await session.scalars(statement.returning(Operation.id))).all())
+        events = (await session.scalars(statement.returning(told))).all()
+        cleared = len(events)
+        await webhooks.give_up(session, [UUID(each) for each in events if each is not None])
         audit.record(
             session,
             actor,

@@ -59,6 +59,9 @@ WORKED_AT_ONCE = 200
 NOBODYS = "no connection here has this account"
 UNKNOWN_TYPE = "the connector's manifest doesn't name this type of event"
 UNWANTED = "the connector's manifest ignores this type of event"
+GIVEN_UP_AT_ONCE = 1000
+UNDER_WAY = (*operations.WAITING, OperationStatus.PROCESSING)
+CLEARED = "the queue was cleared before this was worked"
 CONFLICT = "the same id came before with other content; this one isn't worked"
 
 
@@ -643,6 +646,16 @@ def _found_again(event: Webhook, found: Sequence[Event], digest: str) -> Event |
     return None
 
 
+async def give_up(session: AsyncSession, event_ids: Sequence[UUID]) -> None:
+    """Ignore those of some events that wait and have no operation any more; they can be replayed."""
+    for start in range(0, len(event_ids), GIVEN_UP_AT_ONCE):
+        some = event_ids[start : start + GIVEN_UP_AT_ONCE]
+        kept = exists().where(_own_operation() & Operation.status.in_(UNDER_WAY))
+        waiting = select(Webhook.id).where(Webhook.id.in_(some), Webhook.status == WebhookStatus.PENDING)
+        left = waiting.where(~kept).with_for_update(of=Webhook)
+        await settle(session, (await session.scalars(left)).all(), WebhookStatus.IGNORED, CLEARED)
+
+
 # --- as workers see it
 
 
@@ -678,11 +691,13 @@ def _set_aside() -> ColumnElement[bool]:
     """Return the condition that an operation of an event is a dead letter: until that is revived, what can't
     be worked keeps no other of the integration from being worked.
     """
+    return _own_operation() & (Operation.status == OperationStatus.DEAD_LETTER)
+
+
+def _own_operation() -> ColumnElement[bool]:
+    """Return the condition that an operation is an event's own: its first, or that of its latest retry."""
     first = "webhook:" + cast(Webhook.id, Text)
-    return (
-        Operation.idempotency_key.in_([first, first + ":" + cast(Webhook.retry_count, Text)])
-        & (Operation.status == OperationStatus.DEAD_LETTER)
-    )
+    return Operation.idempotency_key.in_([first, first + ":" + cast(Webhook.retry_count, Text)])
 
 
 def sorted_out(

@@ -389,6 +389,35 @@ async def test_two_schedulers_ask_each_once(context: WorkerContext, asked: list[
     assert sorted(asked) == sorted(venues)
 
 
+async def test_who_was_not_asked_before_a_turn_was_cut_off_has_it_again(
+    context: WorkerContext, asked: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what takes longer than a turn, nor a scheduler that is lost, costs anybody a check."""
+    first, hanging = [await _connected(context) for _ in range(2)]
+    check, hangs = _Client.check, asyncio.Event()
+
+    async def check_one(client: _Client) -> None:
+        if client.venue_id == hanging:
+            hangs.set()
+            await asyncio.Event().wait()
+        await check(client)
+
+    monkeypatch.setattr(_Client, "check", check_one)
+    monkeypatch.setattr(checks, "TURN_SECONDS", 1.0)
+    assert await checks.ask_due(context) == 1
+    assert (asked, hangs.is_set()) == ([first], True)
+    monkeypatch.setattr(checks, "TURN_SECONDS", 50.0)
+    hangs.clear()
+    turn = asyncio.create_task(checks.ask_due(context))
+    await asyncio.wait_for(hangs.wait(), 10)
+    assert await checks.ask_due(context) == 0  # one turn at a time
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+    monkeypatch.setattr(_Client, "check", check)
+    assert await checks.ask_due(context) == 1
+    assert asked == [first, hanging]
+
+
 async def test_one_that_does_badly_is_asked_each_minute(context: WorkerContext, asked: list[UUID]) -> None:
     venue_id = await _connected(context)
     for failures, answer in enumerate((UnavailableError("down"), AuthenticationError("no")), 1):

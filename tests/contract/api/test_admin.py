@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from engine.errors import AuthenticationError, UnavailableError
 from server.db.models import OperationType, Priority
-from server.services import operations, overview
+from server.services import operations, overview, recovery
 from server.services.operations import Claim
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, Hub, bearer
 
@@ -368,6 +368,24 @@ async def test_a_sync_cannot_be_forced_where_nothing_is_connected(hub: Hub) -> N
 
 
 # --- the queue (endpoints 34 to 37)
+
+
+async def test_much_that_failed_is_queued_again_in_parts(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    await hub.connect_by_key()
+    await hub.execute("DELETE FROM sync_queue")
+    for number in range(7):
+        await dead_letter(hub, idempotency_key=str(number))
+    monkeypatch.setattr(recovery, "AT_ONCE", 2)
+    monkeypatch.setattr(recovery, "MOST_RETRIED", 5)
+    queued = "Failed items re-queued for retry:"
+    for told in (f"{queued} 5", f"{queued} 2", "Nothing had failed"):
+        answer = await hub.post(RETRY, {"venueId": str(OURS)})
+        assert answer.json()["message"] == told
+    rows = await hub.rows("SELECT status, revivals FROM sync_queue")
+    assert {(row["status"], row["revivals"]) for row in rows} == {("pending", 1)}
+    assert len(rows) == 7
+    audited = await hub.rows("SELECT details FROM audit_log WHERE action = 'operations.retried' ORDER BY id")
+    assert [row["details"]["operations"] for row in audited] == [5, 2, 0]
 
 
 async def test_the_queue_is_cleared_of_what_fits(hub: Hub) -> None:

@@ -673,6 +673,41 @@ async def test_many_events_are_worked_again_some_at_a_time(hub: Hub, monkeypatch
     assert len(await operations(hub)) == 14
 
 
+async def test_what_was_cleared_from_the_queue_is_ignored_until_it_is_replayed(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    for name in ("a", "b", "c"):
+        await square(hub, square_event(event_id=name))
+    await hub.execute("UPDATE integration_webhooks SET status = 'processed' WHERE event_id = 'a'")
+    # One that is being worked already, by an operation of its own.
+    await hub.execute(
+        "UPDATE sync_queue SET status = 'processing', lease_owner = 'w',"
+        " lease_expires_at = now() + '1 minute' WHERE idempotency_key ="
+        " (SELECT 'webhook:' || id FROM integration_webhooks WHERE event_id = 'b')"
+    )
+    cleared = await hub.post(f"{API}/admin/clear-queue", {}, headers=OPERATOR)
+    assert cleared.json()["message"] == "2 queue items cleared"
+    found = {row["event_id"]: (row["status"], row["error"]) for row in await events(hub)}
+    assert found == {
+        "a": ("processed", None),
+        "b": ("pending", None),
+        "c": ("ignored", "the queue was cleared before this was worked"),
+    }
+    body = {"venueId": str(OURS), "status": "ignored"}
+    replayed = await hub.post(f"{HOOKS}/square/replay", body)
+    assert replayed.json()["message"] == "1 webhook event queued"
+
+
+async def test_an_event_that_another_operation_is_to_work_outlives_a_cleared_one(hub: Hub) -> None:
+    await connected(hub, "square", "M1")
+    await square(hub, square_event())
+    await hub.execute("UPDATE sync_queue SET status = 'failed'")
+    [event] = await events(hub)
+    await hub.post(f"{HOOKS}/retry", {"webhookId": str(event["id"])})
+    await hub.post(f"{API}/admin/clear-queue", {"status": "failed"}, headers=OPERATOR)
+    assert [row["status"] for row in await events(hub)] == ["pending"]
+    assert [row["status"] for row in await operations(hub)] == ["pending"]
+
+
 # --- subscriptions
 
 
