@@ -24,6 +24,7 @@ MISSED_AT_LEAST = 50  # records without a field, before it counts as removed
 MISSED_TIMES = 8  # and how often it would have come in those
 MOST_WORDS = 50  # values of an enumeration that are kept
 RENAMED_SCORE = 0.6
+_WRAPPERS = frozenset(("object", "objects", "data", "attributes", "properties", "body", "record", "item"))
 _NAMES = re.compile(r"[^\W\d][\w-]*")  # of the steps of a path, however they are put together
 
 
@@ -181,22 +182,20 @@ def _refuse(made: Comparison, named: str, declared: FieldCatalog) -> None:
 
 
 def same_path(named: str, paths: Collection[str]) -> str | None:
-    """Return which of some paths a provider means: the same steps, or the only one that ends with them, or
-    that its name ends with.
+    """Return which of some paths a provider means: the same steps, without what it wraps records into, or
+    the only one that ends with them.
     """
     if named in paths:
         return named
     steps = {path: _NAMES.findall(path.lower()) for path in paths}
     meant = _NAMES.findall(named.lower())
-    if not meant:
-        return None
-    same = [path for path, each in steps.items() if each == meant]
-    near = same or [
-        path
-        for path, each in steps.items()
-        if each and (each[-len(meant) :] == meant or meant[-len(each) :] == each)
-    ]
-    return near[0] if len(near) == 1 else None
+    while meant:
+        same = [path for path, each in steps.items() if each == meant]
+        near = same or [path for path, each in steps.items() if each[-len(meant) :] == meant]
+        if near or meant[0] not in _WRAPPERS:
+            return near[0] if len(near) == 1 else None
+        meant = meant[1:]
+    return None
 
 
 def _kinds(types: tuple[str, ...]) -> frozenset[str]:

@@ -96,6 +96,7 @@ def client_of(
     limiter: RateLimiter | None = None,
     ceilings: Ceilings | None = None,
     on_call: Callable[[CallReport], None] | None = None,
+    on_unknown: Callable[[str, str], None] | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> ProviderClient:
     """Return a client of a fake provider (or transport), with the credential `apiKey: key-12345`."""
@@ -108,4 +109,5 @@ def client_of(
         limiter=limiter,
         ceilings=ceilings,
         on_call=on_call,
+        on_unknown=on_unknown,
     )

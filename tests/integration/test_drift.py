@@ -108,6 +108,31 @@ async def test_names_no_database_takes_are_left_out(
     assert list(rows) == ["fine"]
 
 
+async def test_a_field_that_the_provider_does_not_know_is_told_once_and_returns_with_records(
+    session: AsyncSession, connector: Connector, venue: UUID
+) -> None:
+    for _ in range(2):
+        sightings: drift.Sightings = {}
+        complain = drift.complaints(sightings, connector)
+        for _ in range(3):
+            complain("customer", "address[city]")
+        await drift.write(session, venue, "stripe", sightings)
+    assert await events(session, venue) == [("refused", "address.city")]
+    known = (await drift.observed(session, venue, "stripe", "customer"))["address.city"]
+    assert (known.refused, known.gone, known.seen) == (True, True, 0)
+    await run_saw(session, connector, venue, [{"address": {"city": "Brest"}}])
+    assert (await events(session, venue))[-1] == ("returned", "address.city")
+    assert not (await drift.observed(session, venue, "stripe", "customer"))["address.city"].gone
+
+
+async def test_what_was_refused_is_forgiven(session: AsyncSession, connector: Connector, venue: UUID) -> None:
+    sightings: drift.Sightings = {}
+    drift.complaints(sightings, connector)("customer", "name")
+    await drift.write(session, venue, "stripe", sightings)
+    await drift.forgive(session, venue, "stripe")
+    assert not (await drift.observed(session, venue, "stripe", "customer"))["name"].refused
+
+
 async def test_events_wait_until_somebody_takes_them(
     session: AsyncSession, connector: Connector, venue: UUID
 ) -> None:

@@ -1,5 +1,6 @@
 """Healing over the API: what surely took a field's place, what a person accepts, and what was observed."""
 
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -203,6 +204,114 @@ async def test_the_mapping_is_looked_at_when_something_changed(connected: Hub) -
     assert await schedule.check_drift(connected.context) is False  # type: ignore[arg-type]
     [version, *_] = await versions(connected)
     assert version["created_by"] == "hub"
+
+
+async def observe(hub: Hub, path: str, *, resource: str = "product", **state: bool) -> None:
+    """Note what is known of a field: `removed` from records, or `refused` by the provider, or neither."""
+    await hub.execute(
+        "INSERT INTO observed_fields (venue_id, integration_type, resource, path, types, seen_count,"
+        " record_count, missed_count, removed_at, refused_at)"
+        " VALUES (:venue, 'stripe', :resource, :path, '{text}', 40, 40, 90,"
+        " CASE WHEN :removed THEN now() END, CASE WHEN :refused THEN now() END)"
+        " ON CONFLICT (venue_id, integration_type, resource, path) DO UPDATE"
+        " SET removed_at = excluded.removed_at, refused_at = excluded.refused_at",
+        venue=OURS,
+        resource=resource,
+        path=path,
+        removed=state.get("removed", False),
+        refused=state.get("refused", False),
+    )
+
+
+def told(data: dict[str, Any]) -> list[tuple[str, str, str | None]]:
+    return [(each["target"], each["because"], each["proposal"]) for each in data["broken"]]
+
+
+async def test_a_field_that_records_lost_is_marked_and_mended_when_it_is_back(connected: Hub) -> None:
+    await was_called(connected)
+    await observe(connected, "url", removed=True)
+    data = await rename(connected)
+    assert (told(data), data["applied"]) == ([("product.url", "missed", None)], [])
+    assert (await look(connected)).json()["data"]["broken"] == [
+        {
+            "source": "event.url",
+            "target": "product.url",
+            "message": "`product.url` is missing from records that used to have it",
+        }
+    ]
+    [version, *_] = await versions(connected)
+    assert version["heal_plan"]["broken"][0]["because"] == "missed"
+    await observe(connected, "url")
+    data = await rename(connected)
+    assert (told(data), data["mended"]) == ([], [["event.url", "product.url"]])
+    assert (await look(connected)).json()["data"]["broken"] == []
+
+
+async def test_a_field_that_only_lists_leave_out_is_not_gone(
+    connected: Hub, both_sides: dict[str, dict[str, Any]]
+) -> None:
+    await was_called(connected)
+    await link(connected, "1", "2")
+    both_sides["prod_1"], both_sides["prod_2"] = {"name": "Night"}, {"url": None}
+    await observe(connected, "url", removed=True)
+    assert told(await rename(connected)) == []
+    both_sides["prod_2"] = {"name": "Night"}
+    assert told(await rename(connected)) == [("product.url", "missed", None)]
+    both_sides["prod_2"] = {"url": None}  # it was decided; records that are looked at by syncs mend it
+    assert told(await rename(connected)) == [("product.url", "missed", None)]
+
+
+async def test_what_cannot_be_looked_at_is_not_taken_for_gone(
+    connected: Hub, both_sides: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look_up(self: ProviderClient, resource: str, ids: list[str]) -> dict[str, ReadRecord]:
+        raise UnavailableError("Stripe doesn't answer")
+
+    monkeypatch.setattr(ProviderClient, "look_up", look_up)
+    await was_called(connected)
+    await link(connected, "1")
+    await observe(connected, "url", removed=True)
+    assert told(await rename(connected)) == []
+
+
+async def test_a_field_the_provider_refuses_is_marked_until_a_person_tries_again(connected: Hub) -> None:
+    await was_called(connected)
+    await observe(connected, "url", refused=True)
+    assert told(await rename(connected)) == [("product.url", "refused", None)]
+    assert len(await versions(connected)) == 3
+    assert told(await rename(connected)) == [("product.url", "refused", None)]
+    assert len(await versions(connected)) == 3
+    [message] = await connected.rows("SELECT payload FROM outbox WHERE topic = 'mapping.healed'")
+    assert message["payload"]["pairs"] == [
+        {
+            "source": "event.url",
+            "target": "product.url",
+            "because": "refused",
+            "outcome": "broken",
+            "to": None,
+            "evidence": [],
+        }
+    ]
+    pairs = (await look(connected)).json()["data"]["mappings"]
+    assert (await change(connected, pairs)).status_code == 200
+    data = await rename(connected)
+    assert (told(data), data["mended"]) == ([], [])
+
+
+async def test_what_is_undone_is_counted(connected: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(mappings, "HEALS", SimpleNamespace(add=lambda *labels: counted.append(labels)))
+    await was_called(connected, url="URL", phone="phoneNumber")
+    await connected.execute(
+        "UPDATE mapping_versions SET mappings = (SELECT field_mappings FROM integration_configs)"
+    )
+    await rename(connected)
+    await rename(connected)  # says the same, and is no news
+    assert counted == [("stripe", "proposed"), ("stripe", "applied")]
+    assert (await act(connected, "undo")).status_code == 200
+    assert counted[2:] == [("stripe", "undone")]
+    assert (await act(connected, "undo")).status_code == 200  # back to what was healed
+    assert counted[3:] == []
 
 
 async def test_nothing_happens_where_nothing_is_gone(connected: Hub) -> None:

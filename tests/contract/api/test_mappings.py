@@ -299,14 +299,18 @@ async def test_a_template_by_its_id_and_the_one_that_suits(connected: Hub) -> No
     assert answer.json() == {
         "success": True,
         "message": "Template applied successfully",
-        "data": {"templateId": DEFAULT, "template": "default"},
+        "data": {"templateId": DEFAULT, "template": "default", "because": "it was asked for"},
     }
     [after] = await connected.rows(used, id=DEFAULT)
     assert after["usage_count"] == before["usage_count"] + 1
     await change(connected, SMALL)
     suits = await act(connected, "apply-template")
     assert suits.headers["etag"] == (await look(connected)).headers["etag"]
-    assert suits.json()["data"] == {"templateId": MUSIC, "template": "music-venue"}
+    assert suits.json()["data"] == {
+        "templateId": MUSIC,
+        "template": "music-venue",
+        "because": "the venue's type is `music_venue`",
+    }
     data = (await look(connected)).json()["data"]
     assert (data["templateId"], data["mappings"]["event.ticket"]) == (MUSIC, "price.nickname")
     [entry, _] = await connected.rows(
@@ -391,6 +395,7 @@ async def test_a_field_that_is_gone_is_marked_and_proposed_and_nothing_is_remove
                 "gone": "customer.phones",
                 "proposal": "customer.phone",
                 "protected": "identity",
+                "because": "unknown",
             }
         ],
         "mended": [],

@@ -1158,6 +1158,15 @@ async def test_a_complaint_of_a_field_is_marked_for_healing() -> None:
     assert result.error.field == "nmae"
 
 
+async def test_complaints_of_fields_are_told() -> None:
+    told: list[tuple[str, str]] = []
+    provider = FakeProvider([error("UNKNOWN_FIELD", field="nmae"), error("UNKNOWN_FIELD"), error("INVALID")])
+    client = client_of(READING, provider, on_unknown=lambda *named: told.append(named))
+    for _ in range(3):
+        await client.send(new(nmae="x"))
+    assert told == [("customer", "nmae")]
+
+
 @pytest.mark.parametrize(
     ("code", "status", "kind"), [("STOP", 400, ProviderError), ("REVOKED", 401, AuthenticationError)]
 )

@@ -108,6 +108,8 @@ def test_a_field_is_found_by_what_a_provider_calls_it() -> None:
     assert same_path("item_data.name", paths) == "item_data.name"
     assert same_path("object.item_data.name", paths) == "item_data.name"
     assert same_path("ShIp_To", paths) == "ship_to"
+    assert same_path("category[name]", paths) == "category.name"
+    assert same_path("shipping.category.name", paths) is None  # another one
     assert same_path("name", paths) is None  # which of them?
     assert same_path("", paths) is None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
 
+from engine.drift import KnownField
 from engine.manifest import Connector, Platform, load_connector, load_platform
 from engine.mapping import MappingScope
 from engine.pairs import (
@@ -215,6 +217,46 @@ def test_a_field_of_ours_is_renamed_where_it_pairs_records_too(stripe: Connector
     assert (gone.gone, gone.successor) == ("customer.mail", None)  # whose address it is, a person says
     [made] = moved(mappings, gone, "customer.email")
     assert (made["match_on"], made["fields"]) == ("email", {"email": "email", "phone": "phone"})
+
+
+LOST = KnownField("url", ("text",), records=40, seen=40, missed=90, removed=True)
+URL = [{**BASE[0], "fields": {"name": "name", "url": "url"}}]
+
+
+def test_what_records_lost_is_gone_though_the_manifest_knows_it(
+    stripe: Connector, platform: Platform
+) -> None:
+    seen = {"product": {"url": LOST, "name": KnownField("name", ("text",), records=130, seen=130)}}
+    [gone] = gone_pairs(URL, stripe, platform, seen)
+    assert (gone.gone, gone.because, gone.proposal, gone.successor) == ("product.url", "missed", None, None)
+    refused = {"product": {"url": KnownField("url", refused=True)}}
+    assert [each.because for each in gone_pairs(URL, stripe, platform, refused)] == ["refused"]
+    assert gone_pairs(URL, stripe, platform, {"product": {"url": replace(LOST, removed=False)}}) == []
+
+
+def test_a_new_field_of_records_is_proposed_and_needs_the_manifest(
+    stripe: Connector, platform: Platform
+) -> None:
+    later = KnownField("page_url", ("text",), records=90, seen=90)
+    earlier = KnownField("site_url", ("text",), records=130, seen=130)
+    seen = {"product": {"url": LOST, "page_url": later, "site_url": earlier}}
+    [gone] = gone_pairs(URL, stripe, platform, seen)
+    assert (gone.proposal, gone.successor) == ("product.page_url", None)
+    assert gone.plan is not None
+    assert [each.path for each in gone.plan.proposals] == ["page_url"]
+
+
+def test_a_declared_field_takes_the_place_of_what_records_lost(stripe: Connector, platform: Platform) -> None:
+    hinted = replace(stripe.resources["product"], renamed={"url": "statement_descriptor"})
+    connector = replace(stripe, resources={**stripe.resources, "product": hinted})
+    [gone] = gone_pairs(URL, connector, platform, {"product": {"url": LOST}})
+    assert gone.successor == "product.statement_descriptor"
+    taken = [{**BASE[0], "fields": {"name": "statement_descriptor", "url": "url"}}]
+    [gone] = gone_pairs(taken, connector, platform, {"product": {"url": LOST}})
+    assert gone.successor is None
+    also_lost = {"product": {"url": LOST, "statement_descriptor": replace(LOST, path="statement_descriptor")}}
+    [gone] = gone_pairs(URL, connector, platform, also_lost)
+    assert gone.successor is None
 
 
 def test_a_mapping_whose_resource_is_gone_is_told_and_the_others_compiled(
