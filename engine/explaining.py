@@ -85,7 +85,7 @@ class Explained:
 class Explanation:
     """What a mapping makes of a record.
 
-    `mapped` is the whole of it, None when there is an `error`; `error_field` is the field of ours it is about.
+    `mapped` is the whole of it, None when there is an `error`; `error_field` is the field that it is about.
     `condition` is what decides whether the record is `wanted` at all, and `condition_error` why it couldn't.
     `missing` are fields that a new record needs at the provider, and that no rule sends.
     """

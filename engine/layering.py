@@ -22,11 +22,15 @@ _PAIR = ("entity", "resource")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a rule was written: the template's name, its file, and the line, counted from 1."""
+    """Where a rule was written: the template's name, its file, and the line, counted from 1.
+
+    A venue's own mapping is in no file, and has a `version`.
+    """
 
     layer: str
-    file: str
-    line: int
+    file: str = ""
+    line: int = 0
+    version: int | None = None
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

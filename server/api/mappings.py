@@ -10,6 +10,9 @@ from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter
 from msgspec import Meta, Struct
 
+from engine.explaining import Explained
+from engine.expressions import ABSENT
+from engine.layering import Origin
 from engine.pairs import GonePair, pairs_of
 from server.api.dependencies import Acting, Shared
 from server.api.described import good
@@ -176,6 +179,7 @@ class MappingsAnswer(Struct, frozen=True):
 class Applied(Struct, frozen=True, rename="camel"):
     template_id: UUID | None
     template: str | None
+    because: Annotated[str | None, Meta(description="Why it is this template.")]
 
 
 class AppliedAnswer(Struct, frozen=True):
@@ -185,12 +189,80 @@ class AppliedAnswer(Struct, frozen=True):
 
 
 class MadeValue(Struct, frozen=True):
-    """Where a value comes from, and how it is made."""
+    """Where a value comes from, how it is made, and where that is written.
+
+    `layer` is the template the rule was written in, `venue` for the venue's own mapping, or `request` for a
+    pair that nobody has yet.
+    """
 
     source: str
     target: str
-    rule: Literal["copied", "calculated", "link", "list"]
+    rule: Literal["copied", "query", "calculated", "constant", "values", "link", "list"]
     expression: Annotated[str | None, Meta(description="How it is calculated.")]
+    written: Annotated[Any, Meta(description="The rule as a template writes it: a path, or keys.")] = None
+    reads: Annotated[list[str], Meta(description="The fields it looks at.")] = []
+    outcome: Annotated[
+        Literal["made", "default", "absent", "not wanted", "passed over", "failed"],
+        Meta(
+            description="What came of it: a value, its default, nothing, nothing because its condition "
+            "doesn't hold, a value that another rule's goes before, or an error."
+        ),
+    ] = "made"
+    before: Annotated[Any, Meta(description="The value it started from; null for none.")] = None
+    after: Annotated[Any, Meta(description="The value that came of it; null for none.")] = None
+    why: Annotated[str, Meta(description="Why, as a sentence; empty when there is nothing to say.")] = ""
+    layer: Annotated[str, Meta(description="Whose rule it is.")] = ""
+    version: Annotated[int | None, Meta(description="Of the venue's own mapping; else null.")] = None
+    file: Annotated[str | None, Meta(description="The template's file; null without one.")] = None
+    line: Annotated[int | None, Meta(description="Its line there.")] = None
+    items: Annotated[
+        list[dict[str, Any]], Meta(description="How the items of a list are made, each rule as these are.")
+    ] = []
+
+
+class TriedMapping(Struct, frozen=True):
+    """One mapping that was tried on a record."""
+
+    entity: Annotated[str, Meta(description="Ours.")]
+    resource: Annotated[str, Meta(description="Theirs.")]
+    wanted: Annotated[
+        bool, Meta(description="Whether a sync would take the record: the mapping's condition holds.")
+    ]
+    condition: Annotated[str | None, Meta(description="The condition; null when there is none.")]
+
+
+class LayerRule(Struct, frozen=True):
+    """One rule of the mapping in use."""
+
+    source: str
+    target: str
+    direction: Annotated[str, Meta(description="Which way the mapping goes: push, pull or bidirectional.")]
+    written: Annotated[Any, Meta(description="The rule as a template writes it: a path, or keys.")]
+    layer: Annotated[str, Meta(description="The template it was written in, or `venue`.")]
+    version: Annotated[int | None, Meta(description="Of the venue's own mapping; else null.")]
+    file: Annotated[str | None, Meta(description="The template's file; null without one.")]
+    line: Annotated[int | None, Meta(description="Its line there.")]
+    broken: Annotated[str | None, Meta(description="Why it is left out of syncs; null when it isn't.")]
+
+
+class MappingLayers(Struct, frozen=True):
+    """The mapping in use by its layers."""
+
+    layers: Annotated[list[str], Meta(description="The lowest first; `venue` is the venue's own.")]
+    version: Annotated[int | None, Meta(description="Of the venue's own mapping; null without one.")]
+    rules: Annotated[list[LayerRule], Meta(description="All rules, in their order.")]
+    changes: Annotated[
+        list[dict[str, Any]],
+        Meta(
+            description="What the venue's own mapping has different from the template it began with, as a "
+            "template would write it that extends that one: null is taken away."
+        ),
+    ]
+
+
+class MappingLayersAnswer(Struct, frozen=True):
+    data: MappingLayers
+    success: Literal[True] = True
 
 
 class Problem(Struct, frozen=True):
@@ -207,6 +279,7 @@ class TrialResult(Struct, frozen=True):
     problems: Annotated[
         list[Problem], Meta(description="Why a record couldn't be mapped, or saving would be refused.")
     ]
+    records: Annotated[list[TriedMapping], Meta(description="What was tried, and whether it is wanted.")]
 
 
 class TrialAnswer(Struct, frozen=True):
@@ -432,6 +505,17 @@ async def update_mappings(
                                 "target": "item.name",
                                 "rule": "copied",
                                 "expression": None,
+                                "written": "name",
+                                "reads": ["event.name"],
+                                "outcome": "made",
+                                "before": "Rock Concert",
+                                "after": "Rock Concert",
+                                "why": "",
+                                "layer": "default",
+                                "version": None,
+                                "file": "square/default.yaml",
+                                "line": 14,
+                                "items": [],
                             }
                         ],
                         "problems": [
@@ -439,6 +523,9 @@ async def update_mappings(
                                 "field": "item.price",
                                 "message": "no sample has the field it is calculated from",
                             }
+                        ],
+                        "records": [
+                            {"entity": "event", "resource": "item", "wanted": True, "condition": None}
                         ],
                     },
                 },
@@ -467,10 +554,115 @@ async def try_mappings(
         TrialResult(
             data.sample_data,
             trial.mapped,
-            [MadeValue(each.source, each.target, each.rule, each.expression) for each in trial.made],
+            [_made(rule) for told in trial.explained for rule in told.rules],
             [Problem(each.field, each.message) for each in trial.problems],
+            [
+                TriedMapping(told.entity, told.resource, told.wanted, told.condition)
+                for told in trial.explained
+            ],
         )
     )
+
+
+def _made(rule: Explained) -> MadeValue:
+    return MadeValue(
+        source=rule.source,
+        target=rule.target,
+        rule=rule.kind,
+        expression=rule.expression,
+        written=rule.rule,
+        reads=list(rule.reads),
+        outcome=rule.outcome,
+        before=None if rule.before is ABSENT else rule.before,
+        after=None if rule.after is ABSENT else rule.after,
+        why=rule.why,
+        **_place(rule.origin),
+        items=[each.to_json() for each in rule.items],
+    )
+
+
+def _place(origin: Origin | None) -> dict[str, Any]:
+    """Return whose rule it is, and where it is written."""
+    if origin is None:
+        return {}
+    written = {"file": origin.file, "line": origin.line} if origin.file else {"file": None, "line": None}
+    return {"layer": origin.layer, "version": origin.version, **written}
+
+
+@get(
+    f"{MAPPINGS}/mappings/layers",
+    operation_id="getMappingLayers",
+    summary="Where each rule of a mapping comes from",
+    description="A venue begins with a template, which may extend another one, and may have a mapping of its "
+    "own over them. Each rule is told with the layer it is from: a template's file and line, or the version "
+    "of the venue's own mapping. That one doesn't change with the template it began with.",
+    tags=TAGS,
+    opt=READERS,
+    security=TOKEN,
+    responses={
+        200: good(
+            MappingLayersAnswer,
+            "The layers, and the rules.",
+            Example(
+                summary="one rule of the venue's own",
+                value={
+                    "success": True,
+                    "data": {
+                        "layers": ["default", "music-venue", "venue"],
+                        "version": 2,
+                        "rules": [
+                            {
+                                "source": "customer.email",
+                                "target": "customer.email_address",
+                                "direction": "bidirectional",
+                                "written": "email_address",
+                                "layer": "default",
+                                "version": None,
+                                "file": "square/default.yaml",
+                                "line": 70,
+                                "broken": None,
+                            },
+                            {
+                                "source": "customer.city",
+                                "target": "customer.note",
+                                "direction": "bidirectional",
+                                "written": "note",
+                                "layer": "venue",
+                                "version": 2,
+                                "file": None,
+                                "line": None,
+                                "broken": None,
+                            },
+                        ],
+                        "changes": [
+                            {"entity": "customer", "resource": "customer", "fields": {"city": "note"}}
+                        ],
+                    },
+                },
+            ),
+        ),
+        **error_answers(*_NAMED, "TEMPLATE_NOT_FOUND"),
+    },
+)
+async def get_layers(
+    request: CallerRequest, context: Shared, provider: ProviderName, venue_id: VenueId
+) -> MappingLayersAnswer:
+    request.user.require(venue_id)
+    async with context.sessions() as session:
+        seen = await mappings.look_at_layers(context, session, venue_id, provider)
+    rules = [
+        LayerRule(
+            source=each.rule.source,
+            target=each.rule.target,
+            direction=each.direction,
+            written=each.rule.written,
+            **_place(each.origin),
+            broken=each.broken,
+        )
+        for each in seen.rules
+    ]
+    changes = [dict(each) for each in seen.changes]
+    return MappingLayersAnswer(MappingLayers(list(seen.layers), seen.version, rules, changes))
 
 
 def _applied(message: str) -> Any:
@@ -482,7 +674,11 @@ def _applied(message: str) -> Any:
             value={
                 "success": True,
                 "message": message,
-                "data": {"templateId": _TEMPLATE, "template": "music-venue"},
+                "data": {
+                    "templateId": _TEMPLATE,
+                    "template": "music-venue",
+                    "because": "the venue's type is `music_venue`",
+                },
             },
         ),
     )
@@ -511,7 +707,8 @@ async def apply_template(
     request.user.require(data.venue_id)
     asked = Asked(data.venue_id, provider, if_match)
     now = await mappings.apply_template(context, actor, asked, data.template_id)
-    answer = AppliedAnswer("Template applied successfully", Applied(now.template_id, now.template))
+    applied = Applied(now.template_id, now.template, now.because)
+    answer = AppliedAnswer("Template applied successfully", applied)
     return _tagged(answer, now)
 
 
@@ -519,8 +716,8 @@ async def apply_template(
     f"{MAPPINGS}/mappings/reset",
     operation_id="resetMappings",
     summary="Go back to the default template",
-    description="The template that suits the venue best replaces the venue's own mapping, which stays in "
-    "the history.",
+    description="The provider's default template replaces the venue's own mapping, which stays in the "
+    "history.",
     tags=TAGS,
     opt=MANAGERS,
     security=TOKEN,
@@ -538,7 +735,8 @@ async def reset_mappings(
 ) -> Response[AppliedAnswer]:
     request.user.require(data.venue_id)
     now = await mappings.reset(context, actor, Asked(data.venue_id, provider, if_match))
-    answer = AppliedAnswer("Mappings reset to default template", Applied(now.template_id, now.template))
+    applied = Applied(now.template_id, now.template, now.because)
+    answer = AppliedAnswer("Mappings reset to default template", applied)
     return _tagged(answer, now)
 
 
@@ -753,6 +951,7 @@ def _tagged(answer: Answer, now: Current) -> Response[Answer]:
 HANDLERS = (
     list_fields,
     get_mappings,
+    get_layers,
     update_mappings,
     try_mappings,
     apply_template,

@@ -13,22 +13,27 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path as FilePath
 from typing import Any, Literal
 from uuid import UUID
 
+import structlog
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from engine.diagnostics import listed
 from engine.errors import HubError
+from engine.explaining import Explanation, explain, made_up_links
 from engine.fields import FieldCatalog
+from engine.layering import Origin, difference
 from engine.manifest import Connector
-from engine.mapping import COPY, MappingScope
 from engine.mapping import Mapping as FieldMapping
+from engine.mapping import MappingScope
 from engine.pairs import (
     GonePair,
     KnownFields,
     PairFault,
+    Rule,
     Written,
     compile_pairs,
     gone_pairs,
@@ -40,6 +45,7 @@ from engine.pairs import (
     write_pairs,
 )
 from engine.ports import Record
+from engine.previews import SAMPLE_VENUE
 from engine.templates import MappingTemplate
 from server.catalog import Catalog, template_id
 from server.context import Context
@@ -67,6 +73,8 @@ from server.services.integrations import get_integration, read_venue
 from server.services.paging import Page
 from server.telemetry.metrics import HEALS
 
+log = structlog.get_logger(__name__)
+
 SimplePairs = Mapping[str, str | Sequence[str]]
 # What runs is taken up again with the new mapping once its worker has noticed that it lost it.
 RESTART = timedelta(seconds=10)
@@ -85,6 +93,7 @@ class Current:
     template_id: UUID | None = None  # None: the venue's own
     applied_at: datetime | None = None
     broken: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    because: str | None = None  # why it is this template, where it was just given
 
     @property
     def pairs(self) -> dict[str, list[str]]:
@@ -555,12 +564,14 @@ def _why(gone: GonePair) -> str:
 async def _give(
     context: Context, actor: Actor, asked: Asked, template: MappingTemplate, reason: str, why: str
 ) -> Current:
-    to = _of_template(asked.provider, template, datetime.now(UTC))
+    to = replace(_of_template(asked.provider, template, datetime.now(UTC)), because=why)
 
     def make(now: Current | None) -> Change:
         return Change(to, reason, {"template": template.name, "because": why})
 
-    return await _change(context, actor, asked, make)
+    made = await _change(context, actor, asked, make)
+    await log.ainfo("template.given", provider=asked.provider, template=template.name, because=why)
+    return made
 
 
 async def _change(
@@ -781,21 +792,15 @@ def _invalid(faults: Collection[PairFault], of: int) -> MappingInvalidError:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A value that was made: where it went, where from, and how."""
-
-    source: str
-    target: str
-    rule: Literal["copied", "calculated", "link", "list"]
-    expression: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Trial:
-    """What mappings make of sample records. `mapped` has the other side's records by name."""
+    """What mappings make of sample records.
+
+    `mapped` has the other side's records by name; `explained` tells of each mapping that was tried how each
+    value is made, and where its rule was written.
+    """
 
     mapped: dict[str, Any]
-    made: tuple[Made, ...]
+    explained: tuple[Explanation, ...]
     problems: tuple[Detail, ...]
 
 
@@ -812,11 +817,12 @@ async def try_pairs(
     Rules come from the integration's own mapping for a venue, else from the templates. What is required and
     isn't mapped is a problem here and no error. Raises MappingInvalidError.
     """
-    catalog, now, venue = context.catalog, None, _SAMPLE_VENUE
+    catalog, now, version, venue = context.catalog, None, None, SAMPLE_VENUE
     connector, wanted = catalog.connector(provider), _listed_pairs(pairs)
     if venue_id is not None:
         async with context.sessions() as session:
             now = await look(context, session, venue_id, provider)
+            version = await _newest_version(session, venue_id, provider)
         venue = dict(await read_venue(context, venue_id))
     written, faults = write_pairs(wanted, _known(catalog, provider, now), connector, catalog.platform)
     invalid = [fault for fault in faults if fault.kind == "invalid"]
@@ -824,61 +830,39 @@ async def try_pairs(
         Detail(fault.source or fault.target, fault.message) for fault in faults if fault.kind != "invalid"
     ]
     unpaired = [{name: value for name, value in each.items() if name != "match_on"} for each in written]
-    mappings, uncompiled = compile_pairs(unpaired, connector, catalog.platform)
+    compiled_, uncompiled = compile_pairs(unpaired, connector, catalog.platform)
     if invalid or uncompiled:
         raise _invalid([*invalid, *uncompiled], sum(len(each) for each in wanted.values()))
+    layers = _Layers(catalog, provider, now, version)
     mapped: dict[str, Any] = {}
-    tried: set[tuple[str, str]] = set()
-    for mapping in mappings:
+    explained: list[Explanation] = []
+    for one, mapping in zip(unpaired, compiled_, strict=True):
         ours, theirs = (
             (mapping.entity, mapping.resource) if direction == "push" else (mapping.resource, mapping.entity)
         )
         if ours not in samples or not (mapping.pushes if direction == "push" else mapping.pulls):
             continue
-        tried.add((mapping.entity, mapping.resource))
-        try:
-            record = dict(samples[ours])
-            made = _translate(
-                mapping, record, venue, direction, catalog.platform.entities[mapping.entity].fields
-            )
-            mapped[theirs] = {**mapped.get(theirs, {}), **made}
-        except HubError as error:
-            problems.append(
-                Detail(f"{ours}.{getattr(error, 'field', None) or ''}".rstrip("."), error.message)
-            )
+        entity = catalog.platform.entities[mapping.entity]
+        record = dict(samples[ours])
+        if direction == "push":
+            record = {"id": "sample"} | {
+                name: _exact(name, value, entity.fields) for name, value in record.items()
+            }
+        scope = MappingScope(venue=venue, links=made_up_links(mapping, record, direction))
+        resource = connector.resources[mapping.resource]
+        told = explain(one, resource, entity, record, scope, direction, layers.of(one))
+        explained.append(told)
+        if told.mapped is not None:
+            mapped[theirs] = {**mapped.get(theirs, {}), **told.mapped}
+        else:
+            problems.append(Detail(f"{ours}.{told.error_field or ''}".rstrip("."), told.error or ""))
+    starts = {each.entity if direction == "push" else each.resource for each in explained}
     problems += [
         Detail(f"sampleData.{name}", f"no mapping starts at `{name}` in this direction")
         for name in samples
-        if name not in {pair[0 if direction == "push" else 1] for pair in tried}
+        if name not in starts
     ]
-    return Trial(mapped, tuple(_made(written, tried, direction)), tuple(problems))
-
-
-_SAMPLE_VENUE: dict[str, Any] = {"id": "venue", "name": "Sample venue", "currency": "USD", "timezone": "UTC"}
-
-
-def _translate(
-    mapping: FieldMapping,
-    record: dict[str, Any],
-    venue: Record,
-    direction: Literal["push", "pull"],
-    fields: FieldCatalog,
-) -> dict[str, Any]:
-    """Map a sample; ids of linked records, which nobody knows here, are made up."""
-    if direction == "push":
-        record = {"id": "sample", **{name: _exact(name, value, fields) for name, value in record.items()}}
-        ids = {rule.local_field: record.get(rule.local_field) for rule in mapping.link_rules}
-        links = {
-            (rule.resource, str(ids[rule.local_field])): f"<{rule.resource} id>"
-            for rule in mapping.link_rules
-        }
-        links |= {(name, "sample"): f"<{name} id>" for name in mapping.referred_resources}
-        return mapping.push(record, MappingScope(venue=venue, links=links))
-    links = {
-        (rule.resource, str(rule.path.find(record))): f"<id of our {rule.resource}>"
-        for rule in mapping.link_rules
-    }
-    return mapping.pull(record, MappingScope(venue=venue, links=links))
+    return Trial(mapped, tuple(explained), tuple(problems))
 
 
 def _exact(name: str, value: Any, fields: FieldCatalog) -> Any:
@@ -892,25 +876,123 @@ def _exact(name: str, value: Any, fields: FieldCatalog) -> Any:
     )
 
 
-def _made(
-    written: Sequence[Written], tried: Collection[tuple[str, str]], direction: Literal["push", "pull"]
-) -> list[Made]:
-    made = []
-    for rule in rules_of([each for each in written if (each["entity"], each["resource"]) in tried]):
-        options = rule.options
-        one_way = "push" in options or "pull" in options or "each" in options
-        if one_way and direction not in options and not (direction == "push" and "each" in options):
-            continue
-        expression = options.get(direction)
-        kind: Literal["copied", "calculated", "link", "list"] = (
-            "link"
-            if "link" in options
-            else "list"
-            if "each" in options
-            else "copied"
-            if expression in (None, COPY)
-            else "calculated"
-        )
-        ends = (rule.source, rule.target) if direction == "push" else (rule.target, rule.source)
-        made.append(Made(*ends, kind, expression if kind in ("calculated", "list") else None))
-    return made
+# --- layers
+
+VENUE = "venue"  # the layer of a venue's own mapping, above those of templates
+FRESH = "request"  # a rule that nobody has yet: made of what the two fields are
+
+
+@dataclass(frozen=True, slots=True)
+class Layered:
+    """A rule of a mapping, and where it was written: a template's file and line, or the venue's own mapping.
+
+    `broken` says why it is left out of syncs.
+    """
+
+    rule: Rule
+    direction: str
+    origin: Origin
+    broken: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A mapping by its layers: the names of the templates, the lowest first, and of the venue's own.
+
+    `changes` are what the venue's own layer has different, as a template would write it that extends the one
+    it began with: null is taken away. `version` is that of the venue's own layer.
+    """
+
+    layers: tuple[str, ...]
+    version: int | None
+    rules: tuple[Layered, ...]
+    changes: tuple[Written, ...]
+
+
+async def look_at_layers(context: Context, session: AsyncSession, venue_id: UUID, provider: str) -> Look:
+    """Return where each rule of an integration's mapping comes from; raises as `look`."""
+    now = await look(context, session, venue_id, provider)
+    version = await _newest_version(session, venue_id, provider)
+    catalog, own = context.catalog, now.template_id is None
+    template = _began_with(catalog, provider, now)
+    layers = _Layers(catalog, provider, now, version)
+    rules = []
+    for mapping in now.mappings:
+        origin, numbers = layers.of(mapping), dict[str, int]()
+        for rule in rules_of([mapping]):
+            number = numbers.get(rule.field, 0)
+            numbers[rule.field] = number + 1
+            why = now.broken.get((rule.source, rule.target))
+            rules.append(Layered(rule, mapping["direction"], origin(rule.field, number), why))
+    below = template.layers if template else ()
+    changes = difference(template.written if template else (), now.mappings) if own else []
+    return Look((*below, *((VENUE,) if own else ())), version if own else None, tuple(rules), tuple(changes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Tells where rules of a mapping were written, by finding the same rule in what it was made of."""
+
+    catalog: Catalog
+    provider: str
+    now: Current | None
+    version: int | None
+
+    def of(self, written: Written) -> Callable[[str, int], Origin]:
+        """Return what tells the origin of a field's rule by its number.
+
+        The template in use, or that the venue's own mapping began with, goes first; then the venue's own
+        mapping, and the other templates.
+        """
+
+        def origin(field_name: str, number: int) -> Origin:
+            rule = _rule_at(written, field_name, number)
+            began = _began_with(self.catalog, self.provider, self.now)
+            own = Origin(VENUE, version=self.version)
+            others = [each for each in self.catalog.templates.get(self.provider, ()) if each is not began]
+            sources = [
+                *([(began.written, began)] if began else []),
+                *([(self.now.mappings, None)] if self.now and self.now.template_id is None else []),
+                *((each.written, each) for each in others),
+            ]
+            for mappings, template in sources:
+                at = _same_rule(mappings, written, field_name, rule)
+                if at is not None and template is not None:
+                    found = template.origins["mappings", at, "fields", field_name]
+                    return Origin(found.layer, _short(found.file), found.line)
+                if at is not None:
+                    return own
+            return Origin(FRESH)
+
+        return origin
+
+
+def _rule_at(written: Written, field_name: str, number: int) -> Any:
+    rules = written["fields"][field_name]
+    return rules[number] if isinstance(rules, list) else rules
+
+
+def _same_rule(mappings: Sequence[Written], wanted: Written, field_name: str, rule: Any) -> int | None:
+    """Return which of some mappings has a rule, of the same entity, resource and field."""
+    for at, each in enumerate(mappings):
+        if (each["entity"], each["resource"]) == (wanted["entity"], wanted["resource"]):
+            rules = each["fields"].get(field_name)
+            if rule in (rules if isinstance(rules, list) else [rules]):
+                return at
+    return None
+
+
+def _began_with(catalog: Catalog, provider: str, now: Current | None) -> MappingTemplate | None:
+    name = now.template if now else "default"
+    return next((each for each in catalog.templates.get(provider, ()) if each.name == name), None)
+
+
+def _short(file: str) -> str:
+    """Name a template's file without the folders of this installation."""
+    path = FilePath(file)
+    return f"{path.parent.name}/{path.name}"
+
+
+async def _newest_version(session: AsyncSession, venue_id: UUID, provider: str) -> int | None:
+    mine = {"venue_id": venue_id, "integration_type": provider}
+    return await session.scalar(select(func.max(MappingVersion.version)).filter_by(**mine))

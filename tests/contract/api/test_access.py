@@ -66,6 +66,8 @@ ROUTES: tuple[tuple[str, str, str, tuple[str, ...], int], ...] = (
     ("GET", f"{API}/sync/stripe/sync/plan/{{plan_id:uuid}}/rows", "query", READ, 404),
     ("POST", f"{API}/sync/stripe/sync/plan/{{plan_id:uuid}}/apply", "body", MANAGE, 404),
     ("GET", f"{API}/mappings/stripe/mappings", "query", READ, 404),
+    ("GET", f"{API}/mappings/stripe/templates", "query", READ, 200),
+    ("GET", f"{API}/mappings/stripe/mappings/layers", "query", READ, 404),
     ("POST", f"{API}/mappings/stripe/mappings/apply-template", "body", MANAGE, 404),
     ("POST", f"{API}/mappings/stripe/mappings/reset", "body", MANAGE, 404),
     ("POST", f"{API}/mappings/stripe/mappings/heal", "body", MANAGE, 404),
