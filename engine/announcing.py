@@ -24,16 +24,17 @@ Call = tuple[PendingWrite, WriteGroup]  # as announced, and as sent
 
 MAX_ATTEMPTS = 5  # of one announced write, over runs, before it is left to its failure
 CHUNK = 50  # calls announced, made and saved together
+REPEATED = 10  # after a crash: what is saved sooner shows sooner that workers aren't lost by these calls
 
 
-def chunks(resource: Resource, calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
+def chunks(resource: Resource, calls: Sequence[Call], size: int = CHUNK) -> Iterator[Sequence[Call]]:
     """Cut calls into those made together. Jobs go by themselves and last: they may take hours, and what
     became of the others is saved before.
     """
     jobs = [call for call in calls if job_spec(resource, call[1]) is not None]
     others = [call for call in calls if job_spec(resource, call[1]) is None] if jobs else calls
-    yield from batched(others, CHUNK)
-    yield from batched(jobs, CHUNK)
+    yield from batched(others, size)
+    yield from batched(jobs, size)
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Announcer:
     def __init__(self, sides: Sides, tally: Tally) -> None:
         self._sides = sides
         self._tally = tally
-        self._fruitless = 0  # chunks of calls in a row of which nothing got through
+        self._fruitless = 0.0  # chunks of calls in a row of which nothing got through
 
     async def send(self, calls: Sequence[Call], *, repeating: bool = False) -> None:
         """Make calls that are announced, and save what became of each record.
@@ -88,7 +89,8 @@ class Announcer:
             await self._sides.state.announce(answers.again, instead_of=answers.replaced)
         if answers.stopped is not None:
             raise answers.stopped
-        self._fruitless = 0 if answers.through else self._fruitless + 1
+        weight = len(calls) / CHUNK if repeating else 1  # repeated calls come in smaller chunks
+        self._fruitless = 0 if answers.through else self._fruitless + weight
         if answers.down is not None and not answers.through:
             several = len(answers.failed) > 1 and not repeating
             await self._check_reachable(answers.down, several or self._fruitless > 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from engine.announcing import Announcer, chunks
+from engine.announcing import REPEATED, Announcer, chunks
 from engine.bodies import differs, path_of
 from engine.client import Write, WriteGroup
 from engine.errors import ExpressionError, RecordRejectedError
@@ -30,7 +30,7 @@ async def repeat_unanswered(
     open_ = await sides.state.announced(*sides.here)
     announced = await _adopt_made(sides, [write for write in open_ if jobs or write.job is None])
     calls = [(write, _as_sent(sides, write)) for write in announced]
-    for chunk in chunks(sides.resource, calls):
+    for chunk in chunks(sides.resource, calls, REPEATED):
         sides.check_stop()
         await announcer.send(chunk, repeating=True)
         report()

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import pytest
 
 from engine.fields import Field, FieldCatalog
 from engine.manifest import Entity
 from engine.mapping import compile_mapping
 from engine.memory import MemoryHost, MemorySyncState
-from engine.ports import PendingItem, PendingWrite
+from engine.ports import Commit, PendingItem, PendingWrite
 from engine.sync import Sync, Tally
 from tests.fakes import FakeClock, FakeProvider, Reply, client_of, connector_of, reply
 
@@ -177,6 +178,26 @@ async def test_a_member_linked_to_another_guest_is_not_what_was_made() -> None:
     world.lose_answers = False
     await world.push()
     assert {key[1]: link.remote_id for key, link in world.state.links.items()} == {"Ada": "m1", "other": "m2"}
+
+
+async def test_calls_that_are_repeated_are_saved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved shows that something gets done, should workers be lost meanwhile."""
+    world, saved = World(), list[int]()
+    names = [f"N{number}" for number in range(25)]
+    world.put(*names)
+    for name in names:
+        items = (PendingItem(name, None, {"name": name}, f"print of {name}", {}),)
+        await world.state.announce([PendingWrite(f"key of {name}", "guest", "member", items)])
+    commit = MemorySyncState.commit
+
+    async def counted(state: MemorySyncState, given: Commit) -> None:
+        saved.append(len(given.finished_writes))
+        await commit(state, given)
+
+    monkeypatch.setattr(MemorySyncState, "commit", counted)
+    await world.push()
+    assert [each for each in saved if each][:3] == [10, 10, 5]
+    assert len(world.held()) == 25
 
 
 async def test_several_are_a_job_and_its_name_is_gone_with_its_links() -> None:
