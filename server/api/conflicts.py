@@ -7,7 +7,7 @@ from uuid import UUID
 from litestar import Response, get, post
 from litestar.openapi.spec import Example
 from litestar.params import PathParameter, QueryParameter
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from engine.ports import Decision, Taken
 from server.api.dependencies import Acting, Shared
@@ -64,8 +64,12 @@ class ResolveBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
     venue_id: UUID
     take: Annotated[Taken, Meta(description="Whose value: `value` takes the one given here.")]
     value: Annotated[
-        Any, Meta(description="With `value`: what both sides get, as the platform's field holds it.")
-    ] = UNSET
+        str | int | float | bool | None,
+        Meta(
+            description="With `value`: what both sides get, as the platform's field holds it. An empty text "
+            "empties the field. Lists and objects can't be given: take one of the sides'."
+        ),
+    ] = None
     version: Annotated[
         _Word | None,
         Meta(description="The version that was looked at: refused when the values are others by now."),
@@ -393,11 +397,11 @@ async def resolve_conflicts(
 
 
 def _decision(data: ResolveBody) -> Decision:
-    given = not isinstance(data.value, UnsetType)
+    given = data.value is not None
     if given != (data.take == "value"):
         why = "give a `value` to take" if data.take == "value" else f"`{data.take}` takes no value of its own"
         raise InvalidRequestError(why, [Detail("value", why)])
-    return Decision(data.take, data.value if given else None)
+    return Decision(data.take, data.value)
 
 
 def _told(row: FieldConflict) -> Conflict:

@@ -410,6 +410,8 @@ def value_of(field: Field, value: Any) -> Any:
         if field.required:
             raise _unfit(field, "a record can't do without it")
         return value if field.type in _TEXTS else None
+    if field.type in ("list", "object"):
+        raise _unfit(field, f"it takes {_WORDS[field.type]}: take one of the sides'")
     if field.type in _TEXTS and not isinstance(value, str):
         raise _unfit(field, "it takes a text")
     if field.type in _KINDS and (
@@ -431,8 +433,6 @@ _TEXTS = frozenset(("text", "id", "email", "phone", "url", "currency", "timestam
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "integer": int,
     "boolean": bool,
-    "list": list,
-    "object": dict,
     "decimal": (int, float, str),
     "money": (int, float, str),
 }
