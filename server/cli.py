@@ -20,6 +20,7 @@ from engine.cli import as_json, commands
 if TYPE_CHECKING:
     from server.context import Context
     from server.db.models import MaintenanceRun
+    from server.services.templates import Offer
     from server.settings import Settings
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Ask", "commands": ["sync", "plan", "token", "openapi", "vault", "venue"]},
         {
             "name": "Write connectors and templates",
-            "commands": ["new", "lint", "explain", "preview", "call", "pull", "push", "docs"],
+            "commands": ["new", "lint", "templates", "explain", "preview", "call", "pull", "push", "docs"],
         },
     ]
 }
@@ -377,6 +378,67 @@ def _with_context(work: Callable[[Context], Awaitable[T]]) -> T:
         return uvloop.run(run())
     except HubError as error:
         raise click.ClickException(error.message) from error
+
+
+@main.command()
+@click.argument("provider")
+@click.option("--type", "kind", help="A venue's type: which template it would get, and why.")
+@click.option("--name", help="A venue's name: the same.")
+@click.option("--usage", is_flag=True, help="Count how much each is used, in the database at DATABASE_URL.")
+@as_json
+def templates(provider: str, kind: str | None, name: str | None, usage: bool, json_output: bool) -> None:
+    """List the mapping templates of PROVIDER, the kinds of venue each is for, and which suits a venue."""
+    from engine.errors import HubError
+    from server.catalog import load_catalog
+    from server.services.templates import offers, with_use
+
+    settings = _settings(stores=usage)
+    try:
+        catalog = load_catalog(settings.connectors_dir, settings.templates_dir, settings.platform)
+        offered = offers(catalog, provider, {"type": kind, "name": name} if kind or name else None)
+    except HubError as error:
+        raise click.ClickException(error.message) from error
+
+    async def count(context: Context) -> list[Offer]:
+        async with context.sessions() as session:
+            return await with_use(session, provider, offered)
+
+    listed = _with_context(count) if usage else offered
+    if json_output:
+        click.echo(json.dumps([_offer(each, usage=usage) for each in listed], ensure_ascii=False))
+        return
+    for each in listed:
+        over = f", over {each.extends}" if each.extends else ""
+        click.echo(f"{click.style(each.template.name, bold=True)}{over}: {each.template.title}")
+        for what, words in (
+            ("for", each.template.suits.venue_types),
+            ("names with", each.template.suits.name_mentions),
+        ):
+            if words:
+                click.echo(f"  {what} {', '.join(words)}")
+        if usage:
+            click.echo(f"  in use {each.in_use}, adapted {each.adapted}, given {each.used} times")
+        if each.because:
+            click.secho(f"  suits: {each.because}", fg="green")
+
+
+def _offer(offer: Offer, *, usage: bool) -> dict[str, Any]:
+    used = {
+        "usageCount": offer.used,
+        "lastUsedAt": offer.last_used_at.isoformat() if offer.last_used_at else None,
+        "inUse": offer.in_use,
+        "adapted": offer.adapted,
+    }
+    return {
+        "templateId": str(offer.id),
+        "name": offer.template.name,
+        "title": offer.template.title,
+        "extends": offer.extends,
+        "venueTypes": offer.template.suits.venue_types,
+        "nameMentions": offer.template.suits.name_mentions,
+        **(used if usage else {}),
+        "because": offer.because,
+    }
 
 
 @main.group()

@@ -502,6 +502,7 @@ async def _apply_template(
         .where(FieldMappingTemplate.id == identity)
         .values(usage_count=FieldMappingTemplate.usage_count + 1, last_used_at=func.now())
     )
+    await log.ainfo("template.given", provider=name, template=template.name, because=why)
     return {"template": template.name, "because": why}
 
 

@@ -21,6 +21,7 @@ def test_a_block_is_right(block: Block, tmp_path: Path) -> None:
         return  # a part of a file
     for folder in (ROOT / "docs" / "examples" / "connectors", ROOT / "connectors"):
         shutil.copytree(folder, tmp_path / "connectors", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "mapping-templates", tmp_path / "mapping-templates")  # a block may extend one
     if first == "template":
         file = tmp_path / "mapping-templates" / document.data["connector"] / f"{document.data['name']}.yaml"
     else:

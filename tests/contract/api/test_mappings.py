@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -319,6 +320,49 @@ async def test_a_template_by_its_id_and_the_one_that_suits(connected: Hub) -> No
     assert entry["details"]["because"] == "the venue's type is `music_venue`"
 
 
+async def listed(hub: Hub, venue: UUID = OURS) -> dict[str, dict[str, Any]]:
+    params = {"venueId": str(venue)}
+    answer = await hub.get(f"{API}/mappings/stripe/templates", params=params, headers=bearer("admin"))
+    assert answer.status_code == 200, answer.text
+    return {each["name"]: each for each in answer.json()["data"]}
+
+
+async def test_templates_say_how_much_they_are_used(hub: Hub) -> None:
+    before = await listed(hub)
+    assert (before["music-venue"]["inUse"], before["default"]["inUse"]) == (0, 0)
+    await hub.connect_by_key()  # chosen by itself
+    given = await listed(hub)
+    assert given["music-venue"]["usageCount"] == before["music-venue"]["usageCount"] + 1
+    assert given["music-venue"]["lastUsedAt"] is not None
+    assert (given["music-venue"]["inUse"], given["music-venue"]["adapted"]) == (1, 0)
+    await hub.connect_by_key()  # it has one already
+    await act(hub, "apply-template", templateId=DEFAULT)  # chosen by a person
+    await act(hub, "apply-template")
+    await act(hub, "reset")
+    left = await listed(hub)
+    assert left["music-venue"]["usageCount"] == before["music-venue"]["usageCount"] + 2
+    assert left["default"]["usageCount"] == before["default"]["usageCount"] + 2
+    assert (left["music-venue"]["inUse"], left["default"]["inUse"]) == (0, 1)
+    await change(hub, SMALL)
+    own = await listed(hub)
+    assert (own["default"]["inUse"], own["default"]["adapted"]) == (0, 1)
+    await hub.post(f"{API}/stripe/disconnect", {"venueId": str(OURS)})
+    assert (await listed(hub))["default"]["adapted"] == 0
+
+
+async def test_the_template_that_suits_a_venue_says_why(hub: Hub) -> None:
+    ours, others = await listed(hub), await listed(hub, OTHERS)
+    assert {name for name, each in ours.items() if each["because"]} == {"music-venue"}
+    assert ours["music-venue"]["because"] == "the venue's type is `music_venue`"
+    assert {name: each["because"] for name, each in others.items() if each["because"]} == {
+        "theater": "the venue's type is `theatre`"
+    }
+    assert ours["theater"]["extends"] == "default"
+    assert ours["default"]["extends"] is None
+    assert ours["theater"]["venueTypes"] == ["theater", "theatre", "playhouse", "opera_house"]
+    assert ours["music-venue"]["templateId"] == MUSIC
+
+
 async def test_a_template_of_nobody_or_of_another_provider(connected: Hub) -> None:
     for identity in (str(OURS), str(template_id("square", "default"))):
         answer = await act(connected, "apply-template", templateId=identity)
@@ -485,6 +529,90 @@ async def test_a_trial_tells_what_saving_would_refuse_and_what_fails(hub: Hub) -
 async def test_a_trial_of_what_is_not_there(hub: Hub) -> None:
     body = {"mappings": {"event.nmae": "product.name"}, "sampleData": {"event": {}}}
     assert "mappings.event.nmae" in faults(await hub.post(f"{MAPPINGS}/test", body), 400, "MAPPING_INVALID")
+
+
+async def test_a_trial_tells_how_each_value_came_about(connected: Hub) -> None:
+    await change(connected, {**SMALL, "event.capacity": "product.tax_code"})
+    body = {
+        "mappings": {
+            **SMALL,
+            "event.capacity": "product.tax_code",
+            "event.description": "product.description",
+            "event.url": "product.url",
+        },
+        "sampleData": {"event": {"name": "Rock", "capacity": 300, "status": "draft"}},
+        "venueId": str(OURS),
+    }
+    data = (await connected.post(f"{MAPPINGS}/test", body)).json()["data"]
+    told = {each["target"]: each for each in data["rules"]}
+    name, capacity, text, url = (
+        told[f"product.{each}"] for each in ("name", "tax_code", "description", "url")
+    )
+    assert (name["before"], name["after"], name["outcome"]) == ("Rock", "Rock", "made")
+    assert (name["layer"], name["file"], name["version"]) == ("default", "stripe/default.yaml", None)
+    assert capacity["written"] == {"path": "tax_code", "push": "{{ value | string }}"}
+    assert (capacity["before"], capacity["after"]) == (300, "300")
+    assert (capacity["layer"], capacity["file"], capacity["version"]) == ("venue", None, 2)
+    assert text["reads"] == ["event.description", "venue.name"]
+    assert (text["before"], text["layer"]) == (None, "music-venue")
+    assert text["after"].startswith("Live at ")
+    assert (url["outcome"], url["after"], url["why"]) == ("absent", None, "the record has no `url`")
+    assert data["records"] == [
+        {
+            "entity": "event",
+            "resource": "product",
+            "wanted": False,
+            "condition": "{{ record.status in ['on_sale', 'sold_out'] }}",
+        }
+    ]
+
+
+async def test_a_trial_of_a_pair_that_nobody_has_yet(hub: Hub) -> None:
+    body = {"mappings": {"event.capacity": "product.tax_code"}, "sampleData": {"event": {"capacity": 3}}}
+    data = (await hub.post(f"{MAPPINGS}/test", body)).json()["data"]
+    [rule] = data["rules"]
+    assert (rule["layer"], rule["file"], rule["line"], rule["after"]) == ("request", None, None, "3")
+
+
+# --- layers
+
+
+async def layers(hub: Hub) -> dict[str, Any]:
+    answer = await hub.get(f"{MAPPINGS}/layers", params={"venueId": str(OURS)}, headers=bearer("user"))
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()["data"]
+    return found
+
+
+async def test_a_templates_layers(connected: Hub) -> None:
+    data = await layers(connected)
+    assert (data["layers"], data["version"], data["changes"]) == (["default", "music-venue"], None, [])
+    rules = {(each["source"], each["target"]): each for each in data["rules"]}
+    name, ticket = rules["event.name", "product.name"], rules["event.ticket", "price.nickname"]
+    assert (name["layer"], name["file"], name["written"]) == ("default", "stripe/default.yaml", "name")
+    assert (ticket["layer"], ticket["file"]) == ("music-venue", "stripe/music-venue.yaml")
+    pack = (connected.context.settings.templates_dir / "stripe" / "music-venue.yaml").read_text("utf-8")
+    assert pack.split("\n")[ticket["line"] - 1].strip() == "ticket:"
+
+
+async def test_what_a_venue_has_different_is_a_layer_of_its_own(connected: Hub) -> None:
+    whole = (await look(connected)).json()["data"]["mappings"]
+    own = {name: each for name, each in whole.items() if name not in ("event.url", "order.email")}
+    await change(connected, {**own, "event.capacity": "product.tax_code"})
+    data = await layers(connected)
+    assert (data["layers"], data["version"]) == (["default", "music-venue", "venue"], 2)
+    assert data["changes"] == [
+        {
+            "entity": "event",
+            "resource": "product",
+            "fields": {"url": None, "capacity": {"path": "tax_code", "push": "{{ value | string }}"}},
+        },
+        {"entity": "order", "resource": "charge", "fields": {"email": None}},
+    ]
+    of_the_venue = [each for each in data["rules"] if each["layer"] == "venue"]
+    assert [(each["source"], each["version"], each["file"]) for each in of_the_venue] == [
+        ("event.capacity", 2, None)
+    ]
 
 
 # --- who may
