@@ -19,6 +19,7 @@ from engine.clock import SystemClock
 from engine.errors import ManifestError, NothingFoundError, ProviderError
 from engine.filling import call_label, fill_call
 from engine.manifest import AfterConnecting, CallSpec, Connector, Resource
+from engine.observing import leaves, path_meant
 from engine.pagination import Ceilings
 from engine.ports import Clock, CredentialSource, RateLimiter
 from engine.rate_limits import LocalRateLimiter
@@ -47,8 +48,8 @@ class ProviderClient:
     """One provider account, called by its manifest.
 
     `on_call` is told of every HTTP exchange, `on_records` of records as the provider gave them, with their
-    resource: those of a page, looked up by id, or answered to writes; `on_unknown` of a resource and a field
-    that the provider answered it doesn't know. Clients of one account share a limiter
+    resource: those of a page, looked up by id, or answered to writes; `on_unknown` of a resource and the path
+    of something sent that the provider answered it doesn't know. Clients of one account share a limiter
     to keep to its limits together; `budget` names the account there when its connection doesn't. Every method
     raises AuthenticationError, RateLimitedError, UnavailableError, UnexpectedResponseError or another
     ProviderError for what ends a run, and ForbiddenAddressError for an address that may not be called.
@@ -230,9 +231,8 @@ class ProviderClient:
             if answered:
                 self._on_records(group.resource, answered)
         if self._on_unknown is not None:
-            named = {each.error.field for each in results if each.heal and each.error is not None}
-            for field in sorted(name for name in named if name):
-                self._on_unknown(group.resource, field)
+            for path in sorted({path for each in results if (path := _unknown(each)) is not None}):
+                self._on_unknown(group.resource, path)
         return results
 
     async def archive(self, resource: str, record_id: str, key: str) -> None:
@@ -280,6 +280,13 @@ async def _told(
             if batch.records:
                 on_records(resource, [row.record for row in batch.records if not row.deleted])
             yield batch
+
+
+def _unknown(result: WriteResult) -> str | None:
+    """Return the path of what was sent that the provider says it doesn't know; it may name it otherwise."""
+    if not result.heal or result.error is None or not result.error.field:
+        return None
+    return path_meant(result.error.field, [path for path, _ in leaves(result.write.body)])
 
 
 def _differ(found: Any, known: Sequence[Any]) -> bool:

@@ -7,8 +7,7 @@ One that the provider answered it doesn't know is refused, until records have it
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -24,8 +23,6 @@ MISSED_AT_LEAST = 50  # records without a field, before it counts as removed
 MISSED_TIMES = 8  # and how often it would have come in those
 MOST_WORDS = 50  # values of an enumeration that are kept
 RENAMED_SCORE = 0.6
-_WRAPPERS = frozenset(("object", "objects", "data", "attributes", "properties", "body", "record", "item"))
-_NAMES = re.compile(r"[^\W\d][\w-]*")  # of the steps of a path, however they are put together
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +128,8 @@ def compare(
             removed=False,
             refused=old.refused and not returned,
         )
-    for named in sorted(sighting.refused):
-        _refuse(made, named, declared)
+    for path in sorted(sighting.refused):
+        _refuse(made, path)
     _find_renamed(made, known, resource, renamed or {})
     return made
 
@@ -173,29 +170,11 @@ class _Chances:
         return sum(times for kind, times in parent.types.items() if kind not in ("object", "list"))
 
 
-def _refuse(made: Comparison, named: str, declared: FieldCatalog) -> None:
-    path = same_path(named, {*declared, *made.fields}) or named
+def _refuse(made: Comparison, path: str) -> None:
     old = made.fields.get(path, KnownField(path))
     if not old.refused and (path in made.fields or len(made.fields) < MOST_FIELDS):
         made.drift.append(Drift("refused", path, old.types))
         made.fields[path] = replace(old, refused=True)
-
-
-def same_path(named: str, paths: Collection[str]) -> str | None:
-    """Return which of some paths a provider means: the same steps, without what it wraps records into, or
-    the only one that ends with them.
-    """
-    if named in paths:
-        return named
-    steps = {path: _NAMES.findall(path.lower()) for path in paths}
-    meant = _NAMES.findall(named.lower())
-    while meant:
-        same = [path for path, each in steps.items() if each == meant]
-        near = same or [path for path, each in steps.items() if each[-len(meant) :] == meant]
-        if near or meant[0] not in _WRAPPERS:
-            return near[0] if len(near) == 1 else None
-        meant = meant[1:]
-    return None
 
 
 def _kinds(types: tuple[str, ...]) -> frozenset[str]:

@@ -58,6 +58,7 @@ _SHAPES: Final = tuple(
     )
 )
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_ -]{0,39}")
+_NAMES: Final = re.compile(r"[^\W\d][\w-]*")  # of the steps of a path, however they are put together
 _TYPE_OF_SHAPE: Final = {
     "email": "email",
     "url": "url",
@@ -177,7 +178,7 @@ class Sighting:
     records: int = 0
     fields: dict[str, Observed] = field(default_factory=dict)
     enumerations: frozenset[str] = frozenset()  # paths whose values are words of the provider's own
-    refused: set[str] = field(default_factory=set)  # what it answered it doesn't know, as it names it
+    refused: set[str] = field(default_factory=set)  # paths that it answered it doesn't know
 
     def look(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Count in what some records carry."""
@@ -194,10 +195,26 @@ class Sighting:
                     here.add(path)
                     known.add(value, enumeration=path in self.enumerations)
 
-    def refuse(self, named: str) -> None:
+    def refuse(self, path: str) -> None:
         """Note a field that the provider refused to take because it doesn't know it."""
-        if len(self.refused) < MOST_REFUSED and len(named) <= LONGEST and named.isprintable():
-            self.refused.add(named)
+        if len(self.refused) < MOST_REFUSED and len(path) <= LONGEST and path.isprintable():
+            self.refused.add(path)
+
+
+def path_meant(named: str, paths: Iterable[str]) -> str | None:
+    """Return which of the paths that were sent a provider complains of, however it names it.
+
+    It has the same steps, or is the only one that ends with them, or that what it is called ends with.
+    """
+    meant = _NAMES.findall(named.lower())
+    steps = {path: _NAMES.findall(path.lower()) for path in paths} if meant else {}
+    same = [path for path, each in steps.items() if each == meant]
+    near = same or [
+        path
+        for path, each in steps.items()
+        if each and (each[-len(meant) :] == meant or meant[-len(each) :] == each)
+    ]
+    return near[0] if len(near) == 1 else None
 
 
 def observe(records: Iterable[Mapping[str, Any]]) -> dict[str, Observed]:

@@ -115,7 +115,7 @@ async def test_a_field_that_the_provider_does_not_know_is_told_once_and_returns_
         sightings: drift.Sightings = {}
         complain = drift.complaints(sightings, connector)
         for _ in range(3):
-            complain("customer", "address[city]")
+            complain("customer", "address.city")
         await drift.write(session, venue, "stripe", sightings)
     assert await events(session, venue) == [("refused", "address.city")]
     known = (await drift.observed(session, venue, "stripe", "customer"))["address.city"]

@@ -1160,9 +1160,14 @@ async def test_a_complaint_of_a_field_is_marked_for_healing() -> None:
 
 async def test_complaints_of_fields_are_told() -> None:
     told: list[tuple[str, str]] = []
-    provider = FakeProvider([error("UNKNOWN_FIELD", field="nmae"), error("UNKNOWN_FIELD"), error("INVALID")])
-    client = client_of(READING, provider, on_unknown=lambda *named: told.append(named))
-    for _ in range(3):
+    answers: list[Reply] = [
+        error("UNKNOWN_FIELD", field="customer.nmae"),
+        error("UNKNOWN_FIELD", field="of_nothing_that_was_sent"),
+        error("UNKNOWN_FIELD"),
+        error("INVALID", field="nmae"),
+    ]
+    client = client_of(READING, FakeProvider(answers), on_unknown=lambda *named: told.append(named))
+    for _ in answers:
         await client.send(new(nmae="x"))
     assert told == [("customer", "nmae")]
 

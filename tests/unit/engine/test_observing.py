@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from engine.observing import MOST_FIELDS, family, observe, shape_of, type_of_values
+from engine.observing import (
+    MOST_FIELDS,
+    MOST_REFUSED,
+    Sighting,
+    family,
+    observe,
+    path_meant,
+    shape_of,
+    type_of_values,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +100,32 @@ def test_records_are_counted_and_not_kept() -> None:
 
 def test_a_record_with_made_up_names_is_bounded() -> None:
     assert len(observe([{f"day-{n}": n for n in range(MOST_FIELDS + 50)}])) == MOST_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [
+        ("item_data.name", "item_data.name"),
+        ("object.item_data.name", "item_data.name"),
+        ("objects[3].item_data.name", "item_data.name"),
+        ("/data/ship_to", "ship_to"),
+        ("ShIp_To", "ship_to"),
+        ("category[name]", "category.name"),
+        ("title", "category.title"),
+        ("name", None),  # which of them?
+        ("customers.b2c3.nothing", None),
+        ("", None),
+    ],
+)
+def test_what_a_provider_complains_of_is_found_in_what_was_sent(named: str, meant: str | None) -> None:
+    sent = ["item_data.name", "item_data.variations[0].name", "category.name", "category.title", "ship_to"]
+    assert path_meant(named, sent) == meant
+
+
+def test_complaints_are_bounded() -> None:
+    sighting = Sighting()
+    for number in range(MOST_REFUSED + 1):
+        sighting.refuse(f"field_{number}")
+    sighting.refuse("x" * 501)
+    sighting.refuse("a\x00b")
+    assert len(sighting.refused) == MOST_REFUSED
