@@ -514,9 +514,11 @@ async def settle(session: AsyncSession) -> int:
     )
     ended = 0
     for condition, status, reason in endings:
+        # What another scheduler ends, or somebody holds, is passed over: it comes again in a second.
+        loose = select(_OP.id).where(condition).with_for_update(skip_locked=True)
         statement = (
             update(_TABLE)
-            .where(condition)
+            .where(_OP.id.in_(loose))
             .values(
                 **_ENDED,
                 status=status,

@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 1.0  # the longest an operation waits to be announced again when Redis has forgotten it
 _ANNOUNCE_SECONDS = 2.0  # a caller with a request to answer doesn't wait longer for Redis
+MOST_LOOKED_AT = 100_000  # operations, in one sweep
 _AT_ONCE = 500  # ids in one call of a script, which nobody else can interrupt
 
 _ANNOUNCE = """
@@ -190,10 +191,20 @@ async def sweep(
     lanes: Collection[str] = LANES,
     limit: int = 1000,
 ) -> int:
-    """Announce what is due and in no lane; returns how many there were. Raises when a store is away."""
-    async with sessions() as session:
-        found = await operations.due(session, limit, lanes=lanes)
-    return await _announce(redis, found)
+    """Announce what is due and in no lane; returns how many there were. Raises when a store is away.
+
+    It looks at the `limit` most urgent, and at ten times as many for as long as some of them were in no lane:
+    when Redis has lost them all, they are all back with the next sweep.
+    """
+    announced = 0
+    while True:
+        async with sessions() as session:
+            found = await operations.due(session, limit, lanes=lanes)
+        new = await _announce(redis, found)
+        announced += new
+        if not new or len(found) < limit or limit >= MOST_LOOKED_AT:
+            return announced
+        limit *= 10
 
 
 async def _announce(redis: Redis, found: Sequence[Due]) -> int:

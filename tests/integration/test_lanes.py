@@ -296,6 +296,17 @@ async def test_an_emptied_redis_loses_nothing(
     assert set(await _take(broker, 5)) == set(ids)
 
 
+async def test_one_sweep_brings_back_more_than_it_looks_at_first(
+    redis: Redis, sessions: async_sessionmaker[AsyncSession]
+) -> None:
+    ids = await _enqueue(sessions, *[Priority.CRITICAL] * 4, Priority.LOW)
+    assert await sweep(sessions, redis, limit=2) == 5
+    assert await sweep(sessions, redis, limit=2) == 0
+    await redis.flushall()
+    assert await sweep(sessions, redis, limit=1) == 5
+    assert await listed(redis, "low") == ids[4:]
+
+
 async def test_without_redis_the_database_is_asked(sessions: async_sessionmaker[AsyncSession]) -> None:
     ids = await _enqueue(sessions, Priority.NORMAL, Priority.LOW)
 

@@ -383,6 +383,17 @@ async def test_a_stop_is_honoured_when_the_worker_is_lost(sessions: Sessions) ->
     ]
 
 
+async def test_what_somebody_holds_keeps_no_other_from_its_end(sessions: Sessions) -> None:
+    locked, over = [await _enqueue(sessions) for _ in range(2)]
+    for operation_id in (locked, over):
+        await _set(sessions, operation_id, expires_at=func.now() - timedelta(seconds=1))
+    async with sessions.begin() as session:
+        await session.execute(select(Operation.id).where(Operation.id == locked).with_for_update())
+        assert await asyncio.wait_for(_settle(sessions), 10) == 1
+    assert (await _row(sessions, over)).status is OperationStatus.DEAD_LETTER
+    assert await _settle(sessions) == 1
+
+
 async def test_an_operation_nobody_worked_in_time_becomes_a_dead_letter(sessions: Sessions) -> None:
     operation_id = await _enqueue(sessions)
     await _set(sessions, operation_id, expires_at=func.now() - timedelta(seconds=1))
