@@ -60,7 +60,7 @@ async def with_use(session: AsyncSession, provider: str, offered: list[Offer]) -
     in_use = dict((await session.execute(now.group_by(IntegrationConfig.template_id))).tuples().all())
     began = IntegrationConfig.field_mappings["template"].astext
     own = select(began, func.count()).where(*connected, IntegrationConfig.template_id.is_(None))
-    adapted = dict((await session.execute(own.group_by(began))).tuples().all())
+    adapted: dict[str | None, int] = dict((await session.execute(own.group_by(began))).tuples().all())
     made = []
     for each in offered:
         count, last = used.get(each.id, (0, None))
