@@ -14,6 +14,7 @@ BENCHES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pull", ("--records", "10000")),
     ("pull", ("--records", "100000")),
     ("pull", ("--records", "1000000", "--rounds", "1")),
+    ("observing", ()),
     ("lanes", ()),
     ("reads", ()),
     ("intake", ()),
