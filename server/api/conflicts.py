@@ -56,6 +56,13 @@ StateFilter = Annotated[
 
 _Word = Annotated[str, Meta(max_length=100)]
 _LongWord = Annotated[str, Meta(max_length=255)]
+_LARGEST = 10**15  # beyond, not every number has a place of its own in JSON
+_Scalar = (
+    Annotated[str, Meta(max_length=10_000)]
+    | Annotated[int, Meta(ge=-_LARGEST, le=_LARGEST)]
+    | Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
+    | bool
+)
 
 
 class ResolveBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -64,7 +71,7 @@ class ResolveBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
     venue_id: UUID
     take: Annotated[Taken, Meta(description="Whose value: `value` takes the one given here.")]
     value: Annotated[
-        str | int | float | bool | None,
+        _Scalar | None,
         Meta(
             description="With `value`: what both sides get, as the platform's field holds it. An empty text "
             "empties the field. Lists and objects can't be given: take one of the sides'."
