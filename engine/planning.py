@@ -149,6 +149,7 @@ class _Candidate:
     their: Mapping[str, Any] | None = None  # as ours would be; None: nothing of it is news
     resolution: Resolution | None = None
     merged: Record = field(default_factory=dict)
+    sends: bool = True  # a pull that comes first leaves something to write
 
 
 class Plan:
@@ -286,6 +287,7 @@ class Plan:
         rows = {each.write.local_id: each.row for each in candidates if each.row is not None}
         scope = sides.scope(await sides.local_ids_of_links(rows.values()))
         conflicts = await sides.state.conflicts_of(mapping.resource, list(rows)) if rows else []
+        returned = mapping.returned_fields
         for each in candidates:
             row, link = rows[each.write.local_id], each.link
             linked = each.paired or each.write.remote_id is not None
@@ -310,6 +312,7 @@ class Plan:
                 theirs_newer=_is_later(row.changed_at, each.ours.get("changed_at")),
                 fields=self._fields,
                 known={found.field: found for found in conflicts if found.local_id == each.write.local_id},
+                unsaid=[name for name in returned if name not in their],
             )
             if self._pulls:
                 each.merged = {**each.ours, **each.resolution.take}
@@ -318,6 +321,15 @@ class Plan:
         bodies = {write.local_id: write for write in looked.writes}
         for each in taken:
             each.write = bodies.get(each.write.local_id, each.write)
+        news = [each for each in candidates if each.resolution is not None and self._pulls]
+        sent = sides.scope({**self._made, **await sides.remote_ids_of_links([each.merged for each in news])})
+        for each in news:
+            row, resolution = rows[each.write.local_id], each.resolution
+            each.sends = (resolution is not None and resolution.ours_win) or (
+                sides.lacks(row.record, each.merged, sent)
+                if each.link is None
+                else sides.changed_besides(each.ours, each.link, sent)
+            )
 
     def _ours_wins(self, name: str) -> ConflictRule:
         """Return what decides without a pull: a push overwrites, but for what waits for a person."""
@@ -347,8 +359,7 @@ class Plan:
             return replace(made, action="create", reason=reason, fields=tuple(self._of_new(each)))
         resolution = each.resolution
         news = resolution if self._pulls else None
-        # After a pull that takes all that differs, there is nothing left to write.
-        changes = [] if news is not None and not news.ours_win else [*self._changes(each, there)]
+        changes = [*self._changes(each, there)] if each.sends else []
         fields = (*self._taken(each), *changes)
         writes = bool(changes or (write.retire and news is None))
         made = replace(made, fields=fields, writes=writes, pulls_first=news is not None and writes)

@@ -46,6 +46,8 @@ class _Merged:
     link: Link
     record: Record
     ours_win: bool = False
+    our: Record | None = None  # as it was before
+    before: Link | None = None
     change: HostChange | None = None  # what is to be written here
     conflicts: Sequence[FieldConflict] = ()  # what waits for a person
     conflicts_over: Sequence[ConflictEnd] = ()
@@ -361,7 +363,7 @@ class Pull:
             )
             told = [name for name in open_ if name in their]
             found = sides.conflicts(told, replace(new, agreed=before), our or {}, their, row.changed_at)
-            merged.append(_Merged(row, new, record, ours_win, change, found, over))
+            merged.append(_Merged(row, new, record, ours_win, our, link, change, found, over))
         return merged
 
     async def _conflicts_of(self, local_ids: Sequence[str]) -> dict[str, dict[str, FieldConflict]]:
@@ -410,9 +412,10 @@ class Pull:
                 continue
             page.conflicts.extend(each.conflicts)
             page.conflicts_over.extend(each.conflicts_over)
-            # Where ours won, theirs has to be written.
+            # Where ours won, or has what no pull compares, theirs has to be written.
             open_ = sides.open_fields(each.link)
-            print_ = None if each.ours_win else sides.push_fingerprint(each.record, scope, open_)
+            sends = each.ours_win or self._has_more(each, scope)
+            print_ = None if sends else sides.push_fingerprint(each.record, scope, open_)
             page.links.append(replace(each.link, fingerprint=print_))
             page.links.extend(lasting(each.row, local_id))
             change = written.get(local_id)
@@ -422,6 +425,14 @@ class Pull:
                 tally.created += 1
             else:
                 tally.updated += 1
+
+    def _has_more(self, each: _Merged, scope: MappingScope) -> bool:
+        """Say whether ours has something to send besides what was merged."""
+        if each.our is None or not self._sides.mapping.pushes:
+            return False
+        if each.before is None:
+            return self._sides.lacks(each.row.record, each.record, scope)
+        return self._sides.changed_besides(each.our, each.before, scope)
 
     async def _echoes(self, records: Sequence[Record]) -> dict[str, Mapping[str, Any]]:
         """Return, by id, what would come back of records if they were pushed as they are.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from engine.bodies import fitted, limited_fields, version_of, without
+from engine.bodies import covers, fitted, limited_fields, not_in_updates, path_of, version_of, without
 from engine.client import ProviderClient, ReadRecord
 from engine.errors import HubError, StoppedError
-from engine.expressions import Path
+from engine.expressions import ABSENT, Path
 from engine.fields import Field
 from engine.manifest import Connector, Resource
 from engine.mapping import Mapping as FieldMapping
@@ -26,7 +26,7 @@ from engine.ports import (
     RecordKey,
     SyncState,
 )
-from engine.reconcile import fingerprint, moment, plain
+from engine.reconcile import fingerprint, moment, plain, same
 
 T = TypeVar("T")
 
@@ -119,6 +119,37 @@ class Sides:
             return fingerprint(self.body(record, scope, open_)[0])
         except HubError:
             return None
+
+    def changed_besides(self, record: Record, link: Link, scope: MappingScope) -> bool:
+        """Say whether ours has something to send besides what a pull compares: whether another body than the
+        last one would be sent if the fields that are pulled still were as they were agreed on.
+        """
+        if link.fingerprint is None:
+            return True
+        agreed: Mapping[str, Any] = link.agreed.get("ours") or {}
+        unlike = {name: value for name, value in agreed.items() if not same(value, record.get(name))}
+        print_ = self.push_fingerprint({**record, **unlike}, scope, self.open_fields(link))
+        return print_ not in (None, link.fingerprint)
+
+    def lacks(self, theirs: Mapping[str, Any], record: Record, scope: MappingScope) -> bool:
+        """Say whether theirs, just found to be ours, has nothing where ours has something to send, or what
+        only a push brings is something else there.
+        """
+        try:
+            body, _ = self.body(record, scope)
+        except HubError:
+            return False
+        unsent = not_in_updates(self.resource)
+        for text, name in self.mapping.sources.items():
+            path = path_of(text)
+            wanted, there = path.find(body), path.find(theirs)
+            if wanted in (ABSENT, None, "", [], {}) or path.steps in unsent:
+                continue
+            if there in (ABSENT, None, "") or (
+                name not in self.mapping.pulled_fields and not covers(there, wanted)
+            ):
+                return True
+        return False
 
     def write_key(self, local_id: str, print_: str, link: Link | None) -> str:
         """Return a write's idempotency key, which follows from the key before it: a record that gets back a

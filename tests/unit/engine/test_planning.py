@@ -18,7 +18,7 @@ from engine.errors import RecordRejectedError, StoppedError, UnavailableError
 from engine.planning import PlannedRecord
 from engine.tally import Tally
 from tests.unit.engine.test_gone import World as GoneWorld
-from tests.unit.engine.test_sync import World
+from tests.unit.engine.test_sync import FIELDS, World
 
 CHANGED = Became("changed", "changed since the plan")
 DONE = Became("done")
@@ -310,16 +310,27 @@ VALUES = st.sampled_from([None, "1", "2"])
 SIDE = st.fixed_dictionaries({}, optional={"name": VALUES, "phone": VALUES})
 RULES = st.sampled_from(["platform_wins", "provider_wins", "manual"])
 PATHS = {"name": "full_name", "phone": "tel"}
+ONE_WAY = {**FIELDS, "phone": {"path": "tel", "push": "{{ value }}"}}
 
 
 @settings(max_examples=40, deadline=None)
-@given(RULES, st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4), st.integers(0, 2), st.booleans())
+@given(
+    RULES,
+    st.sampled_from([FIELDS, ONE_WAY]),
+    st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4),
+    st.integers(0, 2),
+    st.booleans(),
+)
 def test_applying_a_plan_leaves_the_provider_as_a_sync_does(
-    rule: str, edits: list[tuple[dict[str, Any], dict[str, Any]]], new: int, pulls: bool
+    rule: str,
+    fields: dict[str, Any],
+    edits: list[tuple[dict[str, Any], dict[str, Any]]],
+    new: int,
+    pulls: bool,
 ) -> None:
     async def scenario() -> None:
         names = [f"p{number}" for number in range(len(edits))]
-        world = World(*names, when_both_changed=rule)
+        world = World(*names, when_both_changed=rule, fields=fields)
         await world.push()
         for number, (ours, theirs) in enumerate(edits, 1):
             world.provider.records[f"c{number}"] |= {PATHS[name]: value for name, value in theirs.items()}
@@ -338,6 +349,6 @@ def test_applying_a_plan_leaves_the_provider_as_a_sync_does(
         for local_id, record in plan.items():
             theirs = world.provider.records.get(world.state.links["customer", local_id].remote_id, {})
             for path, (_, after) in changes(record).items():
-                assert theirs.get(path) == after
+                assert path is None or theirs.get(path) == after
 
     asyncio.run(scenario())

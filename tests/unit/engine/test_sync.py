@@ -326,6 +326,50 @@ async def test_what_they_overwrote_is_put_back_under_a_new_key() -> None:
     assert len({group.key for group in world.provider.sent}) == 3
 
 
+ONE_WAY = {**FIELDS, "phone": {"path": "tel", "push": "{{ value }}"}}
+
+
+async def test_a_value_that_only_goes_there_is_sent_though_theirs_changed_too() -> None:
+    """A pull has nothing to compare it with: that all it compares is theirs doesn't mean that all is."""
+    world = World("ada", fields=ONE_WAY)
+    await world.push()
+    world.put("ada", phone="1")
+    world.provider.records["c1"]["full_name"] = "Augusta"
+    await world.pull()
+    assert counts(await world.push()) == (0, 1, 0, 0)
+    theirs = world.provider.records["c1"]
+    assert (theirs["full_name"], theirs["tel"]) == ("Augusta", "1")
+    await world.pull()
+    world.put("ada", name="Augusta", phone="1")
+    assert counts(await world.push()) == (0, 0, 1, 0)
+
+
+async def test_what_has_to_be_written_still_has_to_after_another_change_of_theirs() -> None:
+    world = World("ada", when_both_changed="platform_wins")
+    await world.push()
+    world.put("ada", phone="1")
+    world.provider.records["c1"]["tel"] = "2"
+    await world.pull()  # ours wins, and no push follows: the run was cut off
+    world.provider.records["c1"]["full_name"] = "Augusta"
+    await world.pull()
+    await world.push()
+    theirs = world.provider.records["c1"]
+    assert (theirs["full_name"], theirs["tel"]) == ("Augusta", "1")
+
+
+async def test_a_pair_just_found_gets_what_theirs_has_nothing_of() -> None:
+    world = World("ada", match_on="email", fields=ONE_WAY)
+    world.put("ada", phone="1")
+    world.provider.records["c1"] = {"id": "c1", "mail": "ada@example.com", "full_name": "Ada"}
+    await world.pull()
+    assert counts(await world.push()) == (0, 1, 0, 0)
+    theirs = world.provider.records["c1"]
+    assert (theirs["tel"], theirs["ref"]) == ("1", "ada")
+    await world.pull()
+    world.put("ada", phone="1")
+    assert counts(await world.push()) == (0, 0, 1, 0)
+
+
 async def test_a_failure_that_was_answered_is_tried_again_under_a_new_key() -> None:
     """A provider may replay a stored 500 for its key as long as the key lives."""
     world = World("ada", "bob", "cyd")
