@@ -343,8 +343,8 @@ async def test_a_plan_that_rests_on_what_has_changed_is_refused(
     assert done.status == "completed", done.last_error
     assert writes(sandbox) == changed + 1
     async with context.sessions() as session:
-        rows = await session.scalars(select(PushPlanRecord).filter_by(plan_id=known.plan.id, writes=True))
-        assert {row.local_id: (row.outcome, row.why) for row in rows} == {
+        written = await session.scalars(select(PushPlanRecord).filter_by(plan_id=known.plan.id, writes=True))
+        assert {row.local_id: (row.outcome, row.why) for row in written} == {
             person("ana"): ("changed", "changed since the plan"),
             person("ben"): ("done", None),
         }

@@ -12,10 +12,25 @@ from rich.console import Console
 from server import showing
 from server.dev import ApiClient, ApiError
 
-ROW = {"entity": "customer", "resource": "customer", "remote_id": None, "writes": True, "reason": "because",
-       "outcome": None, "outcome_reason": None, "fields": []}  # fmt: skip
-EMAIL = {"field": "email", "path": "mail", "ours": "new@[b]", "before": "old@", "after": "new@[b]",
-         "reason": "changed here", "conflict": False}  # fmt: skip
+ROW: dict[str, Any] = {
+    "entity": "customer",
+    "resource": "customer",
+    "remote_id": None,
+    "writes": True,
+    "reason": "because",
+    "outcome": None,
+    "outcome_reason": None,
+    "fields": [],
+}
+EMAIL = {
+    "field": "email",
+    "path": "mail",
+    "ours": "new@[b]",
+    "before": "old@",
+    "after": "new@[b]",
+    "reason": "changed here",
+    "conflict": False,
+}
 ROWS = [
     {**ROW, "local_id": "c-1", "action": "update", "fields": [EMAIL]},
     {**ROW, "local_id": "c-2", "action": "conflict", "writes": False},
