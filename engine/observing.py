@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -17,6 +17,7 @@ MOST_SHAPES = 6  # of a field
 LONGEST = 500  # characters of a path
 DEEPEST = 6  # levels within each other
 ITEMS_LOOKED_AT = 3  # of a list
+SHAPES_LOOKED_AT = 30  # values of a field: what the others look like says little more
 MOST_WORDS = 50  # of an enumeration
 MOST_REFUSED = 20  # fields of a resource
 
@@ -39,24 +40,23 @@ _OTHER_WORDS: Final[Mapping[str, str]] = {
     for word in words.split()
 }
 
-_SHAPES: Final = tuple(
-    (name, re.compile(pattern))
-    for name, pattern in (
-        ("email", r"[^@\s]+@[^@\s]+\.[^@\s]+"),
-        ("url", r"[a-z][a-z0-9+.-]*://\S+"),
-        ("iso-time", r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S*"),
-        ("iso-date", r"\d{4}-\d\d-\d\d"),
-        ("clock-time", r"\d{1,2}:\d\d(:\d\d)?"),
-        ("uuid", r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"),
-        ("phone", r"\+\d[\d\s().-]{6,20}|\(\d{3}\)\s?\d{3}-\d{4}|\d{3}-\d{3}-\d{4}"),
-        ("decimal text", r"-?\d+\.\d+"),
-        ("truth text", r"(?i:true|false|yes|no)"),
-        ("hex-colour", r"#[0-9a-fA-F]{3,8}"),
-        ("prefixed id", r"[a-z]{2,6}_[A-Za-z0-9_]{8,}"),
-        ("upper code", r"[A-Z]{2,3}"),
-        ("word", r"[A-Za-z][A-Za-z0-9_-]{0,39}"),
-    )
-)
+_SHAPES: Final[Mapping[str, str]] = {
+    "email": r"[^@\s]+@[^@\s]+\.[^@\s]+",
+    "url": r"[a-z][a-z0-9+.-]*://\S+",
+    "iso-time": r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S*",
+    "iso-date": r"\d{4}-\d\d-\d\d",
+    "clock-time": r"\d{1,2}:\d\d(?::\d\d)?",
+    "uuid": r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}",
+    "phone": r"\+\d[\d\s().-]{6,20}|\(\d{3}\)\s?\d{3}-\d{4}|\d{3}-\d{3}-\d{4}",
+    "decimal text": r"-?\d+\.\d+",
+    "truth text": r"(?i:true|false|yes|no)",
+    "hex-colour": r"#[0-9a-fA-F]{3,8}",
+    "prefixed id": r"[a-z]{2,6}_[A-Za-z0-9_]{8,}",
+    "upper code": r"[A-Z]{2,3}",
+    "word": r"[A-Za-z][A-Za-z0-9_-]{0,39}",
+}
+_SHAPE_NAMES: Final = tuple(_SHAPES)
+_SHAPE: Final = re.compile("|".join(f"({pattern})" for pattern in _SHAPES.values()))  # the first that fits
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_ -]{0,39}")
 _NAMES: Final = re.compile(r"[^\W\d][\w-]*")  # of the steps of a path, however they are put together
 _TYPE_OF_SHAPE: Final = {
@@ -76,23 +76,25 @@ def family(type_: str | None) -> str:
     return _OTHER_WORDS.get(word, word)
 
 
+_JSON_TYPES: Final[Mapping[type, str]] = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "decimal",
+    Decimal: "decimal",
+    str: "text",
+    dict: "object",
+    list: "list",
+}
+
+
 def json_type(value: Any) -> str:
     """Return the type JSON gives a value: text, integer, decimal, boolean, list, object or null."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float() | Decimal():
-            return "decimal"
-        case str():
-            return "text"
-        case Mapping():
-            return "object"
-        case _:
-            return "list"
+    known = _JSON_TYPES.get(type(value))
+    if known is None:
+        kinds = (each for kind, each in _JSON_TYPES.items() if isinstance(value, kind))
+        known = next(kinds, "object" if isinstance(value, Mapping) else "list")
+    return known
 
 
 def shape_of(value: Any) -> str | None:
@@ -108,7 +110,8 @@ def shape_of(value: Any) -> str | None:
     if value.isascii() and value.isdigit():
         return f"digits({len(value)})"
     start = value[:200]
-    return next((name for name, pattern in _SHAPES if pattern.fullmatch(start)), _prose(start))
+    found = _SHAPE.fullmatch(start)
+    return _SHAPE_NAMES[found.lastindex - 1] if found and found.lastindex else _prose(start)
 
 
 def _prose(text: str) -> str:
@@ -129,17 +132,26 @@ def type_of_values(values: Iterable[Any]) -> str:
     return found.pop() if len(found) == 1 else "any"
 
 
-def leaves(record: Mapping[str, Any], depth: int = DEEPEST) -> Iterator[tuple[str, Any]]:
-    """Walk over a record: path and value of everything in it, groups as well; items of lists as `[0]`."""
+def leaves(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return path and value of everything in a record, groups as well; items of lists as `[0]`."""
+    found: list[tuple[str, Any]] = []
+    _gather(record, "", DEEPEST, found)
+    return found
+
+
+def _gather(record: Mapping[str, Any], within: str, depth: int, found: list[tuple[str, Any]]) -> None:
     for name, value in record.items():
-        path = str(name)
-        yield path, value
-        if depth > 1 and isinstance(value, Mapping):
-            yield from ((f"{path}.{below}", each) for below, each in leaves(value, depth - 1))
-        elif depth > 1 and isinstance(value, list | tuple):
+        path = f"{within}{name}"
+        found.append((path, value))
+        kind = type(value)
+        if kind is str or depth == 1:
+            continue
+        if kind is dict or isinstance(value, Mapping):
+            _gather(value, f"{path}.", depth - 1, found)
+        elif isinstance(value, list | tuple):
             for item in value[:ITEMS_LOOKED_AT]:
                 if isinstance(item, Mapping):
-                    yield from ((f"{path}[0].{below}", each) for below, each in leaves(item, depth - 1))
+                    _gather(item, f"{path}[0].", depth - 1, found)
 
 
 @dataclass(slots=True)
@@ -166,6 +178,8 @@ class Observed:
             return
         kind = json_type(value)
         self.types[kind] = self.types.get(kind, 0) + 1
+        if self.seen > SHAPES_LOOKED_AT:
+            return
         shape = shape_of(value)
         if shape is not None and (shape in self.shapes or len(self.shapes) < MOST_SHAPES):
             self.shapes[shape] = self.shapes.get(shape, 0) + 1
