@@ -48,7 +48,7 @@ from server.api.reference import PAGE_HEADERS, JsonPlugin, ReferencePlugin, Yaml
 from server.catalog import store_templates
 from server.context import Context, open_context
 from server.db.reads import Reads
-from server.intake import Intake
+from server.intake import TRANSACTIONS, Intake
 from server.services.denials import Denials
 from server.services.endpoints import Addresses
 from server.settings import Settings
@@ -98,9 +98,9 @@ def create_app(settings: Settings) -> Litestar:
             Reads(
                 str(settings.database_url),
                 application_name="integration-hub api",
-                connections=1,  # of its own: what arrives waits behind no other request
+                connections=TRANSACTIONS,  # of its own: what arrives waits behind no other request
                 pooler=settings.database_pooler,
-                fresh_plans=True,
+                by_index=True,
             ) as store,
             Intake(store, context.redis, depth=settings.queue_depth) as intake,
         ):

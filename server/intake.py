@@ -1,7 +1,8 @@
 """Take webhooks in: deliveries that come at the same time share one transaction.
 
 A delivery is acknowledged only after that transaction is committed. While one is under way the next
-deliveries gather, so the busier it is, the more share a commit. Workers are told afterwards.
+deliveries gather, so the busier it is, the more share a commit; when enough have gathered, their transaction
+begins beside the first. Workers are told afterwards.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 import asyncpg
@@ -28,6 +30,9 @@ from server.worker.relay import announce
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 200  # deliveries in one transaction
+TRANSACTIONS = 2  # under way at the same time
+ENOUGH = 8  # deliveries that are worth a transaction beside another
+LOOK_SECONDS = 0.05  # between two looks at whose time is over
 MOST_WAITING = 5000  # deliveries; more are refused, and their providers send them again
 STATEMENT_SECONDS = 10.0
 # Faults of one delivery, and whatever is known to keep some from being stored; TimeoutError is an OSError.
@@ -39,31 +44,36 @@ _NOT_STORED = (asyncpg.PostgresError, asyncpg.InternalClientError, StoreUnavaila
 class _Waiting:
     arrival: Arrival
     stored: asyncio.Future[None]
+    until: float  # on the loop's clock
 
 
 class Intake:
-    """One for each process. `async with` starts it, and at the end stores what has come in."""
+    """One for each process. At the end of `async with`, what has come in is stored."""
 
     def __init__(self, reads: Reads, redis: Redis, *, depth: int = 0) -> None:
         self._reads = reads
         self._redis = redis
         self._depth = depth  # operations of one integration that may wait; 0 for any number
         self._waiting: list[_Waiting] = []
-        self._there = asyncio.Event()
+        self._storing: dict[asyncio.Task[None], Sequence[_Waiting]] = {}
+        self._beginning = False
+        self._clock: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._task: asyncio.Task[None] | None = None
         self._untold: list[Due] = []
         self._telling: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._work())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._stopping = True
-        self._there.set()
-        if self._task is not None:
-            await self._task
+        while self._waiting or self._storing:
+            self._begin()
+            await asyncio.sleep(0)
+            if self._storing:
+                await asyncio.wait(self._storing)
+        if self._clock is not None:
+            self._clock.cancel()
         if self._telling is not None:
             await self._telling
 
@@ -77,27 +87,42 @@ class Intake:
         if self._stopping or len(self._waiting) >= MOST_WAITING:
             raise StoreUnavailableError("too much comes in just now: send it again later")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(arrival, loop.create_future())
+        waiting = _Waiting(arrival, loop.create_future(), loop.time() + seconds)
         self._waiting.append(waiting)
-        self._there.set()
-        clock = loop.call_later(seconds, _give_up, waiting.stored)
-        try:
-            await waiting.stored
-        finally:
-            clock.cancel()
+        if not self._beginning and (not self._storing or len(self._waiting) == ENOUGH):
+            self._beginning = True
+            loop.call_soon(self._begin)  # with all that come in the same turn of the loop
+        if self._clock is None:  # one for all: a timer for each costs more than all that is done here
+            self._clock = loop.call_later(LOOK_SECONDS, self._give_up)
+        await waiting.stored
 
-    async def _work(self) -> None:
-        while True:
-            await self._there.wait()
+    def _begin(self, ended: asyncio.Task[None] | None = None) -> None:
+        """Begin a transaction if there is room for one and enough for it; one under way may have ended."""
+        self._beginning = False
+        if ended is not None:
+            del self._storing[ended]
+        while self._waiting and len(self._storing) < TRANSACTIONS:
+            if self._storing and len(self._waiting) < ENOUGH and not self._stopping:
+                return
             some, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
-            if not self._waiting and not self._stopping:
-                self._there.clear()
             # Nobody waits any more for one that took too long: its provider was told to send it again.
             some = [each for each in some if not each.stored.done()]
             if some:
-                await self._store(some)
-            elif self._stopping and not self._waiting:
-                return
+                task = asyncio.create_task(self._store(some))
+                self._storing[task] = some
+                task.add_done_callback(self._begin)
+
+    def _give_up(self) -> None:
+        """Tell those whose time is over that they are to be sent again."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for each in chain(self._waiting, *self._storing.values()):
+            if each.until <= now and not each.stored.done():
+                each.stored.set_exception(
+                    StoreUnavailableError("the delivery couldn't be stored in time: send it again")
+                )
+        open_ = self._waiting or self._storing
+        self._clock = loop.call_later(LOOK_SECONDS, self._give_up) if open_ else None
 
     async def _store(self, some: Sequence[_Waiting]) -> None:
         try:
@@ -151,8 +176,3 @@ class Intake:
                     log.error("webhooks.not_told", operations=len(some), exc_info=error)
         finally:
             self._telling = None
-
-
-def _give_up(stored: asyncio.Future[None]) -> None:
-    if not stored.done():
-        stored.set_exception(StoreUnavailableError("the delivery couldn't be stored in time: send it again"))

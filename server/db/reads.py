@@ -32,17 +32,18 @@ class Reads:
         application_name: str,
         connections: int = CONNECTIONS,
         pooler: bool = False,
-        fresh_plans: bool = False,
+        by_index: bool = False,
     ) -> None:
         """`pooler`: something before the database shares connections, so that none keeps statements.
 
-        `fresh_plans`: each call is planned for the tables as they are, for those that grow from nothing.
+        `by_index`: statements are planned once, by indexes: for what is asked all the time, of tables that
+        grow from nothing.
         """
         self._url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
         self._name = application_name
         self._connections = connections
         self._cached = 0 if pooler else STATEMENTS
-        self._fresh_plans = fresh_plans
+        self._by_index = by_index and not pooler
         self._pool: Any = None
 
     async def __aenter__(self) -> Self:
@@ -52,7 +53,7 @@ class Reads:
             max_size=self._connections,
             timeout=STATEMENT_SECONDS,
             command_timeout=STATEMENT_SECONDS,
-            init=_prepare_afresh if self._fresh_plans else _decode_json,
+            init=_plan_by_index if self._by_index else _decode_json,
             statement_cache_size=self._cached,
             reset=_nothing,  # no statement here leaves anything behind, and it would cost a round trip
             server_settings={"timezone": "UTC", "application_name": self._name},
@@ -93,9 +94,10 @@ async def _decode_json(connection: Any) -> None:
     await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=orjson.loads)
 
 
-async def _prepare_afresh(connection: Any) -> None:
+async def _plan_by_index(connection: Any) -> None:
     await _decode_json(connection)
-    await connection.execute("SET plan_cache_mode = force_custom_plan")
+    # A plan that is kept and reads a whole table is good for as long as the table is small.
+    await connection.execute("SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off")
 
 
 async def _nothing(connection: Any) -> None:

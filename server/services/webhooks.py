@@ -195,16 +195,25 @@ async def _places(
 
 
 _RUNNABLE = ", ".join(f"'{each.value}'" for each in RUNNABLE)
-# No more of an integration is looked at than it takes to know that it is full.
+# No more of an integration is looked at than it takes to know that it is full. Each is looked up by itself:
+# then the plan is the same for few and for many (`Reads.by_index`).
 _PLACES = f"""
 WITH place AS (
-    SELECT integration_type, account, venue_id FROM integration_configs
-    WHERE (integration_type, account) IN (SELECT * FROM unnest($1::text[], $2::text[]))
-        AND status IN ({_RUNNABLE})
+    SELECT wanted.provider AS integration_type, wanted.account, found.venue_id
+    FROM unnest($1::text[], $2::text[]) AS wanted (provider, account), LATERAL (
+        SELECT venue_id FROM integration_configs
+        WHERE integration_type = wanted.provider AND account = wanted.account AND status IN ({_RUNNABLE})
+        OFFSET 0
+    ) AS found
     UNION ALL
-    SELECT integration_type, NULL, venue_id FROM integration_configs
-    WHERE (integration_type, venue_id) IN (SELECT * FROM unnest($3::text[], $4::uuid[]))
-        AND status IN ({_RUNNABLE})
+    SELECT wanted.provider, NULL, wanted.venue_id
+    FROM unnest($3::text[], $4::uuid[]) AS wanted (provider, venue_id)
+    WHERE EXISTS (
+        SELECT FROM integration_configs AS found
+        WHERE found.integration_type = wanted.provider AND found.venue_id = wanted.venue_id
+            AND found.status IN ({_RUNNABLE})
+        OFFSET 0
+    )
 )
 SELECT integration_type, account, venue_id, $5 > 0 AND EXISTS (
     SELECT FROM sync_queue AS waiting
