@@ -372,13 +372,29 @@ class _Writer:
         theirs = declared_field(resource.fields, path) or (_key(path) if path == resource.id.text else None)
         if theirs is None or not _is_path(path):
             return _unknown(f"`{resource_name}` has no field `{path}`", path, resource.fields)
-        rule = _new_rule(ours, theirs, path, head["direction"], self.platform)
+        direction = head["direction"]
+        rule = _new_rule(ours, theirs, path, direction, self.platform)
         if rule is None:
             return (
                 f"`{source}` ({_described(ours)}) and `{target}` ({_described(theirs)}) don't go together "
-                f"in a mapping with direction {head['direction']}"
+                f"in a mapping with direction {direction}{self.others(ours, resource, path, direction)}"
             )
+        long = _too_long(ours, theirs, rule) if direction != "pull" else None
+        if long:
+            return f"`{source}` may have {long} characters, and `{target}` takes at most {theirs.at_most}"
         return [Rule(entity_name, name, resource_name, path, rule)]
+
+    def others(self, ours: Field, resource: Resource, path: str, direction: str) -> str:
+        """Return the part of a sentence that names what a field of ours does go with, the nearest first."""
+        fit = [
+            each.path
+            for each in resource.fields.values()
+            if each.path != path and _new_rule(ours, each, each.path, direction, self.platform) is not None
+        ]
+        if not fit:
+            return ""
+        first = [best for word in (ours.path, path) if (best := nearest(word, fit)) is not None]
+        return f"; it goes with {listed((f'`{each}`' for each in dict.fromkeys([*first, *fit])), 3)}"
 
     def mappings(self) -> list[dict[str, Any]]:
         return [_mapping(head, self.arranged(head)) for key, head in self.heads.items() if key in self.taken]
@@ -395,7 +411,14 @@ def _mapping(head: Written, rules: Sequence[Rule]) -> dict[str, Any]:
     fields: dict[str, list[Any]] = {}
     for rule in rules:
         fields.setdefault(rule.field, []).append(rule.written)
-    return {**head, "fields": {name: each if len(each) > 1 else each[0] for name, each in fields.items()}}
+    as_it_was = head["fields"]
+    return {
+        **head,
+        "fields": {
+            name: each if len(each) > 1 or as_it_was.get(name) == each else each[0]
+            for name, each in fields.items()
+        },
+    }
 
 
 def _new_rule(
@@ -431,6 +454,15 @@ def _conversion(given: Field, taker: Field, platform: Platform) -> str | None:
     if given.type in _STRINGS and taker.type == "text":
         return "{{ value | string }}"
     return None
+
+
+def _too_long(ours: Field, theirs: Field, rule: str | Mapping[str, str]) -> int | None:
+    """Return how many characters ours may have, when theirs refuses so many."""
+    copies = isinstance(rule, str) or rule.get("push") == COPY
+    if not copies or theirs.at_most is None or theirs.too_long == "cut":
+        return None
+    longest = max((len(each) for each in ours.one_of), default=ours.at_most or 0)
+    return longest if longest > theirs.at_most else None
 
 
 def _missing(mappings: Sequence[Written], connector: Connector, platform: Platform) -> Iterator[PairFault]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.drift import KnownField
+from engine.fields import FieldCatalog
 from engine.manifest import Connector, Platform, load_connector, load_platform
 from engine.mapping import MappingScope
 from engine.pairs import (
@@ -273,3 +278,162 @@ def test_what_may_be_named(stripe: Connector, platform: Platform) -> None:
     assert {"product.id", "product.name", "charge.currency"} <= set(known.targets)
     assert known.resources == {"event": ("product",), "customer": ("customer",)}
     assert known.required == ("product.name",)
+
+
+# ---- there and back, whatever a template may say ---------------------------------------------------------
+
+WORDS = st.sampled_from(["on", "off", "", "a b", "é"])
+VALUES = st.one_of(WORDS, st.integers(-3, 3), st.booleans())
+PATHS = st.sampled_from(["name", "url", "metadata.a", "address.lines[0].x", "variations[1].price.amount"])
+WAYS = st.sampled_from(["{{ value }}", "{{ value | upper }}", "{{ 'x' }}", "name || url"])
+
+
+def item_rules(depth: int) -> st.SearchStrategy[Any]:
+    """Return rules of a list's items, which may hold lists of their own."""
+    optional: dict[str, Any] = {
+        "push": WAYS,
+        "values": st.dictionaries(WORDS, VALUES, min_size=1),
+        "unknown": st.sampled_from(["fail", "leave_out", "keep"]),
+        "default": VALUES,
+        "required": st.booleans(),
+    }
+    if depth:
+        optional["each"] = st.dictionaries(st.sampled_from("uvw"), item_rules(depth - 1), min_size=1)
+    return PATHS | st.fixed_dictionaries({"path": PATHS}, optional=optional)
+
+
+RULE = PATHS | st.fixed_dictionaries(
+    {"path": PATHS},
+    optional={
+        "push": WAYS,
+        "pull": WAYS,
+        "link": st.sampled_from(["product", "customer"]),
+        "optional": st.booleans(),
+        "values": st.dictionaries(WORDS, VALUES, min_size=1),
+        "unknown": st.sampled_from(["fail", "leave_out", "keep"]),
+        "default": VALUES | st.lists(WORDS, max_size=2),
+        "pull_default": VALUES | st.dictionaries(WORDS, WORDS, max_size=2),
+        "required": st.booleans(),
+        "only_when": st.sampled_from(["name", "{{ record.name }}"]),
+        "only_pull_when": st.sampled_from(["id", "{{ record.id }}"]),
+        "when_both_changed": st.sampled_from(["newest_wins", "platform_wins", "provider_wins", "manual"]),
+        "each": st.dictionaries(st.sampled_from("uvw"), item_rules(1), min_size=1),
+        "each_is": st.just("variation"),
+    },
+)
+MAPPINGS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "entity": st.sampled_from(["event", "customer"]),
+            "resource": st.sampled_from(["product", "price", "customer"]),
+            "direction": st.sampled_from(["push", "pull", "bidirectional"]),
+            "fields": st.dictionaries(
+                st.sampled_from(["id", "name", "status", "made_up"]),
+                RULE | st.lists(RULE, min_size=1, max_size=3),
+                min_size=1,
+            ),
+        },
+        optional={
+            "only_when": st.just("name"),
+            "only_pull_when": st.just("id"),
+            "match_on": st.just("name"),
+            "when_both_changed": st.sampled_from(["newest_wins", "manual"]),
+            "when_ours_is_gone": st.just("archive"),
+            "when_no_longer_wanted": st.just("archive"),
+            "when_theirs_is_gone": st.just("keep"),
+            "at_most_gone": st.just("25 percent"),
+        },
+    ),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda each: (each["entity"], each["resource"]),
+)
+
+
+@given(mappings=MAPPINGS, data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_whatever_a_template_says_goes_there_and_back(
+    mappings: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    """The pairs, in whatever order people send them, mean the very mappings they were made of."""
+    connector, platform = stripe_once(), platform_once()
+    pairs = pairs_of(mappings)
+    shuffled = {
+        source: data.draw(st.permutations(pairs[source]))
+        for source in data.draw(st.permutations(list(pairs)))
+    }
+    made, faults = write_pairs(shuffled, [mappings], connector, platform)
+    assert [fault for fault in faults if fault.kind == "invalid"] == []
+    assert made == mappings
+    assert [list(each["fields"]) for each in made] == [list(each["fields"]) for each in mappings]
+    assert pairs_of(made) == pairs
+
+
+@given(mappings=MAPPINGS, data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_what_is_left_out_takes_nothing_else_with_it(
+    mappings: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    connector, platform = stripe_once(), platform_once()
+    every = [(source, target) for source, targets in pairs_of(mappings).items() for target in targets]
+    kept = data.draw(st.lists(st.sampled_from(every), unique=True, min_size=1))
+    pairs: dict[str, list[str]] = {}
+    for source, target in kept:
+        pairs.setdefault(source, []).append(target)
+    made, _ = write_pairs(pairs, [mappings], connector, platform)
+    assert made == without_pairs(mappings, set(every) - set(kept))
+    # What was left out is found again, with its rule, where the mapping comes from.
+    again, _ = write_pairs(pairs_of(mappings), [made, mappings], connector, platform)
+    by_pair = {(each["entity"], each["resource"]): each for each in again}
+    for mapping in mappings:
+        found = by_pair[mapping["entity"], mapping["resource"]]
+        assert {name: as_list(each) for name, each in sorted_fields(found).items()} == {
+            name: as_list(each) for name, each in sorted_fields(mapping).items()
+        }
+        assert {key: each for key, each in found.items() if key != "fields"} == {
+            key: each for key, each in mapping.items() if key != "fields"
+        }
+
+
+def as_list(rules: Any) -> list[str]:
+    return sorted(
+        json.dumps(each, sort_keys=True) for each in (rules if isinstance(rules, list) else [rules])
+    )
+
+
+def sorted_fields(mapping: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(mapping["fields"].items()))
+
+
+@cache
+def stripe_once() -> Connector:
+    return load_connector(ROOT / "connectors" / "stripe.yaml")
+
+
+@cache
+def platform_once() -> Platform:
+    return load_platform(ROOT / "connectors" / "platform.yaml")
+
+
+def test_a_field_that_does_not_fit_is_told_with_those_that_do(stripe: Connector, platform: Platform) -> None:
+    pairs = {"event.name": ["product.name", "product.active"]}
+    _, [fault] = write_pairs(pairs, [BASE], stripe, platform)
+    assert fault.message.startswith(
+        "`event.name` (text) and `product.active` (boolean) don't go together in a mapping with direction "
+        "push; it goes with `name`, "
+    )
+
+
+def test_a_text_that_may_be_too_long_is_told(platform: Platform) -> None:
+    quickbooks = load_connector(ROOT / "connectors" / "quickbooks.yaml")
+    entity = platform.entities["customer"]
+    longer = replace(entity.fields["first_name"], at_most=300)
+    fields = FieldCatalog({**entity.fields, "first_name": longer})
+    wide = replace(platform, entities={**platform.entities, "customer": replace(entity, fields=fields)})
+    base = [{"entity": "customer", "resource": "customer", "direction": "push", "fields": {"email": "Notes"}}]
+    _, faults = write_pairs({"customer.first_name": ["customer.GivenName"]}, [base], quickbooks, wide)
+    assert [fault.message for fault in faults if fault.kind == "invalid"] == [
+        "`customer.first_name` may have 300 characters, and `customer.GivenName` takes at most 100"
+    ]
+    _, faults = write_pairs({"customer.first_name": ["customer.GivenName"]}, [base], quickbooks, platform)
+    assert [fault for fault in faults if fault.kind == "invalid"] == []
