@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.gone import Gone, Parted
-from engine.planning import UNANSWERED, PlannedRecord, askable, existing, look_up, print_of, print_of_theirs
+from engine.planning import UNANSWERED, PlannedRecord, existing, print_of, print_of_theirs
 from engine.ports import Link, Record
 from engine.pulling import Pull
 from engine.pushing import Push
@@ -97,9 +97,9 @@ class Application:
             for each in planned.values()
             if each.remote_id is not None and each.theirs is not None
         }
-        if not known or not askable(sides.resource):
+        if not known or not sides.askable:
             return set()
-        there, _ = await look_up(sides.client, sides.mapping.resource, list(known))
+        there, _ = await sides.look_up(list(known))
         return {
             each.local_id
             for remote_id, each in known.items()

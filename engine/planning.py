@@ -11,14 +11,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from engine.bodies import Body, covers, final_body, only_on_create, own_id, path_of
-from engine.client import ProviderClient, ReadRecord, Write
-from engine.errors import AuthenticationError, ExpressionError, HubError, ProviderError
+from engine.bodies import Body, covers, final_body, not_in_updates, own_id, path_of
+from engine.client import ReadRecord, Write
+from engine.errors import ExpressionError, HubError
 from engine.expressions import ABSENT
 from engine.fields import FieldCatalog
 from engine.gone import Gone, allowed
 from engine.linking import followed, match
-from engine.manifest import Resource
 from engine.mapping import Mapping as FieldMapping
 from engine.ports import Link, Record
 from engine.pushing import Looked, Passed, Push
@@ -27,7 +26,6 @@ from engine.sides import Sides, batched
 
 Action = Literal["create", "update", "archive", "delete", "conflict", "skip", "error"]
 
-ASKED_FOR = 50  # records of theirs at once
 LOOKED_AT = 500  # of ours
 
 PASSED: Mapping[Passed, str] = {
@@ -107,35 +105,6 @@ def existing(row: ReadRecord | None, link: Link | None) -> Mapping[str, Any] | N
     return None if row is None or (row.deleted and not put_away) else row.record
 
 
-def askable(resource: Resource) -> bool:
-    """Say whether the provider can be asked for a record by its id."""
-    return resource.get is not None or resource.get_many is not None
-
-
-async def look_up(
-    client: ProviderClient, resource: str, ids: Sequence[str]
-) -> tuple[dict[str, ReadRecord], dict[str, ProviderError]]:
-    """Return what there is of records by id, and why the provider won't be asked for some of them.
-
-    Raises ProviderError for what may pass, and for what concerns all of them.
-    """
-    found: dict[str, ReadRecord] = {}
-    refused: dict[str, ProviderError] = {}
-    for some in batched(ids, ASKED_FOR):
-        try:
-            found |= await client.look_up(resource, some)
-        except ProviderError as error:
-            if error.retryable or isinstance(error, AuthenticationError):
-                raise
-            if len(some) == 1:
-                refused[some[0]] = error
-                continue
-            for each in some:
-                one, why = await look_up(client, resource, [each])
-                found, refused = found | one, refused | why
-    return found, refused
-
-
 @dataclass(slots=True)
 class _Candidate:
     """A record that a push would write, and what is known of the provider's."""
@@ -207,7 +176,7 @@ class Plan:
         """Return which of theirs a pull would find to be ours, by our ids: those without a link."""
         sides = self._sides
         by_content = sides.mapping.match_on is not None and sides.mapping.match_path is not None
-        if not askable(sides.resource) or not (by_content or sides.resource.reference):
+        if not sides.askable or not (by_content or sides.resource.reference):
             return {}
         since = moment((await sides.state.position(*sides.here, "pull") or {}).get("since"))
         found: dict[str, str] = {}
@@ -252,11 +221,7 @@ class Plan:
         sides = self._sides
         candidates = [self._candidate(write, ours[write.local_id], looked) for write in looked.writes]
         known = [each.remote_id for each in candidates if each.remote_id is not None]
-        there, refused = (
-            await look_up(sides.client, sides.mapping.resource, known)
-            if known and askable(sides.resource)
-            else ({}, {})
-        )
+        there, refused = await sides.look_up(known) if known and sides.askable else ({}, {})
         for each in candidates:
             each.row = there.get(each.remote_id or "")
         if self._sides.mapping.pulled_fields:
@@ -337,7 +302,7 @@ class Plan:
 
     def _decide(self, each: _Candidate) -> PlannedRecord:
         sides, write = self._sides, each.write
-        seen = askable(sides.resource) and each.remote_id is not None
+        seen = sides.askable and each.remote_id is not None
         there = existing(each.row, each.link)
         made = PlannedRecord(
             write.local_id,
@@ -397,7 +362,8 @@ class Plan:
     def _changes(self, each: _Candidate, there: Mapping[str, Any] | None) -> Iterator[PlannedField]:
         """Yield the fields of theirs that a write changes; where theirs can't be read, all it sends."""
         sides, resource, body = self._sides, self._sides.resource, each.write.body
-        fixed = only_on_create(resource)
+        own_call = {path_of(text).steps for text in resource.parts}
+        fixed = not_in_updates(resource) - own_call
         target = self._final(each, there)
         kept = set(each.resolution.open) if each.resolution is not None else set()
         for text, name in sides.mapping.sources.items():
@@ -406,12 +372,16 @@ class Plan:
                 continue
             before = None if there is None else _value(text, there)
             after = _value(text, target)
+            if path.steps in own_call and after is None:
+                continue  # nothing is sent then
             if there is not None and covers(before, after):
                 continue
             conflict = each.resolution is not None and name in each.resolution.conflicts
             reason = self._why_changed(name, each)
             if text in resource.immutable:
                 reason += "; it can't be changed there, so a new record takes its place"
+            if path.steps in own_call:
+                reason += "; it is sent by a call of its own"
             yield PlannedField(name, text, each.ours.get(name), before, after, reason, conflict)
 
     def _final(self, each: _Candidate, there: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -437,6 +407,9 @@ class Plan:
             if not same(agreed[name], each.ours.get(name), declared.type if declared else "any"):
                 return SINCE
             return "changed there since the last sync, and this integration only pushes"
+        seen = each.row.changed_at if each.row is not None else None
+        if link is not None and seen and link.remote_version and moment(seen) == moment(link.remote_version):
+            return SINCE  # for there it didn't
         return "the provider has another value"
 
     def _who_wins(self, name: str, each: _Candidate) -> str:
@@ -506,8 +479,8 @@ class Plan:
             sides.check_stop()
             ours = await sides.host.fetch(sides.mapping.entity, [link.local_id for link in some])
             ids = [link.remote_id for link in some]
-            can_ask = askable(sides.resource)
-            there, _ = await look_up(sides.client, sides.mapping.resource, ids) if can_ask else ({}, {})
+            can_ask = sides.askable
+            there, _ = await sides.look_up(ids) if can_ask else ({}, {})
             for link in some:
                 theirs = existing(there.get(link.remote_id), link)
                 planned = self._put_away(link, ours.get(link.local_id), held, len(links), among)

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.client import ReadRecord
-from engine.errors import AuthenticationError, HubError, MappingError, ProviderError, StaleCursorError
+from engine.errors import HubError, MappingError, StaleCursorError
 from engine.fields import FieldCatalog
 from engine.gone import Gone, Seen, is_parted, to_leave, told_gone
 from engine.linking import followed, match
 from engine.mapping import MappingScope
 from engine.ports import Commit, ConflictEnd, FieldConflict, HostChange, Link, Record, RecordFailure
 from engine.reconcile import Resolution, local_id_for, moment, plain, plain_value, resolve, same
-from engine.sides import Period, Sides, batched
+from engine.sides import ASKED_FOR, Period, Sides, batched
 from engine.tally import Tally
 
-LOOKED_UP = 50  # records asked for by their ids, merged and saved together
 _OF_WRITES = frozenset(("key", "retire", "due"))  # what the next write has to know of the last one
 MOST_GONE = 10_000  # deleted records that a walk through a feed remembers
 
@@ -127,11 +126,11 @@ class Pull:
             return  # nobody to ask: they come with the next change, or with a complete read
         started, calls = sides.clock.monotonic(), sides.client.calls
         seconds, api_calls = tally.seconds, tally.api_calls
-        for some in batched(ids, LOOKED_UP):
+        for some in batched(ids, ASKED_FOR):  # merged and saved together
             sides.check_stop()
-            found, failures = await self._look_up(some)
-            failed = {failure.record_id for failure in failures}
-            gone = [each for each in some if told and each not in found and each not in failed]
+            found, refused = await sides.look_up(some)
+            failures = [sides.failure("pull", *each) for each in refused.items()]
+            gone = [each for each in some if told and each not in found and each not in refused]
             rows = [*found.values(), *(ReadRecord({}, each, None, True, None) for each in gone)]
             await self._take(rows, None, failures, settle=some)
             tally.seconds = seconds + sides.clock.monotonic() - started
@@ -198,23 +197,6 @@ class Pull:
                     sides.check_stop()
         tally.api_calls = api_calls + sides.client.calls - calls
         return seen if complete else None
-
-    async def _look_up(self, ids: Sequence[str]) -> tuple[dict[str, ReadRecord], list[RecordFailure]]:
-        """Return what there is of these records; an id that the provider doesn't take fails alone."""
-        try:
-            return await self._sides.client.look_up(self._sides.mapping.resource, ids), []
-        except ProviderError as error:
-            if error.retryable or isinstance(error, AuthenticationError):
-                raise
-            if len(ids) == 1:
-                return {}, [self._sides.failure("pull", ids[0], error)]
-        found: dict[str, ReadRecord] = {}
-        failures: list[RecordFailure] = []
-        for each in ids:
-            one, failed = await self._look_up([each])
-            found.update(one)
-            failures.extend(failed)
-        return found, failures
 
     async def _take(
         self,

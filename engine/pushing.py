@@ -19,10 +19,8 @@ from engine.mapping import MappingScope
 from engine.ports import Commit, FieldConflict, Link, PendingItem, PendingWrite, Record, RecordFailure
 from engine.reconcile import fingerprint, plain, resolve, same
 from engine.recovery import repeat_unanswered
-from engine.sides import Period, Sides, batched
+from engine.sides import ASKED_FOR, Period, Sides, batched
 from engine.tally import Tally
-
-LOOKED_UP = 50  # records asked for by their ids
 
 # Why nothing is to be written for a record.
 Passed = Literal["deleted", "unwanted", "broken", "unchanged"]
@@ -182,8 +180,8 @@ class Push:
             for link in links.values()
             if link.state == "linked" and self._has_changed(ours[link.local_id], link, names)
         }
-        for ids in batched(list(changed), LOOKED_UP):
-            found = await sides.client.look_up(mapping.resource, ids)
+        for ids in batched(list(changed), ASKED_FOR):
+            found, _ = await sides.look_up(ids)
             scope = sides.scope(await sides.local_ids_of_links(found.values()))
             opened: list[Link] = []
             conflicts: list[FieldConflict] = []
@@ -309,9 +307,7 @@ class Push:
             return  # ours is laid over what is there anyway, or nobody can be asked
         renews = bool(resource.immutable) or resource.own_id is not None
         places = {write.remote_id: self._open_places(write, page, renews) for write in page.writes}
-        found: dict[str, ReadRecord] = {}
-        for ids in batched([each for each in places if each and places[each]], LOOKED_UP):
-            found |= await sides.client.look_up(resource.name, ids)
+        found, _ = await sides.look_up([each for each in places if each and places[each]])
         for number, write in enumerate(page.writes):
             row = found.get(write.remote_id or "")
             if row is None:

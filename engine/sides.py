@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from engine.bodies import covers, fitted, limited_fields, not_in_updates, path_of, version_of, without
 from engine.client import ProviderClient, ReadRecord
-from engine.errors import HubError, StoppedError
+from engine.errors import AuthenticationError, HubError, ProviderError, StoppedError
 from engine.expressions import ABSENT, Path
 from engine.fields import Field
 from engine.manifest import Connector, Resource
@@ -29,6 +29,8 @@ from engine.ports import (
 from engine.reconcile import fingerprint, moment, plain, same
 
 T = TypeVar("T")
+
+ASKED_FOR = 50  # records of theirs at once, by their ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,27 @@ class Sides:
 
     def scope(self, links: Mapping[tuple[str, str], str]) -> MappingScope:
         return MappingScope(venue=self.venue, links=links, now=self.clock.now().isoformat())
+
+    async def look_up(self, ids: Sequence[str]) -> tuple[dict[str, ReadRecord], dict[str, ProviderError]]:
+        """Return what there is of records, and why the provider won't be asked for some of them.
+
+        Raises ProviderError for what may pass, and for what concerns all of them.
+        """
+        found: dict[str, ReadRecord] = {}
+        refused: dict[str, ProviderError] = {}
+        for some in batched(ids, ASKED_FOR):
+            try:
+                found |= await self.client.look_up(self.mapping.resource, some)
+            except ProviderError as error:
+                if error.retryable or isinstance(error, AuthenticationError):
+                    raise
+                if len(some) == 1:
+                    refused[some[0]] = error
+                    continue
+                for each in some:
+                    one, why = await self.look_up([each])
+                    found, refused = found | one, refused | why
+        return found, refused
 
     # ---- what is sent and agreed ------------------------------------------------------------------------
 

@@ -316,3 +316,15 @@ async def test_an_open_field_that_comes_without_a_value_keeps_what_is_known_of_i
     await sync(world)
     assert only(world).theirs == "Ada C"
     assert world.host.records["customer"]["ada"]["name"] == "Ada B"
+
+
+async def test_a_record_that_the_provider_wont_be_asked_for_holds_up_no_other() -> None:
+    world = World("ada", "bob", fields=BY_HAND)
+    await world.push()
+    world.provider.malformed = "c1"
+    world.put("ada", name="Ada B")
+    world.put("bob", name="Bob B")
+    world.provider.records["c2"]["full_name"] = "Bob C"
+    tally = await world.push()
+    assert (tally.failed, tally.conflicts) == (0, 1)
+    assert world.held() == ["Ada B", "Bob C"]
