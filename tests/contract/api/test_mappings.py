@@ -149,7 +149,7 @@ async def test_everything_that_is_wrong_is_named_with_the_nearest_that_is_right(
         "mappings.event.capacity": "Stripe has no `produkt`; did you mean `product`?",
         "mappings.customer.phone": "`customer` can't be mapped to `product`: it goes with customer",
         "mappings.event.ticket_types": "`event.ticket_types` (list, read-only) and `product.tax_code` (text) "
-        "don't go together in a mapping with direction push",
+        "don't go together in a mapping with direction push; it goes with `images`",
         "mappings.nonsense": found["mappings.nonsense"],
     }
     assert found["mappings.nonsense"].startswith("there is no entity `nonsense`; ")
