@@ -100,7 +100,10 @@ CODES: Mapping[str, tuple[str, str]] = {
         "The value is of another kind than is wanted: a number for text, text for a list.",
         "Quotes make text of a number; brackets make a list.",
     ),
-    "unknown-value": ("The value is not one of those the key takes.", "The help lists them."),
+    "unknown-value": (
+        "The value is not one of those the key takes, or its field never has it.",
+        "The help lists them.",
+    ),
     "wrong-form": (
         "The value is not written as it should be: a duration, a rate, a place, a call, an address.",
         "The message shows an example of the form.",

@@ -1181,6 +1181,7 @@ class _MappingCheck:
             pushes, _ = self.ways(rule)
             yield from self.local(name, at, rule)
             yield from self.remote(rule, at)
+            yield from self.words(name, rule["path"], rule, at)
             yield from self.one_way(rule, at)
             yield from self.names_within((*at, "push"), rule.get("push"), ours=True)
             yield from self.names_within((*at, "pull"), rule.get("pull"), ours=False)
@@ -1270,6 +1271,38 @@ class _MappingCheck:
                 advice = ('give the rule a `pull` and no `push`, such as `pull: "{{ value }}"`', *advice)
             yield self.document.diagnostic("read-only", message, place, *advice)
 
+    def words(self, name: str | None, path: str, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
+        """A table and defaults must name values that the fields of both sides can have. An item of a list has
+        no field of ours, so no `name`.
+        """
+        table: Mapping[str, Any] = rule.get("values") or {}
+        theirs = self.resource.fields.get(path) if self.resource is not None else None
+        if self.resource is not None and theirs is not None and theirs.one_of:
+            of = f"`{path}` of {self.connector.name} `{self.mapping['resource']}`"
+            said = [((*at, "values", key), each, False) for key, each in table.items()]
+            said += [((*at, "default"), rule["default"], False)] if "default" in rule else []
+            declared = f"{self.connector.file}:{self.resource.line}"
+            yield from self.known_words(said, theirs.one_of, of, declared)
+        ours = self.entity.fields.get(name) if self.entity is not None and name is not None else None
+        choices = ours.one_of or (("true", "false") if ours.type == "boolean" else ()) if ours else ()
+        if self.entity is not None and choices:
+            of = f"`{name}` of {self.platform.name} `{self.mapping['entity']}`"
+            said = [((*at, "values", key), key, True) for key in table]
+            if "pull_default" in rule and ours is not None and ours.one_of:
+                said.append(((*at, "pull_default"), rule["pull_default"], False))
+            yield from self.known_words(said, choices, of, f"{self.platform.file}:{self.entity.line}")
+
+    def known_words(
+        self, said: Iterable[tuple[Steps, Any, bool]], choices: Sequence[str], of: str, declared: str
+    ) -> Iterator[Diagnostic]:
+        for place, word, key in said:
+            if word is not None and word not in choices:
+                shown = f"`{word}`" if isinstance(word, str) else f"{word!r}"
+                near = did_you_mean(word, choices) if isinstance(word, str) else ()
+                advice = (*near, f"it takes {listed(choices)}", f"fields are declared in {declared}")
+                message = f"{of} is never {shown}"
+                yield self.document.diagnostic("unknown-value", message, place, *advice, key=key)
+
     def items(self, rule: Mapping[str, Any], at: Steps) -> Iterator[Diagnostic]:
         """What is said of the items of a list: their fields must exist, and what braces name."""
         for key in ("pull", "only_pull_when", "link", "optional"):
@@ -1287,6 +1320,7 @@ class _MappingCheck:
                 yield from self.items(path | {"each": item["each"]}, place)
             else:
                 yield from self.remote(path, place)
+                yield from self.words(None, path["path"], item, place)
             yield from self.names_within((*place, "push"), item.get("push"), ours=True)
 
     def ours(self, name: str, entity: Entity) -> tuple[str, ...]:

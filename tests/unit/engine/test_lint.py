@@ -272,3 +272,36 @@ def test_what_stands_beside_a_wrong_type_is_left_alone(key: str) -> None:
     changed["resources"]["customer"]["list"]["pagination"] = {"type": "curser", key: True}
     found = lint_connector(read(json.dumps(changed)))
     assert [each.code for each in found][:1] == ["unknown-value"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("{path: preferences.marketing, values: {'true': subscribed, 'false': unsubscribed}}", []),
+        ("{path: preferences.marketing, values: {'true': Subscribed}}", ["`Subscribed`"]),
+        ("{path: preferences.marketing, values: {'yes': subscribed, 'no': 1}}", ["`yes`", "`no`", "1"]),
+        ("{path: preferences.marketing, push: '{{ value }}', default: pending}", ["`pending`"]),
+    ],
+)
+def test_tables_and_defaults_name_what_both_sides_can_have(
+    connector: Connector, platform: Platform, rule: str, said: list[str]
+) -> None:
+    start = TEMPLATE.index("      accepts_marketing:")
+    end = TEMPLATE.index("  - entity: event")
+    text = f"{TEMPLATE[:start]}      accepts_marketing: {rule}\n\n{TEMPLATE[end:]}"
+    found = lint_template(read(text), connector, platform)
+    assert [each.code for each in found] == ["unknown-value"] * len(said)
+    shown = {each.message.rsplit(" is never ", 1)[1] for each in found}
+    assert shown == set(said)
+
+
+def test_a_default_is_a_value_that_the_field_can_have(connector: Connector, platform: Platform) -> None:
+    rule = "      description: description\n      status: {path: note, push: '{{ value }}', default: x}\n"
+    text = TEMPLATE.replace("      description: description\n", rule)
+    more = CONNECTOR.replace(
+        "      description: text\n", "      description: text\n      note: {one_of: [x, y]}\n"
+    )
+    other = compile_connector(read_document(more, file="connectors/juniper.yaml"))
+    assert lint_template(read(text), other, platform) == []
+    [found] = lint_template(read(text.replace("default: x", "default: z")), other, platform)
+    assert "`note` of juniper `item` is never `z`" in found.message
