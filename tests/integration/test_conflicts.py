@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from server.db.models import AuditEntry, FieldConflict, IntegrationConfig, Opera
 from server.errors import ConflictError
 from server.services import conflicts
 from server.services.conflicts import Filter
+from server.services.retention import forget_old
 from server.worker.context import WorkerContext
 from tests.integration import test_plans as world
 from tests.integration.test_plans import ACTOR, VENUE, here, linked, person, sync, there, worked, writes
@@ -153,3 +155,26 @@ async def test_many_are_decided_at_once_and_carried_out_by_the_next_sync(
     assert (await ours(context, "ben"))["phone"] == "+331"
     (left,) = (await standing(context)).values()
     assert (left.local_id, left.theirs, left.state) == (person("ben"), "+339", "open")
+
+
+async def test_conflicts_that_are_over_are_forgotten_after_a_while(context: WorkerContext) -> None:
+    values = {"entity": "customer", "resource": "customer", "remote_id": "c", "field": "phone"}
+    async with context.sessions.begin() as session:
+        for local_id, age in (("old", 40), ("fresh", 1), ("open", None)):
+            ended = None if age is None else datetime.now(UTC) - timedelta(days=age)
+            session.add(
+                FieldConflict(
+                    venue_id=VENUE,
+                    integration_type="stripe",
+                    local_id=local_id,
+                    ours="1",
+                    theirs="2",
+                    agreed={},
+                    detected_at=datetime.now(UTC) - timedelta(days=50),
+                    ended_at=ended,
+                    **values,
+                )
+            )
+    await forget_old(context.sessions, timedelta(days=30))
+    async with context.sessions() as session:
+        assert set(await session.scalars(select(FieldConflict.local_id))) == {"fresh", "open"}
