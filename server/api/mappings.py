@@ -788,6 +788,7 @@ async def reset_mappings(
                                     }
                                 ],
                                 "protected": "identity",
+                                "because": "unknown",
                             }
                         ],
                         "mended": [],
