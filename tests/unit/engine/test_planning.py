@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from engine.errors import RecordRejectedError, StoppedError, UnavailableError
 from engine.planning import PlannedRecord
 from engine.tally import Tally
 from tests.unit.engine.test_gone import World as GoneWorld
-from tests.unit.engine.test_sync import FIELDS, World
+from tests.unit.engine.test_sync import CALL, FIELDS, World
 
 CHANGED = Became("changed", "changed since the plan")
 DONE = Became("done")
@@ -182,6 +183,23 @@ async def test_what_is_there_already_is_not_written() -> None:
     world.provider.records["c1"]["tel"] = "1"
     plan = await planned(world)
     assert (plan["ada"].action, plan["ada"].reason) == ("skip", "the provider has these values already")
+
+
+async def test_what_has_a_call_of_its_own_is_sent_where_there_is_something() -> None:
+    world = World("ada", "bob")
+    await world.push()
+    resource = replace(world.connector.resources["customer"], parts={"tel": CALL})
+    world.connector = replace(world.connector, resources={"customer": resource})
+    world.provider.records["c1"]["tel"] = "9"
+    world.put("ada", name="Augusta")  # whose phone is nothing: that clears none
+    world.put("bob", phone="1")
+    plan = await planned(world, pulls=False)
+    assert set(changes(plan["ada"])) == {"full_name"}
+    (field,) = plan["bob"].fields
+    assert (field.path, field.reason) == (
+        "tel",
+        "changed here since the last sync; it is sent by a call of its own",
+    )
 
 
 async def test_a_write_without_an_answer_comes_first() -> None:
