@@ -170,8 +170,11 @@ def _bytes(value: Any) -> bytes:
     return _text(value).encode("utf-8", "surrogatepass")
 
 
-def _digest(value: Any, algorithm: Callable[[bytes], Any]) -> str:
-    return str(algorithm(_bytes(value)).hexdigest())
+def _digest(value: Any, algorithm: Callable[[bytes], Any], written: str = "hex") -> str:
+    made = algorithm(_bytes(value)).digest()
+    if written not in ("hex", "base64"):
+        raise ExpressionError("a digest is written in `hex` or `base64`")
+    return made.hex() if written == "hex" else base64.b64encode(made).decode()
 
 
 def _json_number(value: Any) -> Any:
@@ -900,8 +903,8 @@ FILTERS: Mapping[str, Filter] = {
         Decimal("19.99"),
     ),
     "md5": Filter(
-        lambda value: _digest(value, partial(hashlib.md5, usedforsecurity=False)),
-        "The MD5 digest of the text, as 32 hexadecimal digits: some providers make ids so.",
+        lambda value, written="hex": _digest(value, partial(hashlib.md5, usedforsecurity=False), written),
+        "The MD5 digest of the text, as 32 hexadecimal digits (or in `base64`): some ids are made so.",
         "{{ 'ana@example.com' | md5 }}",
         "cdb9d6a1dddc375a09cc83e3001598dc",
     ),
@@ -986,16 +989,22 @@ FILTERS: Mapping[str, Filter] = {
         Decimal("2.35"),
     ),
     "sha1": Filter(
-        lambda value: _digest(value, partial(hashlib.sha1, usedforsecurity=False)),
-        "The SHA-1 digest of the text, as 40 hexadecimal digits: some providers make ids so.",
+        lambda value, written="hex": _digest(value, partial(hashlib.sha1, usedforsecurity=False), written),
+        "The SHA-1 digest of the text, as 40 hexadecimal digits (or in `base64`): some ids are made so.",
         "{{ 'abc' | sha1 }}",
         "a9993e364706816aba3e25717850c26c9cd0d89d",
     ),
     "sha256": Filter(
-        lambda value: _digest(value, hashlib.sha256),
-        "The SHA-256 digest of the text, as 64 hexadecimal digits.",
+        lambda value, written="hex": _digest(value, hashlib.sha256, written),
+        "The SHA-256 digest of the text, as 64 hexadecimal digits, or in `base64`.",
         "{{ 'Ana' | sha256 }}",
         "dea210f058b407db5c1b5ea89b2e42a57221c003dba55e2f1776a75a3254d386",
+    ),
+    "sha512": Filter(
+        lambda value, written="hex": _digest(value, hashlib.sha512, written),
+        "The SHA-512 digest of the text, as 128 hexadecimal digits, or in `base64`.",
+        "{{ 'abc' | sha512('base64') }}",
+        "3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==",
     ),
     "slug": Filter(
         _slug,

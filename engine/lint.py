@@ -77,6 +77,7 @@ SCHEME_KEYS: Mapping[str, frozenset[str]] = {
     "key_is": HMAC | {"jwt"},
     "secret_prefix": HMAC | {"public_key", "jwt"},
     "digest": frozenset({"public_key"}),
+    "padding": frozenset({"public_key"}),
     "algorithm": frozenset({"jwt"}),
     "keys": frozenset({"public_key", "jwt"}),
     "parameter": frozenset({"secret_url"}),
@@ -1523,9 +1524,13 @@ def _signed_headers(scheme: Mapping[str, Any]) -> set[str]:
 
 def _signs_time(scheme: Mapping[str, Any]) -> bool:
     text = _signed_text(scheme)
-    where, _, name = str(scheme["timestamp"].get("read", "")).partition(" ")
+    read = str(scheme["timestamp"].get("read", ""))
+    where, _, name = read.partition(" ")
     if re.search(r"\btimestamp\b", QUOTED.sub("", text)):
         return True
+    if has_braces(read):
+        found = {next(filter(None, each)).lower() for each in NAMED_HEADER.findall(read)}
+        return bool(found) and found <= _signed_headers(scheme)
     if where == "body":
         return _signs_body(scheme) or f"payload.{name}" in text
     if where == "query":

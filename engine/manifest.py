@@ -26,6 +26,7 @@ from engine.schema import violations
 from engine.signatures import (
     DELIVERED,
     DIGESTS,
+    READ_NAMES,
     REQUIRED_NAMES,
     Age,
     Pairs,
@@ -907,6 +908,7 @@ def _signature(part: _Part) -> SignatureScheme:
         parameter=part.get("parameter"),
         pairs=_pairs(part / "form"),
         digest=part.get("digest", "sha256"),
+        padding=part.get("padding", "pkcs1"),
         algorithm=part.get("algorithm", "HS256"),
         keys=_published(keys) if keys.value else None,
         requires=part.expression("requires", REQUIRED_NAMES),
@@ -940,8 +942,14 @@ def _is_varying(part: _Part) -> bool:
 
 
 def _reading(part: _Part) -> Reading | None:
-    place = part.place("read") if isinstance(part.value, dict) else None
-    return _reading_of(place, part.get("separator"), part.get("prefix", "")) if place else None
+    if not isinstance(part.value, dict):
+        return None
+    separator, prefix = part.get("separator"), part.get("prefix", "")
+    if _is_varying(part / "read"):
+        made = part.expression("read", READ_NAMES)
+        return Reading("", separator, prefix, "made", made=made) if made else None
+    place = part.place("read")
+    return _reading_of(place, separator, prefix) if place else None
 
 
 def _reading_of(place: Place | None, separator: str | None = None, prefix: str = "") -> Reading | None:

@@ -34,9 +34,8 @@ from engine.filters import as_text
 from engine.ports import Secret
 from engine.public_keys import Digest, key_id, load_key, proves
 
-DELIVERED = frozenset(
-    {"method", "url", "path", "query", "parameters", "headers", "body", "payload", "form", "timestamp"}
-)
+READ_NAMES = frozenset({"method", "url", "path", "query", "parameters", "headers", "body", "payload"})
+DELIVERED = READ_NAMES | {"form", "timestamp"}
 SIGNED_NAMES = DELIVERED | {"secret"}
 REQUIRED_NAMES = DELIVERED | {"claims"}
 MOST_SIGNATURES = 16  # in one header; providers send two while a secret is replaced
@@ -60,13 +59,15 @@ class Reading:
 
     A header's name is in lower case, and with `*` at its end it stands for all that begin so. A prefix with
     `*` at its beginning takes anything up to what follows. `steps` lead through the body; none is all of it.
+    `made` is an expression over the delivery instead, for what is wrapped in something else.
     """
 
     name: str
     separator: str | None = None
     prefix: str = ""
-    where: Literal["header", "query", "body"] = "header"
+    where: Literal["header", "query", "body", "made"] = "header"
     steps: tuple[str | int, ...] = ()
+    made: Expression | None = None
 
     @property
     def header(self) -> str | None:
@@ -95,6 +96,12 @@ class Reading:
             yield from (value for name, value in delivery.headers.items() if name.startswith(begins))
         elif self.where == "header":
             yield delivery.headers.get(self.name, "")
+        elif self.made is not None:
+            try:
+                found = self.made.evaluate(None, scope_of(self.made.names, delivery))
+            except ExpressionError:
+                return
+            yield found if isinstance(found, str) else ""
         elif not self.steps:
             yield delivery.body.decode("utf-8", "replace")
         else:
@@ -263,6 +270,7 @@ class SignatureScheme:
     parameter: str | None = None  # secret_url: the query parameter; None: the last part of the path
     pairs: Pairs = Pairs()
     digest: Digest = "sha256"  # public_key
+    padding: Literal["pkcs1", "pss"] = "pkcs1"  # of RSA, for public_key
     algorithm: str = "HS256"  # jwt
     keys: Published | None = None  # public_key and jwt: else the secrets are the keys
     requires: Expression | None = None  # over REQUIRED_NAMES: true of every delivery that counts
@@ -535,7 +543,8 @@ def _public_key(key: str, signed: bytes, given: str, scheme: SignatureScheme) ->
         raw = _read(given, scheme.encoding)
     except (ValueError, binascii.Error):
         return False
-    return proves(load_key(key.removeprefix(scheme.secret_prefix)), signed, raw, scheme.digest)
+    loaded = load_key(key.removeprefix(scheme.secret_prefix))
+    return proves(loaded, signed, raw, scheme.digest, pss=scheme.padding == "pss")
 
 
 def _detached_jws(

@@ -31,7 +31,7 @@ from engine.lint import lint_connector
 from engine.manifest import Webhooks, compile_connector
 from engine.ports import Secret
 from engine.public_keys import keys_in
-from engine.signatures import counting, key_address
+from engine.signatures import Reading, SignatureScheme, counting, key_address, verify
 from engine.webhooks import Reply, probe_reply, proved_by, split_events, verify_delivery
 
 HERE = Path(__file__).parent
@@ -212,6 +212,33 @@ def discord(body: bytes = JSON) -> Signed:
     return Signed(body, headers, ed_public().hex())
 
 
+def ebay() -> Signed:
+    body = b'{"metadata":{"topic":"order.paid"}}'
+    proof = p256_key().sign(body, ec.ECDSA(hashes.SHA1()))
+    wrapped = {"alg": "ecdsa", "kid": "k1", "signature": b64(proof), "digest": "SHA1"}
+    key = p256_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    return Signed(body, {"X-EBAY-SIGNATURE": b64(json.dumps(wrapped).encode())}, key)
+
+
+def http_signature() -> Signed:
+    date, digest = "Sun, 01 Mar 2026 12:00:00 GMT", f"SHA-256={b64(hashlib.sha256(JSON).digest())}"
+    lines = ("(request-target): post /api/v1/integrations/webhooks/juniper", "host: hub.example")
+    text = "\n".join((*lines, f"date: {date}", f"digest: {digest}"))
+    proof = b64(rsa_key().sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))
+    signed = (
+        f'keyId="k1",algorithm="rsa-sha256",headers="(request-target) host date digest",signature="{proof}"'
+    )
+    key = rsa_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    return Signed(JSON, {"Host": "hub.example", "Date": date, "Digest": digest, "Signature": signed}, key)
+
+
+def twitch() -> Signed:
+    body, at = b'{"subscription":{"type":"order.paid"}}', "2026-03-01T12:00:00.123456789Z"
+    headers = {"Twitch-Eventsub-Message-Id": "m1", "Twitch-Eventsub-Message-Timestamp": at}
+    proof = mac(f"m1{at}".encode() + body).hex()
+    return Signed(body, {**headers, "Twitch-Eventsub-Message-Signature": f"sha256={proof}"})
+
+
 def google_pubsub() -> Signed:
     claims = {
         "aud": URL,
@@ -386,12 +413,13 @@ DELIVERIES: dict[str, Callable[[], Signed]] = {
         {"X-DocuSign-Signature-1": b64(mac(JSON, key="older")), "X-DocuSign-Signature-2": b64(mac(JSON))},
     ),
     "dropbox": lambda: over_body("X-Dropbox-Signature", type="changes"),
-    "ebay": lambda: Signed(b'{"metadata":{"topic":"order.paid"}}', url=f"{URL}/{KEY}", loose=True),
+    "ebay": ebay,
     "github": lambda: over_body(
         "X-Hub-Signature-256", prefix="sha256=", headers={"X-GitHub-Event": "order.paid"}
     ),
     "gitlab": lambda: Signed(headers={"X-Gitlab-Token": KEY, "X-Gitlab-Event": "order.paid"}, loose=True),
     "google_pubsub": google_pubsub,
+    "http_signature": http_signature,
     "hubspot_v1": lambda: hubspot(KEY),
     "hubspot_v2": lambda: hubspot(f"{KEY}POST{URL}"),
     "intercom": lambda: over_body(
@@ -436,6 +464,7 @@ DELIVERIES: dict[str, Callable[[], Signed]] = {
         {"X-Trello-Webhook": b64(mac(b'{"action":{"id":"1","type":"order.paid"}}' + URL.encode(), "sha1"))},
     ),
     "twilio": twilio,
+    "twitch": twitch,
     "twilio_json": twilio_json,
     "two_checkout": two_checkout,
     "typeform": lambda: over_body(
@@ -526,7 +555,7 @@ def _another(name: str, signed: Signed) -> str:
         "telnyx": b64(raw),
         "standard_webhooks": f"whsec_{b64(b'another')}",
         "standard_webhooks_public": f"whpk_{b64(raw)}",
-        **dict.fromkeys(("plaid", "sendgrid", "wix"), pem),
+        **dict.fromkeys(("ebay", "http_signature", "plaid", "sendgrid", "wix"), pem),
     }
     return other.get(name, f"{signed.secret}0")
 
@@ -616,6 +645,16 @@ def test_a_star_in_a_host_is_one_part_of_a_name() -> None:
     for host in ("sns.evil.example/x.amazonaws.com", "sns.a.b.amazonaws.com", "sns..amazonaws.com"):
         body = signed.body.replace(b"sns.eu-west-1.amazonaws.com", host.encode())
         assert refusal("aws_sns", replace(signed, body=body)) == "forbidden_key_address"
+
+
+def test_rsa_may_be_padded_in_another_way() -> None:
+    salted = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+    key = rsa_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    delivery = Delivery("POST", URL, {"x-s": rsa_key().sign(JSON, salted, hashes.SHA256()).hex()}, JSON)
+    scheme = SignatureScheme("s", "public_key", read=Reading("x-s"), padding="pss")
+    assert verify([scheme], delivery, {"s": [Secret(key)]}, now=NOW) is scheme
+    with pytest.raises(SignatureError):
+        verify([replace(scheme, padding="pkcs1")], delivery, {"s": [Secret(key)]}, now=NOW)
 
 
 def test_what_a_secret_in_a_body_is_not_kept() -> None:
