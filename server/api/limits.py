@@ -9,6 +9,7 @@ is away nobody is refused.
 import asyncio
 import hashlib
 import ipaddress
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,7 +41,7 @@ _KEY = "hub:requests"
 _COUNT = """
 local counted = {}
 for i, key in ipairs(KEYS) do
-    local count = redis.call('INCR', key)
+    local count = redis.call('INCRBY', key, ARGV[i + 1])
     local left = redis.call('PTTL', key)
     if left < 0 then
         left = tonumber(ARGV[1])
@@ -97,10 +98,8 @@ class RequestCounts:
                 UNCOUNTED.add(kind)
                 return None
             self._try_again = now + RETRY_SECONDS  # one request finds out; the others don't wait for it
-        # A caller may be a person: Redis needn't know which.
-        key = f"{_KEY}:{kind}:{hashlib.sha256(caller.encode()).hexdigest()[:32]}"
         counted: asyncio.Future[tuple[int, int] | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, counted))
+        self._waiting.append((_key(kind, caller), counted))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
         found = await counted
@@ -128,9 +127,11 @@ class RequestCounts:
             self._asking = None
 
     async def _counts(self, keys: Sequence[str]) -> Sequence[tuple[int, int]] | None:
+        """Return, for each request, the count that it brought its key to and the window's milliseconds."""
+        asked = Counter(keys)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                found = await self._count(keys=keys, args=[self._window_ms])
+                found = await self._count(keys=list(asked), args=[self._window_ms, *asked.values()])
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             if not self._away:
                 log.warning("requests.not_counted", error=type(error).__name__)
@@ -139,7 +140,13 @@ class RequestCounts:
         if self._away:
             log.info("requests.counted_again")
         self._away = False
-        return [(int(count), int(left)) for count, left in found]
+        stand = {key: (int(count), int(left)) for key, (count, left) in zip(asked, found, strict=True)}
+        counts = []
+        for key in keys:
+            asked[key] -= 1
+            count, milliseconds = stand[key]
+            counts.append((count - asked[key], milliseconds))
+        return counts
 
 
 class RateLimits(ASGIMiddleware):
@@ -181,6 +188,12 @@ def kind_of(scope: Scope) -> str | None:
     if scope["route_handler"].opt.get("raw_body"):
         return WEBHOOKS
     return next((kind for prefix, kind in _PREFIXES if scope["path"].startswith(prefix)), None)
+
+
+@lru_cache(maxsize=4096)
+def _key(kind: str, caller: str) -> str:
+    # A caller may be a person: Redis needn't know which.
+    return f"{_KEY}:{kind}:{hashlib.sha256(caller.encode()).hexdigest()[:32]}"
 
 
 @lru_cache(maxsize=4096)

@@ -339,19 +339,21 @@ async def test_requests_that_come_at_once_are_counted_by_themselves(limited: Set
 
 
 async def test_requests_that_come_meanwhile_share_a_question(limited: Settings, hub: Hub) -> None:
-    counts, keys, asked = RequestCounts(hub.context.redis, limited), [], asyncio.Event()
+    counts, questions, asked = RequestCounts(hub.context.redis, limited), [], asyncio.Event()
     script = counts._count
 
     async def noted(**question: Any) -> Any:
-        keys.append(len(question["keys"]))
+        questions.append((len(question["keys"]), question["args"][1:]))
         asked.set()
         return await script(**question)
 
     counts._count = cast(Any, noted)
     first = asyncio.create_task(counts.take("general", "first"))
     await asked.wait()
-    await asyncio.gather(first, *(counts.take("general", "later") for _ in range(9)))
-    assert keys == [1, 9]
+    callers = [*["later"] * 8, "other", "later"]
+    found = await asyncio.gather(first, *(counts.take("general", caller) for caller in callers))
+    assert questions == [(1, [1]), (2, [9, 1])]
+    assert [each.count for each in found if each] == [1, *range(1, 9), 1, 9]  # each has its own place
 
 
 async def test_whoever_waits_for_a_redis_that_fails_is_let_go_with_the_first(
