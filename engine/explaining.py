@@ -322,8 +322,7 @@ class _One:
 
     def why_made(self, told: Explained, options: Mapping[str, Any], after: Any) -> str:
         if told.kind == "values" and after is not None and options.get("unknown") == "keep":
-            table = options["values"]
-            known = after in (table.values() if self.direction == "push" else table)
+            known = told.before in _given(options["values"], self.direction)
             return "" if known else "`values` don't name it, and `unknown` says keep"
         if told.kind == "link" and after is not None:
             return f"the `{options['link']}` that is linked with it"
@@ -441,7 +440,10 @@ class _One:
             known = {*map(str, self.record), *self.entity.fields, *map(_head, self.resource.fields)}
             words = _WORD.findall(_SPOKEN.sub("", expression))
             return tuple(dict.fromkeys(f"{side}.{word}" for word in words if word in known))
-        names = Expression.compile(expression, names={*RULE_NAMES, *ITEM_NAMES}).names
+        try:
+            names = Expression.compile(expression, names={*RULE_NAMES, *ITEM_NAMES}).names
+        except ExpressionError:
+            return (own,)  # what is wrong with it is said elsewhere
         if "value" in names:
             found[own] = None
         for owner, rest in _MEMBER.findall(QUOTED.sub("", expression)):
@@ -495,6 +497,14 @@ def _flat(items: Any, paths: list[Path]) -> list[Any]:
 
 def _found(item: Any, name: str) -> Any:
     return item.get(name) if isinstance(item, Mapping) else None
+
+
+def _given(table: Mapping[str, Any], direction: Way) -> list[Any]:
+    """Return the values that a table takes, as a record may have them."""
+    if direction == "pull":
+        return list(table.values())
+    numbers = [int(each) for each in table if each.removeprefix("-").isdecimal()]
+    return [*table, *(each == "true" for each in table if each in ("true", "false")), *numbers]
 
 
 def _is_nothing(value: Any) -> bool:

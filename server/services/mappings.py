@@ -7,6 +7,7 @@ change is a version that can be restored; versions hold the same form.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -834,24 +835,29 @@ async def try_pairs(
     if invalid or uncompiled:
         raise _invalid([*invalid, *uncompiled], sum(len(each) for each in wanted.values()))
     layers = _Layers(catalog, provider, now, version)
+
+    def explain_all() -> list[Explanation]:
+        made = []
+        for one, mapping in zip(unpaired, compiled_, strict=True):
+            starts_at = mapping.entity if direction == "push" else mapping.resource
+            if starts_at not in samples or not (mapping.pushes if direction == "push" else mapping.pulls):
+                continue
+            entity, resource = (
+                catalog.platform.entities[mapping.entity],
+                connector.resources[mapping.resource],
+            )
+            record = dict(samples[starts_at])
+            if direction == "push":
+                exact = {name: _exact(name, value, entity.fields) for name, value in record.items()}
+                record = {"id": "sample", **exact}
+            scope = MappingScope(venue=venue, links=made_up_links(mapping, record, direction))
+            made.append(explain(one, resource, entity, record, scope, direction, layers.of(one)))
+        return made
+
+    explained = await asyncio.to_thread(explain_all)  # each rule is compiled by itself: others go on
     mapped: dict[str, Any] = {}
-    explained: list[Explanation] = []
-    for one, mapping in zip(unpaired, compiled_, strict=True):
-        ours, theirs = (
-            (mapping.entity, mapping.resource) if direction == "push" else (mapping.resource, mapping.entity)
-        )
-        if ours not in samples or not (mapping.pushes if direction == "push" else mapping.pulls):
-            continue
-        entity = catalog.platform.entities[mapping.entity]
-        record = dict(samples[ours])
-        if direction == "push":
-            record = {"id": "sample"} | {
-                name: _exact(name, value, entity.fields) for name, value in record.items()
-            }
-        scope = MappingScope(venue=venue, links=made_up_links(mapping, record, direction))
-        resource = connector.resources[mapping.resource]
-        told = explain(one, resource, entity, record, scope, direction, layers.of(one))
-        explained.append(told)
+    for told in explained:
+        ours, theirs = (told.entity, told.resource) if direction == "push" else (told.resource, told.entity)
         if told.mapped is not None:
             mapped[theirs] = {**mapped.get(theirs, {}), **told.mapped}
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from pathlib import Path as FilePath
 from typing import Any
@@ -179,6 +180,30 @@ def test_whether_a_record_is_wanted(stripe: Connector, platform: Platform) -> No
     assert not broken.wanted
     assert broken.condition_error is not None
     assert broken.condition_error.startswith("`only_when`: ")
+
+
+@pytest.mark.parametrize("value", [[1], {"a": []}, True, 3, 1.5, "x", None])
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_a_record_may_hold_anything(stripe: Connector, platform: Platform, value: Any, way: Way) -> None:
+    """Somebody tries a mapping on whatever they have: what fails is told, and nothing is raised."""
+    table = {"a": "A", "3": 3, "true": True}
+    fields = {
+        "phone": {"path": "phone", "values": table, "unknown": "keep"},
+        "city": {"path": "address.city", "values": table, "unknown": "leave_out"},
+        "id": {"path": "metadata.customer_id", "push": "{{ value.a.b | upper }}"},
+        "email": {"path": "email", "link": "product", "optional": True},
+        "country": {"path": "address.country", "push": "length(name)", "pull": "length(name)"},
+        "name": {"path": "preferred_locales", "each": {"x": "y", "z": {"path": "w", "each": {"v": "v"}}}},
+    }
+    record = {"phone": value, "city": value, "id": value, "email": value, "name": value, "address": value,
+              "metadata": value, "preferred_locales": value}  # fmt: skip
+    told = told_of(stripe, platform, CUSTOMER, fields, record, way)
+    assert {each.outcome for each in told.rules} <= {"made", "absent", "failed"}
+    json.dumps(told.to_json(), default=str)
+    phone = next(each for each in told.rules if "phone" in each.source)
+    if value is not None:
+        named = value is True or value == 3
+        assert phone.why == ("" if named else "`values` don't name it, and `unknown` says keep")
 
 
 def test_what_a_new_record_needs_and_no_rule_sends(stripe: Connector, platform: Platform) -> None:
