@@ -417,10 +417,17 @@ async def test_a_conflict_that_is_over_may_come_again(state: SyncState, applied:
     assert await state.conflicts_of("customer", ["l1"]) == [again]
 
 
-@pytest.mark.parametrize("how", ["unlinked", "broken", "archived"])
-async def test_a_conflict_ends_with_its_link(state: SyncState, how: str) -> None:
+@pytest.mark.parametrize(
+    "gone",
+    [
+        Commit(unlinked=[ADA]),
+        Commit(links=[replace(ADA, state="broken")]),
+        Commit(links=[replace(ADA, state="archived")]),
+    ],
+    ids=["unlinked", "broken", "archived"],
+)
+async def test_a_conflict_ends_with_its_link(state: SyncState, gone: Commit) -> None:
     await state.commit(Commit(links=[ADA, BEN], conflicts=[NAME, PRICE]))
-    gone = Commit(unlinked=[ADA]) if how == "unlinked" else Commit(links=[replace(ADA, state=how)])
     await state.commit(gone)
     assert await state.open_conflicts("customer", "customer") == [PRICE]
 
