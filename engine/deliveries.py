@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+from xml.parsers import expat
 
 import orjson
 
@@ -39,10 +40,16 @@ class Delivery:
 
 
 def read_body(delivery: Delivery) -> Any:
-    """Return a payload: JSON, or a form with bracketed names as objects; raises MalformedDeliveryError."""
+    """Return a payload: JSON, XML, or a form with bracketed names as objects; raises MalformedDeliveryError.
+
+    An element of XML is an object of those within it, by name without prefix, or else its text; several of a
+    name are a list.
+    """
     kind = delivery.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
         return _nested(delivery.form)
+    if kind.endswith(("/xml", "+xml")):
+        return _read_xml(delivery.body)
     try:
         value = orjson.loads(delivery.body)
     except orjson.JSONDecodeError:
@@ -64,6 +71,38 @@ def _too_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def _read_xml(body: bytes) -> dict[str, Any]:
+    open_: list[tuple[dict[str, Any], list[str]]] = [({}, [])]
+
+    def begin(name: str, attributes: Mapping[str, str]) -> None:
+        if len(open_) > MOST_DEPTH:
+            raise MalformedDeliveryError(f"the body is nested more than {MOST_DEPTH} deep")
+        open_.append(({}, []))
+
+    def end(name: str) -> None:
+        inner, texts = open_.pop()
+        value, holder, key = inner or "".join(texts).strip(), open_[-1][0], name.rpartition(" ")[2]
+        if key not in holder:
+            holder[key] = value
+        elif isinstance(holder[key], list):
+            holder[key].append(value)
+        else:
+            holder[key] = [holder[key], value]
+
+    def declare(*_: object) -> None:  # what could be defined there could outgrow everything
+        raise MalformedDeliveryError("the body declares a type of document")
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.CharacterDataHandler = lambda text: open_[-1][1].append(text)
+    parser.StartDoctypeDeclHandler = declare
+    try:
+        parser.Parse(body, True)
+    except expat.ExpatError:
+        raise MalformedDeliveryError("the body isn't XML") from None
+    return open_[0][0]
 
 
 def _nested(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -311,6 +311,27 @@ def plivo() -> Signed:
     )
 
 
+def salesforce() -> Signed:
+    body = b"""<?xml version="1.0" encoding="UTF-8"?>
+<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"
+    xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
+ <soapenv:Body>
+  <notifications xmlns="http://soap.sforce.com/2005/09/outbound">
+   <OrganizationId>00D1</OrganizationId>
+   <SessionId xsi:nil="true"/>
+   <Notification>
+    <Id>04l1</Id>
+    <sObject xsi:type="sf:Contact" xmlns:sf="urn:sobject.enterprise.soap.sforce.com">
+     <sf:Id>0031</sf:Id><sf:Email>ana@example.com</sf:Email>
+    </sObject>
+   </Notification>
+  </notifications>
+ </soapenv:Body>
+</soapenv:Envelope>"""
+    headers = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
+    return Signed(body, headers, url=f"{URL}/{KEY}", type="changed", loose=True)
+
+
 def sendgrid() -> Signed:
     body = b'[{"event":"order.paid","sg_event_id":"1"}]\r\n'
     proof = p256_key().sign(f"{NOW}".encode() + body, ec.ECDSA(hashes.SHA256()))
@@ -446,6 +467,7 @@ DELIVERIES: dict[str, Callable[[], Signed]] = {
     "paypal": paypal,
     "plaid": plaid,
     "plivo": plivo,
+    "salesforce": salesforce,
     "sendgrid": sendgrid,
     "shopify_redirect": shopify_redirect,
     "slack": slack,
@@ -541,7 +563,7 @@ def test_what_was_altered_is_not(name: str) -> None:
         assert refusal(name, replace(signed, headers=bare)) in (
             "missing_signature",
             "forbidden_key_address",
-        ) or name in ("braintree", "two_checkout", "mailgun", "wix", "aws_sns")
+        ) or name in ("aws_sns", "braintree", "mailgun", "salesforce", "two_checkout", "wix")
 
 
 def _another(name: str, signed: Signed) -> str:

@@ -96,6 +96,47 @@ def test_odd_forms_are_read_all_the_same(text: str, read: Any) -> None:
     assert read_body(form(text)) == read
 
 
+def xml(text: str) -> Delivery:
+    return Delivery(
+        "POST", "https://hub.example/hook", {"content-type": "application/soap+xml"}, text.encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("<a/>", {"a": ""}),
+        ("<a> b &amp; c </a>", {"a": "b & c"}),
+        ("<a>x<b>1</b>y<c><d>2</d></c></a>", {"a": {"b": "1", "c": {"d": "2"}}}),
+        ("<a><b>1</b><b>2</b><b><c/></b></a>", {"a": {"b": ["1", "2", {"c": ""}]}}),
+        ('<n:a xmlns:n="urn:x" n:k="v"><n:b>1</n:b></n:a>', {"a": {"b": "1"}}),
+        ("<?xml version='1.0'?>\n<a><![CDATA[<b>]]></a>", {"a": "<b>"}),
+    ],
+)
+def test_elements_of_xml_are_objects(text: str, read: Any) -> None:
+    assert read_body(xml(text)) == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<a>",
+        "no XML",
+        "<a/><b/>",
+        "<a>&b;</a>",
+        '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+        '<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
+        "<a>" * 40 + "</a>" * 40,
+        "<a>" * 100_000,
+    ],
+    ids=["empty", "cut off", "text", "two", "unknown", "entity", "outside", "deep", "very deep"],
+)
+def test_xml_that_is_not_read(text: str) -> None:
+    with pytest.raises(MalformedDeliveryError):
+        read_body(xml(text))
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 33 + b"1" + b"}" * 33, b"nothing"],
