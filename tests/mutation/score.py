@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import orjson
+from syrupy.extensions.amber.serializer import AmberDataSerializer
 
 import engine.mapping
 from engine.documents import Steps, read_document
@@ -27,12 +28,14 @@ from engine.mapping import compile_mapping
 from engine.templates import MappingTemplate, Suits, detect_template
 from tests.mutation.mutants import Mutant, mutants_of
 from tests.snapshot.templates.rendering import (
+    HERE,
     ROOT,
     Sample,
     connector_of,
     decisions,
     platform,
     rendered,
+    rendering,
     samples_of,
     template_files,
     template_of,
@@ -129,6 +132,18 @@ def scores(names: Sequence[str] = (), *, share: float = 1.0, seed: int = 0) -> l
         unused = [known[number] for number in range(len(known)) if number not in used]
         raise ValueError(f"equivalent.yaml names mutants that there are none of: {unused}")
     return made
+
+
+def outdated(names: Sequence[str]) -> list[str]:
+    """Return the templates whose samples don't come to what the snapshots hold: they have no score."""
+    file = HERE / "__snapshots__" / "test_rendered_templates.ambr"
+    kept = {each.name: each.data for each in AmberDataSerializer.read_file(str(file))}
+    return [
+        name
+        for name in names
+        if kept.get(f"test_a_template_over_its_samples[{name.replace('/', '-')}]")
+        != AmberDataSerializer.serialize(rendering(*name.split("/")))
+    ]
 
 
 def _score(

@@ -177,6 +177,14 @@ def test_the_score_decides_the_exit_status(
     assert "add a sample" in capsys.readouterr().out
 
 
+def test_a_template_that_isnt_as_its_snapshot_has_no_score(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scoring, "rendering", lambda connector, name: {"samples": {}})
+    assert main(["mailchimp/theater"]) == 1
+    assert "not as the snapshots hold it: mailchimp/theater;" in capsys.readouterr().out
+
+
 def test_an_equivalent_that_there_is_none_of_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stale = {"connector": "stripe", "pair": "a - b", "at": "x", "kind": "drop rule", "says": "y", "why": "z"}
     monkeypatch.setattr(scoring, "_equivalents", lambda: [stale])
