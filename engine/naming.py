@@ -144,13 +144,15 @@ SYNONYMS: tuple[frozenset[str], ...] = tuple(
         "like favorite favourite heart",
         "until through till",
         "organization organisation",
+        "disabled deactivated",
+        "enabled activated",
     )
 )
 RELATED: tuple[frozenset[str], ...] = tuple(
     frozenset(words.split())
     for words in (
         "name title label heading subject",
-        "description body summary text note content comment message detail html",
+        "description body summary text note content comment message detail html bio about",
         "status state phase condition",
         "amount price total value cost sum money",
         "count total quantity number size",
@@ -182,7 +184,16 @@ RELATED: tuple[frozenset[str], ...] = tuple(
         "event activity",
         "repeat recurrence recurring interval",
         "visible visibility public published",
-        "follower subscriber",
+        "follower subscriber watcher fan",
+        "like fan",
+        "off end stop close",
+        "on start open begin",
+        "privacy visibility listed public",
+        "display public shown",
+        "portal account workspace",
+        "interest grouping group category",
+        "blog website homepage",
+        "self url link",
         "friend following",
         "setting preference option configuration capability",
         "verification requirement",
@@ -193,7 +204,7 @@ RELATED: tuple[frozenset[str], ...] = tuple(
         "function tool",
         "prompt input",
         "completion output",
-        "expiry expires expiration expired",
+        "expiry expires expire expiration expired",
         "rank position order sort",
         "legal company individual",
         "website site web",
@@ -376,6 +387,7 @@ CHANGING = _words(
     "source at by token secret limit error reason message prefix suffix index version previous original "
     "pending default history id url only usd refunded estimated temporary"
 )
+PICTURES = _words("image picture photo avatar logo icon thumbnail media banner cover file artwork preview")
 # Words that say little: what sort of value it is, not of what.
 LIGHT = _words(
     "a an at by code data date entity field for has id information is item name number of on set the "
@@ -487,10 +499,22 @@ def _spelled(words: Sequence[str]) -> tuple[str, ...]:
             phrase = " ".join(words[at : at + length])
             known = SPELLINGS.get(phrase) or (SPELLINGS.get(_singular(phrase)) if length == 1 else None)
             if known is not None or length == 1:
-                made.extend((known or phrase).split())
+                made.extend(known.split() if known else _divided(phrase))
                 at += length
                 break
     return tuple(made)
+
+
+def _divided(word: str) -> tuple[str, ...]:
+    """Divide a word such as `lastmodifieddate` into those it is made of; one that is known stays."""
+    if len(word) < _LONG or word in _VOCABULARY:
+        return (word,)
+    for end in range(len(word) - 3, 2, -1):
+        if word[:end] in _VOCABULARY:
+            rest = _divided(word[end:])
+            if all(each in _VOCABULARY and each not in _ENDINGS for each in rest):
+                return (word[:end], *rest)
+    return (word,)
 
 
 @lru_cache(maxsize=8192)
@@ -550,7 +574,7 @@ def compare(old: Name, new: Name) -> Likeness:
     score = 0.85 * whole + 0.15 * spelled
     if not LIGHT.issuperset(old.leaf):  # `shipping.id` and `billing.id` share what everything has
         score = max(score, 0.87 * leaf, 0.6 * leaf + 0.4 * whole)
-    if new.words == ("id",) != old.words:
+    if new.words in (("id",), ("url",)) and new.words != old.words:
         score *= 0.85
     used_old, used_new = {i for i, _, _ in pairs}, {j for _, j, _ in pairs}
     left_old = [word for i, word in enumerate(old.words) if i not in used_old]
@@ -658,9 +682,10 @@ def word_likeness(one: str, other: str) -> float:
 
 
 def _neighbours(groups: Collection[frozenset[str]]) -> dict[str, frozenset[str]]:
-    """Return for each word the others of its groups."""
+    """Return for each word, made singular as those of names are, the others of its groups."""
     found: dict[str, frozenset[str]] = {}
-    for group in groups:
+    for each in groups:
+        group = frozenset(map(_singular, each))
         for word in group:
             found[word] = found.get(word, frozenset()) | group - {word}
     return found
@@ -670,6 +695,19 @@ _SAME_AS = _neighbours(SYNONYMS)
 _NEAR = _neighbours(RELATED)
 _AGAINST = _neighbours(OPPOSITES)
 _NONE: frozenset[str] = frozenset()
+_LONG = 8  # letters
+_ENDINGS = _words("ship able ment less ness age out")
+_VOCABULARY = frozenset(
+    {word for words in (*SPELLINGS, *SPELLINGS.values()) for word in words.split() if len(word) > 2}
+    | {
+        word
+        for groups in (SYNONYMS, RELATED, OPPOSITES)
+        for group in groups
+        for word in group
+        if len(word) > 2
+    }
+    | {word for words in (LIGHT, TIME_WORDS, _MONEY, _IDENTITY, _CONSENT) for word in words if len(word) > 2}
+)
 
 
 def _abbreviates(short: str, long: str) -> bool:
@@ -712,6 +750,8 @@ def _reservations(
         if unit is not None:
             said.append(f"`{unit}` may be another unit")
         word = next((word for word in left if word in CHANGING and word in there.leaf), None)
+        if word == "url" and PICTURES & {*there.leaf}:
+            word = None  # a picture is most often given by its address
         if word is not None and len(there.leaf) > 1:
             said.append(f"`{word}` makes it something else")
             changed.append(word)

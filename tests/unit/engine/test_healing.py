@@ -195,6 +195,9 @@ def test_records_that_show_nothing_else_do_not_tell_what_is_new() -> None:
         ("/show/seatMap", ["/show/seat_map", "/show/name"], "/show/seat_map", True),
         ("$.show['seatMap']", ["show.seat_map"], "show.seat_map", True),
         ("latLng", ["latlng"], "latlng", True),
+        ("lastmodifieddate", ["name", "modified_at"], "modified_at", False),
+        ("showcoverimage", ["show_cover_image"], "show_cover_image", True),
+        ("poster.image_url", ["url", "poster.image"], "poster.image", False),
         (
             "crlPoint",
             ["certificate_revocation_list_url", "point_count"],
