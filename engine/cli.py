@@ -159,7 +159,7 @@ def preview(
     html: Path | None,
     json_output: bool,
 ) -> None:
-    """Show what TEMPLATE, such as `stripe/default` or its file, makes of records. Nothing is sent.
+    """Show what TEMPLATE, such as `juniper/default` or its file, makes of records. Nothing is sent.
 
     Without SAMPLE, side by side over the samples of the template and of those it extends: source, rule and
     where it is written, target and result. With SAMPLE (JSON, `-` for standard input), the result alone.
@@ -233,7 +233,7 @@ def explain(
 ) -> None:
     """Say for each field which rule of TEMPLATE gives its value, from what, and where that rule is written.
 
-    TEMPLATE is such as `stripe/default`, or a file. What fails is told in its place; then the status is 1.
+    TEMPLATE is such as `juniper/default`, or a file. What fails is told in its place; then the status is 1.
     Ids of linked records are made up.
     """
     from engine.previews import SAMPLE_VENUE, Sample, exact, previews, render_explained

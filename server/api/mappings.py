@@ -513,7 +513,7 @@ async def update_mappings(
                                 "why": "",
                                 "layer": "default",
                                 "version": None,
-                                "file": "square/default.yaml",
+                                "file": "juniper/default.yaml",
                                 "line": 14,
                                 "items": [],
                             }
@@ -618,7 +618,7 @@ def _place(origin: Origin | None) -> dict[str, Any]:
                                 "written": "email_address",
                                 "layer": "default",
                                 "version": None,
-                                "file": "square/default.yaml",
+                                "file": "juniper/default.yaml",
                                 "line": 70,
                                 "broken": None,
                             },
