@@ -1,7 +1,7 @@
 """Keys that providers publish, fetched when a delivery needs them and kept for a while.
 
 Strangers can send deliveries, so nobody makes the hub fetch at will: what an address holds is fetched once an
-hour, once more a minute for a key that isn't there, and all addresses together a few dozen times a minute.
+hour, once more a minute for a key that isn't there, and new addresses together a few dozen times a minute.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AGAIN_SECONDS = 60.0  # between two looks for a key that isn't there, and after 
 FETCH_SECONDS = 2.0  # a provider waits for its answer meanwhile
 MOST_BYTES = 256 * 1024
 MOST_KEPT = 100  # addresses
-MOST_FETCHES = 30  # in AGAIN_SECONDS
+MOST_FETCHES = 30  # of addresses at which no keys were found yet, in AGAIN_SECONDS
 
 
 @dataclass(slots=True)
@@ -50,8 +50,7 @@ class PublishedKeys:
         """
         kept = self._kept.get(url)
         if kept is None:
-            if len(self._kept) >= MOST_KEPT:
-                self._kept.clear()
+            self._make_room()
             kept = self._kept[url] = _Kept()
         asked = self.monotonic()
         async with kept.fetching:
@@ -61,6 +60,13 @@ class PublishedKeys:
             raise UnavailableError("the keys that webhooks are signed with can't be had now")
         return kept.keys
 
+    def _make_room(self) -> None:
+        """Forget what is of no use first, or what came longest ago."""
+        if len(self._kept) >= MOST_KEPT:
+            self._kept = {url: kept for url, kept in self._kept.items() if kept.keys}
+        if len(self._kept) >= MOST_KEPT:
+            del self._kept[min(self._kept, key=lambda url: self._kept[url].fetched or 0.0)]
+
     def _is_due(self, kept: _Kept, asked: float, again: bool) -> bool:
         if kept.tried is None:
             return True
@@ -69,10 +75,11 @@ class PublishedKeys:
 
     async def _fetch(self, url: str, read: Expression | None, kept: _Kept) -> None:
         now = self.monotonic()
-        self._fetches = [each for each in self._fetches if now - each < AGAIN_SECONDS]
-        if len(self._fetches) >= MOST_FETCHES:
-            return
-        self._fetches.append(now)
+        if kept.fetched is None:  # where keys were found before, they may always be looked for again
+            self._fetches = [each for each in self._fetches if now - each < AGAIN_SECONDS]
+            if len(self._fetches) >= MOST_FETCHES:
+                return
+            self._fetches.append(now)
         kept.tried = now
         try:
             async with asyncio.timeout(FETCH_SECONDS):

@@ -371,8 +371,10 @@ def as_proved(
         token = (scheme.read.find(delivery) or [""])[0]
         headers = {**delivery.headers, "content-type": "application/json"}
         return replace(delivery, headers=headers, body=_base64url(token.split(".")[1]))
+    if scheme.type != "secret_field":
+        return delivery
     body = delivery.body
-    for secret in secrets.get(scheme.name, ()) if scheme.type == "secret_field" else ():
+    for secret in secrets.get(scheme.name, ()):
         plain = secret.reveal()
         in_json = {orjson.dumps(plain).decode()[1:-1], json.dumps(plain)[1:-1]}
         slashed = {each.replace("/", "\\/") for each in in_json}

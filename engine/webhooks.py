@@ -55,7 +55,7 @@ class Reply:
     """
 
     text: str = ""
-    kind: Literal["text/plain", "application/json"] = "text/plain"
+    kind: Literal["text/plain", "text/xml", "application/json"] = "text/plain"
     headers: Mapping[str, str] = field(default_factory=dict)
     keep: Secret | None = None
     scheme: str = ""

@@ -160,9 +160,8 @@ def _answering(app: ASGIApp) -> ASGIApp:
 
 
 def _written(reply: Reply) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
-    kind = _JSON if reply.kind == "application/json" else _XML if reply.text.startswith("<") else _TEXT
     more = ((name.encode(), value.encode()) for name, value in reply.headers.items())
-    return reply.text.encode(), (*kind, *more)
+    return reply.text.encode(), (*_KINDS[reply.kind], *more)
 
 
 _RECEIVED = msgspec.json.encode(Received())
@@ -173,6 +172,7 @@ _TEXT = (
     (b"x-content-type-options", b"nosniff"),
 )
 _XML = ((b"content-type", b"text/xml; charset=utf-8"), *_TEXT[1:])
+_KINDS = {"application/json": _JSON, "text/plain": _TEXT, "text/xml": _XML}
 _OPEN: dict[str, Any] = {**PUBLIC, "raw_body": True, "hides_path": True}
 _RECEIVE: dict[str, Any] = {
     "tags": TAGS,
@@ -311,12 +311,17 @@ async def _take(scope: HTTPScope, receive: Receive, provider: str) -> Reply | No
         secrets = address.secrets if address else {}
         if venue_id is not None:
             structlog.contextvars.bind_contextvars(venue_id=str(venue_id))
-    scheme, refused = await _proved(state, spec, delivery, secrets, now)
+    # Published keys prove whose provider it is, and not that this is an address of anybody's.
+    scheme: str | None = None
+    refused: SignatureError | None = SignatureError("nobody here has this address", "no_secret")
+    if venue_id is not None or secrets or (token is None and spec.address == "provider"):
+        scheme, refused = await _proved(state, spec, delivery, secrets, now)
     if refused is not None and refused.reason in _OF_SECRETS and token is not None and venue_id is not None:
         address = await state.addresses.find_again(context, provider, token)
         venue_id = address.venue_id if address else None
         secrets = address.secrets if address else {}
-        scheme, refused = await _proved(state, spec, delivery, secrets, now)
+        if address is not None:
+            scheme, refused = await _proved(state, spec, delivery, secrets, now)
     reply = probe_reply(spec, delivery, verified=scheme is not None, now=now, secrets=secrets)
     if reply is not None and await _may_answer(state, reply, provider, token):
         return reply
@@ -343,7 +348,10 @@ async def _take(scope: HTTPScope, receive: Receive, provider: str) -> Reply | No
         seconds = max(left, MARGIN_SECONDS)
         await state.intake.accept(arrival, seconds)
         INTAKE_SECONDS.observe(perf_counter() - began, provider)
-    return None if spec.acknowledge is None else Reply(spec.acknowledge)
+    if spec.acknowledge is None:
+        return None
+    # The manifest's own words; what a stranger sent is never given back as anything but plain text or JSON.
+    return Reply(spec.acknowledge, "text/xml" if spec.acknowledge.startswith("<") else "text/plain")
 
 
 async def _proved(

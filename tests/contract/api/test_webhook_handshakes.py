@@ -170,6 +170,37 @@ async def test_published_keys_are_fetched_and_kept(
     assert "authorization" not in headers
 
 
+@pytest.mark.parametrize("path", [f"{API}/webhooks/stripe/{'x' * 43}", f"{API}/webhooks/stripe"])
+async def test_published_keys_make_no_address_anybodys(
+    hub: Hub, speak: Callable[[str], None], web: dict[str, httpx.Response], path: str
+) -> None:
+    """A provider signs for all its customers; whose a delivery is says its address, and these are nobody's."""
+    speak("google_pubsub")
+    await path_of(hub)
+    web[JWKS] = httpx.Response(200, content=providers.web_keys())
+    assert (await push(hub, path)).status_code == 401
+    assert hub.app.state.calls == []
+
+
+async def test_what_a_stranger_sends_is_no_page(hub: Hub, speak: Callable[[str], None]) -> None:
+    speak("meta")
+    path = await path_of(hub)
+    answer = await hub.http.get(path, params={"hub.challenge": "<a xmlns='http://www.w3.org/1999/xhtml'/>"})
+    assert answer.text == "<a xmlns='http://www.w3.org/1999/xhtml'/>"
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_provider_that_wants_xml_for_an_answer(hub: Hub, speak: Callable[[str], None]) -> None:
+    speak("salesforce")
+    path = await path_of(hub)
+    signed = providers.salesforce()
+    answer = await hub.http.post(path, content=signed.body, headers={"content-type": "text/xml"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/xml; charset=utf-8")
+    assert "<Ack>true</Ack>" in answer.text
+    assert len(await hub.rows("SELECT 1 FROM integration_webhooks")) == 1
+
+
 async def test_a_key_that_is_not_there_is_looked_for_again(
     hub: Hub, speak: Callable[[str], None], web: dict[str, httpx.Response]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from engine.errors import UnavailableError, UnexpectedResponseError
 from engine.expressions import Expression
 from engine.public_keys import keys_in, load_key
-from engine.published_keys import MOST_BYTES, MOST_FETCHES, PublishedKeys
+from engine.published_keys import MOST_BYTES, MOST_FETCHES, MOST_KEPT, PublishedKeys
 
 URL = "https://keys.juniper.example/keys.json"
 # RFC 8032, tests 1 and 2, as RFC 8037 writes keys
@@ -72,6 +72,32 @@ async def test_strangers_who_name_many_addresses_have_few_of_them_fetched() -> N
     assert web.calls == MOST_FETCHES
     web.now = 60.0
     assert await web.keys.at(f"{URL}?more")
+
+
+async def test_strangers_drive_out_no_keys_that_are_known() -> None:
+    web = Web()
+    known = await web.keys.at(URL)
+    web.answer = httpx.Response(404)
+    for number in range(2 * MOST_KEPT):
+        with pytest.raises(UnavailableError):
+            await web.keys.at(f"{URL}?{number}")
+    calls = web.calls
+    assert (await web.keys.at(URL), web.calls) == (known, calls)
+    # Nor do they keep them from being looked up anew.
+    web.answer = Web.of(SECOND)
+    web.now = 3600.0
+    for number in range(MOST_FETCHES):
+        await web.keys.at(f"{URL}?new{number}")
+    assert await web.keys.at(URL) != known
+
+
+async def test_there_is_room_for_so_many_addresses() -> None:
+    web = Web()
+    for number in range(MOST_KEPT + 1):
+        web.now = 60.0 * number
+        await web.keys.at(f"{URL}?{number}")
+    assert len(web.keys._kept) == MOST_KEPT
+    assert f"{URL}?0" not in web.keys._kept
 
 
 @pytest.mark.parametrize(
