@@ -174,7 +174,7 @@ async def test_published_keys_are_fetched_and_kept(
 async def test_published_keys_make_no_address_anybodys(
     hub: Hub, speak: Callable[[str], None], web: dict[str, httpx.Response], path: str
 ) -> None:
-    """A provider signs for all its customers; whose a delivery is says its address, and these are nobody's."""
+    """A provider signs for all its customers; whose a delivery is says its address, and these are none."""
     speak("google_pubsub")
     await path_of(hub)
     web[JWKS] = httpx.Response(200, content=providers.web_keys())
