@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.diagnostics import Diagnostic
@@ -281,6 +281,7 @@ def as_file(name: str, mappings: list[dict[str, Any]], extends: str = "") -> str
 
 
 @given(base=MAPPINGS, own=MAPPINGS)
+@settings(max_examples=40, deadline=None)
 def test_the_difference_laid_over_gives_the_whole_again(
     base: list[dict[str, Any]], own: list[dict[str, Any]]
 ) -> None:
