@@ -344,6 +344,8 @@ def plan_heal(
     `resource`, the name of what the fields belong to; `protected`, paths that a person always decides about;
     `label`, words that describe the old field.
     """
+    if isinstance(samples_before, list | tuple) and not any(isinstance(e, Mapping) for e in samples_before):
+        samples_before = {old_path: samples_before}  # values of this field alone
     given = _Given(
         read_fields(candidates),
         read_fields(before) if before is not None else None,

@@ -139,8 +139,9 @@ def current(catalog: Catalog, integration: IntegrationConfig) -> Current:
 def compiled(catalog: Catalog, integration: IntegrationConfig) -> Sequence[FieldMapping]:
     """Return what a sync works by, without the pairs that are broken.
 
-    Raises TemplateNotFoundError, and MappingInvalidError when the venue's own mapping doesn't fit the
-    manifests any more.
+    A mapping that doesn't work without its broken pairs, such as the one that tells which records are the
+    same, is left out whole. Raises TemplateNotFoundError, and MappingInvalidError when the venue's own
+    mapping doesn't fit the manifests any more.
     """
     name = integration.integration_type
     if not integration.field_mappings:
@@ -148,9 +149,15 @@ def compiled(catalog: Catalog, integration: IntegrationConfig) -> Sequence[Field
     own = _read(integration.field_mappings)
     whole = without_pairs(own.mappings, own.broken.keys())
     made, faults = compile_pairs(whole, catalog.connector(name), catalog.platform)
+    hurt = {_sides(source, target) for source, target in own.broken}
+    faults = [each for each in faults if _sides(each.source, each.target) not in hurt]
     if faults:
         raise _invalid(faults, len(faults))
     return made
+
+
+def _sides(source: str, target: str) -> tuple[str, str]:
+    return source.partition(".")[0], target.partition(".")[0]
 
 
 # --- looking

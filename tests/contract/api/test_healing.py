@@ -5,10 +5,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import select
 
 from engine.client import ProviderClient
 from engine.errors import UnavailableError
 from engine.reading import ReadRecord
+from server.db.models import IntegrationConfig
 from server.host import SqlHost
 from server.services import mappings
 from server.services.audit import Actor
@@ -296,6 +298,18 @@ async def test_a_field_the_provider_refuses_is_marked_until_a_person_tries_again
     assert (await change(connected, pairs)).status_code == 200
     data = await rename(connected)
     assert (told(data), data["mended"]) == ([], [])
+
+
+async def test_a_mapping_that_does_not_work_without_the_pair_is_left_out_whole(connected: Hub) -> None:
+    await was_called(connected)
+    await observe(connected, "email", resource="customer", refused=True)
+    assert told(await rename(connected))[0][:2] == ("customer.email", "refused")
+    async with connected.context.sessions() as session:
+        integration = (await session.scalars(select(IntegrationConfig))).one()
+    matched = [each.get("match_on") for each in integration.field_mappings["mappings"]]
+    assert "email" in matched  # nothing else says which customers are the same
+    made = mappings.compiled(connected.context.catalog, integration)
+    assert {each.entity for each in made} == {"event"}
 
 
 async def test_what_is_undone_is_counted(connected: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,8 +241,9 @@ def test_the_old_path_among_the_candidates_is_still_there() -> None:
 @pytest.mark.parametrize(
     "samples", [{"seat_map": "A front"}, [{"seat_map": "A front"}], {"seat_map": ["A front"]}]
 )
-def test_samples_are_understood_however_they_are_given(samples: Any) -> None:
-    plan = plan_heal("seatMap", ["seat_map"], samples_before={"seatMap": ["A front"]}, samples_after=samples)
+@pytest.mark.parametrize("before", [{"seatMap": "A front"}, [{"seatMap": "A front"}], ["A front"]])
+def test_samples_are_understood_however_they_are_given(before: Any, samples: Any) -> None:
+    plan = plan_heal("seatMap", ["seat_map"], samples_before=before, samples_after=samples)
     assert "1 of 1 linked records have the same value, 1 of them telling ones" in plan.proposals[0].evidence
 
 
