@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 import orjson
 import structlog
-from sqlalchemy import ColumnElement, Text, cast, exists, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Text, case, cast, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
@@ -705,8 +705,9 @@ def _set_aside() -> ColumnElement[bool]:
 
 def _own_operation() -> ColumnElement[bool]:
     """Return the condition that an operation is an event's own: its first, or that of its latest retry."""
-    first = "webhook:" + cast(Webhook.id, Text)
-    return Operation.idempotency_key.in_([first, first + ":" + cast(Webhook.retry_count, Text)])
+    retried = ":" + cast(Webhook.retry_count, Text)
+    latest = case((Webhook.retry_count == 0, ""), else_=retried)
+    return Operation.idempotency_key == "webhook:" + cast(Webhook.id, Text) + latest
 
 
 def sorted_out(

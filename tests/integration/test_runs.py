@@ -803,6 +803,14 @@ async def test_an_event_that_can_not_be_worked_now_keeps_no_other_waiting(
     [operation] = await worked(context, later)
     assert (operation.status, operation.attempts) == (OperationStatus.COMPLETED, 1)
     assert set(await customers(context)) == {"1@example.com", "2@example.com"}
+    # Somebody who has it worked again gives it an operation that is none.
+    monkeypatch.undo()
+    replayed = await webhooks.replay(
+        context, Actor("u"), venue_id=venue, provider="stripe", status=WebhookStatus.PENDING
+    )
+    assert replayed == 1
+    await worked(context, await queued_last(context))
+    assert set(await customers(context)) == {"0@example.com", "1@example.com", "2@example.com"}
 
 
 async def test_a_worker_that_was_replaced_says_nothing_of_events(
