@@ -403,7 +403,7 @@ def running_hub(
     database.execute(Path(server.demo.__file__).with_name("schema.sql").read_text(encoding="utf-8"))
     database.execute(
         "INSERT INTO platform.venues (id, name, type, currency, country, timezone) "
-        "VALUES ($1, 'Le Caveau Bleu', 'theatre', 'EUR', 'BE', 'Europe/Brussels')",
+        "VALUES ($1, 'Le Caveau Bleu', 'gallery', 'EUR', 'BE', 'Europe/Brussels')",
         VENUE,
     )
     with socket.socket() as free:
