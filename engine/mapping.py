@@ -207,8 +207,14 @@ class Mapping:
 def _holds(condition: Expression | None, name: str, record: Any, scope: MappingScope) -> bool:
     if condition is None:
         return True
+    begin(MOST_RECORD_WORK)
+    return _fits(condition, name, record, scope)
+
+
+def _fits(condition: Expression, name: str, record: Any, scope: MappingScope) -> bool:
+    """Say whether a condition holds, within the work that is left to its record."""
     try:
-        return bool(condition.evaluate(record, {"record": record, "venue": scope.venue}))
+        return bool(condition.run(record, {"record": record, "venue": scope.venue}))
     except ExpressionError as error:
         raise MappingError(f"`{name}`: {error.message}") from error
 
@@ -575,7 +581,7 @@ def _push_function(
 
 def _calculates(tree: _Tree) -> bool:
     return any(
-        _calculates(each) if isinstance(each, dict) else bool(each.push or each.each)
+        _calculates(each) if isinstance(each, dict) else bool(each.push or each.each or each.only_when)
         for each in tree.values()
     )
 
@@ -775,7 +781,7 @@ def _conditional(compute: Compute, condition: Expression | None, name: str) -> C
     """Let a rule say nothing of records for which its condition doesn't hold."""
     if condition is None:
         return compute
-    return lambda record, scope: compute(record, scope) if _holds(condition, name, record, scope) else ABSENT
+    return lambda record, scope: compute(record, scope) if _fits(condition, name, record, scope) else ABSENT
 
 
 def _first_value(computes: list[Compute]) -> Compute:

@@ -786,6 +786,26 @@ def test_all_rules_of_a_record_share_one_ceiling() -> None:
     assert len(made.push({"note": big[:10_000]}, SCOPE)) == 20  # and the next record has one of its own
 
 
+@pytest.mark.parametrize("condition", ["{{ record.note is defined }}", "note != 'x'"])
+def test_conditions_of_rules_are_within_the_ceiling_of_their_record(condition: str) -> None:
+    rule = {"push": "{{ record.note | upper }}", "only_when": condition}
+    made = mapping({f"f{n}": {"path": f"f{n}", **rule} for n in range(20)}, "push")
+    with pytest.raises(MappingError, match="this takes too much work"):
+        made.push({"note": "y" * 1_000_000}, SCOPE)
+    back = {"pull": "{{ record.memo | upper }}", "only_pull_when": condition.replace("note", "memo")}
+    pulled = mapping({f"f{n}": {"path": f"f{n}", **back} for n in range(20)}, "pull")
+    with pytest.raises(MappingError, match="this takes too much work"):
+        pulled.pull({"memo": "y" * 1_000_000}, SCOPE)
+
+
+def test_a_condition_has_room_of_its_own_after_a_record_that_had_too_much() -> None:
+    lists = {"path": "text", "only_when": "length(to_string(@)) > `3`"}
+    made = mapping({"note": lists}, "push")
+    with pytest.raises(MappingError, match="too much work"):
+        made.push({"note": "y" * 20_000_000}, SCOPE)
+    assert made.push({"note": "short"}, SCOPE) == {"text": "short"}
+
+
 def test_a_value_nested_too_deeply_fails_its_record() -> None:
     deep: Any = 1
     for _ in range(5000):
