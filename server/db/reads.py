@@ -6,13 +6,17 @@ locks or reads twice takes a session, and so does what writes, unless doing it a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import asyncpg
 import orjson
 from sqlalchemy import make_url
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as driver
+from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from server.errors import StoreUnavailableError
 
@@ -88,6 +92,29 @@ class Reads:
         async with self._pool.acquire(timeout=STATEMENT_SECONDS) as connection:
             found: Sequence[asyncpg.Record] = await connection.fetch(statement, *values)
             return found
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A statement of SQLAlchemy's as the driver takes it, without values that become several parameters.
+
+    Its rows hold what the driver makes of them: an enum is its text.
+    """
+
+    text: str
+    _names: Sequence[str]
+    _constants: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, statement: ClauseElement) -> Self:
+        made = statement.compile(dialect=driver())  # type: ignore[no-untyped-call]  # SQLAlchemy's own
+        assert isinstance(made, SQLCompiler)
+        return cls(made.string, tuple(made.positiontup or ()), made.params)
+
+    def values(self, **given: Any) -> list[Any]:
+        """Return the values to call `Reads.rows` with, after the text."""
+        everything = {**self._constants, **given}
+        return [everything[name] for name in self._names]
 
 
 async def _decode_json(connection: Any) -> None:

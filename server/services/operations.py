@@ -12,7 +12,7 @@ stopped it) are final until a person or a recovery revives them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -54,6 +54,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from engine.errors import HubError, LeaseLostError
 from server.db import exact_json
 from server.db.models import Operation, OperationStatus, OperationType, Priority
+from server.db.reads import Plain, Reads
 from server.errors import QueueFullError
 from server.services import breaker, outbox
 from server.telemetry import traces
@@ -252,11 +253,20 @@ async def due(session: AsyncSession, limit: int = 1000, *, lanes: Collection[str
     return [due_row(row) for row in rows]
 
 
-async def next_of(session: AsyncSession, integrations: Collection[tuple[UUID, str]]) -> list[Due]:
+async def next_of(ledger: Reads, integrations: Collection[tuple[UUID, str]]) -> list[Due]:
     """Return the most urgent operation that is due of each of some integrations, venue and provider."""
-    if not integrations:
-        return []
-    return [due_row(row) for row in await session.execute(_next_statement(), _arrays(integrations))]
+    statement = _plain_next()
+    rows = await ledger.rows(statement.text, *statement.values(**_arrays(integrations)))
+    return [
+        Due(
+            row["id"],
+            row["venue_id"],
+            row["integration_type"],
+            lane_of(Priority(row["priority"])),
+            float(row["queued"]),
+        )
+        for row in rows
+    ]
 
 
 def due_row(row: Any) -> Due:
@@ -309,8 +319,33 @@ async def claim_many(
     found = await connection.execute(
         _claim_statement(frozenset(lanes)), {"ids": list(operation_ids), "owner": owner, "lease": lease}
     )
+    return _claims(map(dict, found.mappings()), operation_ids, owner, lease)
+
+
+async def claim_at_once(
+    ledger: Reads, operation_ids: Sequence[UUID], *, owner: str, lease: timedelta, lanes: Collection[str]
+) -> list[Claim]:
+    """Do what `claim_many` does, in a transaction of its own; asyncpg.UniqueViolationError tells the same.
+
+    Claimed again after a connection broke, an operation may be held by a lease that nobody knows of: it runs
+    out, as the lease of a worker that is lost.
+    """
+    statement = _plain_claim(frozenset(lanes))
+    rows = await ledger.rows(
+        statement.text, *statement.values(ids=list(operation_ids), owner=owner, lease=lease)
+    )
+    found = (
+        {**row, "operation_type": OperationType(row["operation_type"]), "priority": Priority(row["priority"])}
+        for row in rows
+    )
+    return _claims(found, operation_ids, owner, lease)
+
+
+def _claims(
+    rows: Iterable[Mapping[str, Any]], operation_ids: Sequence[UUID], owner: str, lease: timedelta
+) -> list[Claim]:
     claims = {}
-    for row in found.mappings():
+    for row in rows:
         values = dict(row)
         operation_id, provider = values.pop("id"), values.pop("integration_type")
         claims[operation_id] = Claim(
@@ -671,7 +706,8 @@ def _free() -> ColumnElement[bool]:
 def _in_lanes(lanes: frozenset[str]) -> ColumnElement[bool]:
     if lanes == frozenset(LANES):
         return true()
-    return _OP.priority.in_([Priority(lane.upper()) for lane in LANES if lane in lanes])
+    served = [lane.upper() for lane in LANES if lane in lanes]
+    return _OP.priority.in_([literal_column(f"'{each}'::operation_priority") for each in served])
 
 
 def _queued() -> ColumnElement[Any]:
@@ -847,6 +883,16 @@ def _claim_statement(lanes: frozenset[str]) -> Update:
             _OP.lost_workers,
         )
     )
+
+
+@cache
+def _plain_claim(lanes: frozenset[str]) -> Plain:
+    return Plain.of(_claim_statement(lanes))
+
+
+@cache
+def _plain_next() -> Plain:
+    return Plain.of(_next_statement())
 
 
 @cache

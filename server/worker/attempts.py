@@ -252,8 +252,7 @@ class Endings:
         context = self._context
         whose = {(each.attempt.claim.venue_id, each.attempt.claim.provider) for each in some}
         try:
-            async with context.sessions() as session:
-                following = await operations.next_of(session, whose)
+            following = await operations.next_of(context.ledger, whose)
         except Exception as error:
             log.warning("relay.announce_failed", operations=len(whose), error=type(error).__name__)
             return

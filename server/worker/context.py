@@ -14,17 +14,24 @@ from redis.backoff import NoBackoff
 from engine.clock import SystemClock
 from engine.ports import Clock
 from server import cancelling, context
+from server.db.reads import Reads
 from server.limits import SharedLimits
 from server.services import breaker
 from server.settings import Settings
 
+LEDGER_CONNECTIONS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext(context.Context):
-    """What every process shares, and the limits on calls that all processes keep together."""
+    """What every process shares, and the limits on calls that all processes keep together.
+
+    `ledger` has connections of its own for what is asked of the ledger at every operation.
+    """
 
     limits: SharedLimits
     clock: Clock
+    ledger: Reads
 
     @property
     def lease(self) -> timedelta:
@@ -46,9 +53,18 @@ async def open_worker_context(
     async with (
         context.open_context(settings, application_name=application_name, connections=connections) as shared,
         open_redis(settings.redis_url or "") as redis,
+        Reads(
+            str(settings.database_url),
+            application_name=application_name,
+            connections=LEDGER_CONNECTIONS,
+            pooler=settings.database_pooler,
+            by_index=True,
+        ) as ledger,
     ):
         values = {field.name: getattr(shared, field.name) for field in fields(shared)}
-        yield WorkerContext(**{**values, "redis": redis}, limits=SharedLimits(redis), clock=SystemClock())
+        yield WorkerContext(
+            **{**values, "redis": redis}, limits=SharedLimits(redis), clock=SystemClock(), ledger=ledger
+        )
 
 
 def open_redis(url: str) -> Redis:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import asyncpg
 import structlog
-from sqlalchemy.exc import IntegrityError
 
 from engine.errors import LeaseLostError, StoppedError
 from server import metering
@@ -76,14 +76,13 @@ async def work(worker: Worker, *operation_ids: UUID) -> None:
 
 async def _claim(worker: Worker, operation_ids: Sequence[UUID]) -> Sequence[Claim]:
     context = worker.context
-    # Each statement is a transaction of its own there; no BEGIN and COMMIT around it.
-    single = context.engine.execution_options(isolation_level="AUTOCOMMIT")
     try:
-        async with single.connect() as connection:
-            return await operations.claim_many(
-                connection, operation_ids, owner=worker.owner, lease=context.lease, lanes=worker.lanes
-            )
-    except IntegrityError:  # another worker claims for one of these integrations in the same moment
+        return await operations.claim_at_once(
+            context.ledger, operation_ids, owner=worker.owner, lease=context.lease, lanes=worker.lanes
+        )
+    except (
+        asyncpg.UniqueViolationError
+    ):  # another worker claims for one of these integrations in the same moment
         if len(operation_ids) == 1:
             return ()
         return [claim for each in operation_ids for claim in await _claim(worker, [each])]

@@ -6,13 +6,15 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from engine.errors import AuthenticationError, LeaseLostError, RateLimitedError, UnavailableError
 from server.db.engine import create_engine, session_factory
 from server.db.models import Operation, OperationStatus, OperationType, Priority
+from server.db.reads import Reads
 from server.errors import QueueFullError
 from server.services import operations
 from server.services.operations import Claim, Hold
@@ -28,6 +30,24 @@ async def sessions(fresh_database_url: str) -> AsyncIterator[Sessions]:
     engine = create_engine(fresh_database_url)
     yield session_factory(engine)
     await engine.dispose()
+
+
+@pytest.fixture
+async def ledger(fresh_database_url: str) -> AsyncIterator[Reads]:
+    async with Reads(fresh_database_url, application_name="ledger", by_index=True) as opened:
+        yield opened
+
+
+async def _locked_out(sessions: Sessions) -> None:
+    """Return once somebody waits for a lock in this database."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    async with asyncio.timeout(10), sessions() as session:
+        while not await session.scalar(waiting):
+            await session.rollback()  # or it would see the same again
+            await asyncio.sleep(0.01)
 
 
 async def _enqueue(sessions: Sessions, **given: Any) -> UUID:
@@ -402,7 +422,9 @@ async def test_an_operation_nobody_worked_in_time_becomes_a_dead_letter(sessions
     assert (row.status, row.last_error) == ("dead_letter", "the operation expired before it could be worked")
 
 
-async def test_of_many_one_of_each_integration_is_claimed_in_their_order(sessions: Sessions) -> None:
+async def test_of_many_one_of_each_integration_is_claimed_in_their_order(
+    sessions: Sessions, ledger: Reads
+) -> None:
     venue = uuid4()
     low, high = [await _enqueue(sessions, venue_id=venue, priority=p) for p in (Priority.LOW, Priority.HIGH)]
     others = [await _enqueue(sessions) for _ in range(3)]
@@ -412,8 +434,42 @@ async def test_of_many_one_of_each_integration_is_claimed_in_their_order(session
     async with sessions.begin() as session:
         claims = await operations.claim_many(session, wanted, owner="a", lease=LEASE)
     assert [claim.operation_id for claim in claims] == [others[2], others[0], high, others[1]]
+    assert await operations.next_of(ledger, [(venue, "juniper")]) == []  # it is busy
+
+
+async def test_a_worker_s_own_way_to_claim_takes_the_same(sessions: Sessions, ledger: Reads) -> None:
+    venue, other = uuid4(), uuid4()
+    low, high = [await _enqueue(sessions, venue_id=venue, priority=p) for p in (Priority.LOW, Priority.HIGH)]
+    third = await _enqueue(sessions, venue_id=other, payload={"price": 12.5})
+    taken = await operations.claim_at_once(
+        ledger, [third, low, high], owner="a", lease=LEASE, lanes=("critical", "high")
+    )
+    assert [claim.operation_id for claim in taken] == [high]  # what is left is in no lane of this worker's
+    [claim] = await operations.claim_at_once(
+        ledger, [third, low], owner="a", lease=LEASE, lanes=operations.LANES
+    )
+    row = await _row(sessions, third)
+    assert (claim.payload, claim.operation_type, claim.priority) == (
+        {"price": 12.5},
+        row.operation_type,
+        row.priority,
+    )
+    assert (row.lease_owner, row.fencing_token, row.attempts) == ("a", claim.fencing_token, 1)
+    assert (claim.venue_id, claim.lease, claim.started_at) == (other, LEASE, row.started_at)
+
+
+async def test_of_two_that_claim_for_one_integration_one_is_told(sessions: Sessions, ledger: Reads) -> None:
+    venue = uuid4()
+    first, second = [await _enqueue(sessions, venue_id=venue) for _ in range(2)]
     async with sessions() as session:
-        assert await operations.next_of(session, [(venue, "juniper")]) == []  # it is busy
+        await operations.claim_many(session, [first], owner="a", lease=LEASE)
+        later = asyncio.create_task(
+            operations.claim_at_once(ledger, [second], owner="b", lease=LEASE, lanes=operations.LANES)
+        )
+        await _locked_out(sessions)
+        await session.commit()
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await later
 
 
 async def test_ends_of_many_are_written_together_and_those_that_were_lost_are_told(
@@ -493,7 +549,7 @@ async def test_an_integration_is_crowded_by_what_waits(sessions: Sessions) -> No
 
 
 async def test_what_an_integration_does_next_is_the_most_urgent_and_oldest_that_is_due(
-    sessions: Sessions,
+    sessions: Sessions, ledger: Reads
 ) -> None:
     venue = uuid4()
     later, _, high = [
@@ -502,6 +558,5 @@ async def test_what_an_integration_does_next_is_the_most_urgent_and_oldest_that_
     ]
     await _enqueue(sessions, venue_id=venue, priority=Priority.HIGH)
     await _set(sessions, later, next_retry_at=func.now() + timedelta(minutes=1))
-    async with sessions() as session:
-        [following] = await operations.next_of(session, [(venue, "juniper"), (uuid4(), "juniper")])
+    [following] = await operations.next_of(ledger, [(venue, "juniper"), (uuid4(), "juniper")])
     assert (following.id, following.lane) == (high, "high")
