@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from engine.fields import FIELD_TYPES, Field
-from engine.naming import Likeness, Protection, likeness, protected_as, read_name
+from engine.naming import QUALIFYING, Likeness, Protection, likeness, protected_as, read_name
 from engine.observing import family, leaves, shape_of, type_of_values
 
 Status = Literal["applies", "proposed", "broken", "unchanged"]
@@ -637,6 +637,9 @@ def _is_sure(
         return True
     if best.new and best.name.same_but_time and old.type == known.type == "timestamp":
         return True
+    # Of two names, one with a word such as `remaining` may be of something that has the same value for now.
+    if ({*read_name(old.path).words} ^ {*read_name(known.path).words}) & QUALIFYING:
+        return False
     return best.values.decides and best.new is True and not best.name.against and best.name.score >= 0.5
 
 

@@ -387,6 +387,15 @@ CHANGING = _words(
     "source at by token secret limit error reason message prefix suffix index version previous original "
     "pending default history id url only usd refunded estimated temporary"
 )
+# With one of these a name may be about another thing that often has the same value, as `capacity` and
+# `remaining_capacity` while nothing is sold: equal values say less then.
+QUALIFYING = _words(
+    "minimum maximum total remaining available reserved sold seated initial first last next final actual "
+    "current local scheduled planned expected requested earliest latest onsale presale online short long sub "
+    "pre post seo meta canonical parent child support main primary secondary unique internal external public "
+    "private staff display share ticket return billing shipping mailing content preview thumbnail dark light "
+    "code original previous estimated default"
+)
 PICTURES = _words("image picture photo avatar logo icon thumbnail media banner cover file artwork preview")
 # Words that say little: what sort of value it is, not of what.
 LIGHT = _words(
