@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 Side = Literal["platform", "provider"]
 MOST_RESOLVED = 500  # in one request
+LARGEST = 10**15  # of a person's own number
+MOST_DECIMALS = 12
 
 log = structlog.get_logger(__name__)
 
@@ -453,6 +455,9 @@ def _number(field: Field, value: Any) -> str:
         number = Decimal("NaN")
     if not number.is_finite():
         raise _unfit(field, f"it takes {_WORDS[field.type]}")
+    # Written out, a short text such as `1e999999` would be a million digits.
+    if number and not (abs(number) < LARGEST and number.as_tuple().exponent >= -MOST_DECIMALS):
+        raise _unfit(field, f"its size is below {LARGEST}, and it has at most {MOST_DECIMALS} decimals")
     return str(plain_value(number))
 
 
