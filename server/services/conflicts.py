@@ -456,7 +456,7 @@ def _number(field: Field, value: Any) -> str:
     if not number.is_finite():
         raise _unfit(field, f"it takes {_WORDS[field.type]}")
     # Written out, a short text such as `1e999999` would be a million digits.
-    if number and not (abs(number) < LARGEST and number.as_tuple().exponent >= -MOST_DECIMALS):
+    if not -LARGEST < number < LARGEST or number != round(number, MOST_DECIMALS):
         raise _unfit(field, f"its size is below {LARGEST}, and it has at most {MOST_DECIMALS} decimals")
     return str(plain_value(number))
 
