@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from engine.errors import MalformedDeliveryError
 from engine.deliveries import Delivery
+from engine.errors import MalformedDeliveryError
 from server import intake
 from server.errors import QueueFullError, StoreUnavailableError
 from server.intake import Intake
@@ -139,3 +139,55 @@ async def test_workers_are_told_again_after_telling_them_went_wrong(
         assert await outcomes(running, "second") == [type(None)]
     assert told == [2]
     assert [each["event"] for each in logs] == ["webhooks.not_told"]
+
+
+async def test_enough_that_wait_begin_beside_a_transaction_and_fewer_don_t(
+    monkeypatch: pytest.MonkeyPatch, told: list[int]
+) -> None:
+    batches: list[int] = []
+    go_on = asyncio.Event()
+
+    async def store(_: Any, arrivals: Sequence[Arrival], depth: int) -> Stored:
+        batches.append(len(arrivals))
+        await go_on.wait()
+        return Stored([], len(arrivals))
+
+    monkeypatch.setattr(webhooks, "store", store)
+    async with taking() as running, asyncio.TaskGroup() as group:
+
+        async def more(count: int) -> None:
+            for _ in range(count):
+                group.create_task(running.accept(arrival("good"), SECONDS))
+            for _ in range(5):  # turns of the loop
+                await asyncio.sleep(0)
+
+        await more(3)
+        await more(intake.ENOUGH - 1)
+        assert batches == [3]
+        await more(1)
+        assert batches == [3, intake.ENOUGH]
+        await more(2 * intake.ENOUGH)
+        assert batches == [3, intake.ENOUGH]  # no more than two at a time
+        go_on.set()
+    assert batches == [3, intake.ENOUGH, 2 * intake.ENOUGH]
+
+
+async def test_whoever_waits_too_long_is_told_to_send_it_again(
+    monkeypatch: pytest.MonkeyPatch, told: list[int]
+) -> None:
+    go_on = asyncio.Event()
+
+    async def store(_: Any, arrivals: Sequence[Arrival], depth: int) -> Stored:
+        await go_on.wait()
+        return Stored([], len(arrivals))
+
+    monkeypatch.setattr(webhooks, "store", store)
+    monkeypatch.setattr(intake, "LOOK_SECONDS", 0.001)
+    async with taking() as running:
+        patient = asyncio.create_task(running.accept(arrival("patient"), SECONDS))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError):
+            await running.accept(arrival("late"), 0)
+        assert not patient.done()
+        go_on.set()
+        await patient
