@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 import jmespath.exceptions
@@ -24,6 +25,7 @@ from engine.ceilings import (
     unknown,
 )
 from engine.errors import ExpressionError
+from engine.filters import as_text
 
 
 class _Functions(jmespath.functions.Functions):
@@ -74,6 +76,27 @@ class _Functions(jmespath.functions.Functions):
             merged.update(value or {})
         return merged
 
+    # Exact numbers, as the platform's amounts are, are numbers: the library's own cut off their decimals.
+
+    @jmespath.functions.signature({"types": []})
+    def _func_to_number(self, value: Any) -> Any:
+        if isinstance(value, Decimal):
+            return value
+        made = super()._func_to_number(value)  # type: ignore[misc, no-untyped-call, unused-ignore]  # the stubs leave this method out
+        return None if isinstance(made, float) and not isfinite(made) else made
+
+    @jmespath.functions.signature({"types": []})
+    def _func_to_string(self, value: Any) -> Any:
+        if isinstance(value, Decimal):
+            return as_text(value)
+        return super()._func_to_string(value)  # type: ignore[misc, no-untyped-call, unused-ignore]  # the stubs leave this method out
+
+    @jmespath.functions.signature({"types": []})
+    def _func_type(self, value: Any) -> Any:
+        if isinstance(value, Decimal):
+            return "number"
+        return super()._func_type(value)  # type: ignore[misc, no-untyped-call, unused-ignore]  # the stubs leave this method out
+
     @jmespath.functions.signature({"types": ["string", "null"]})
     def _func_to_lower(self, value: str | None) -> str | None:
         return None if value is None else value.lower()
@@ -123,7 +146,10 @@ class _Interpreter(jmespath.visitor.TreeInterpreter):
                 spend(len(each))
             elif isinstance(each, list | dict):
                 spend(8 * len(each))
-        return _FUNCTIONS.call_function(name, given)
+        made = _FUNCTIONS.call_function(name, given)
+        if isinstance(made, float) and not isfinite(made):
+            raise ValueError  # JSON has no such number
+        return made
 
 
 _VISITS: Mapping[str, Callable[..., Any]] = {
@@ -133,7 +159,16 @@ _VISITS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def _finite(text: str) -> float:
+    """Return the number of a literal; raises ValueError for one that JSON doesn't have."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError
+    return number
+
+
 _LITERAL = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`((?:\\`|[^`])*)`""")
+_LITERALS = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 _DEEPEST = 110  # nested parts, such as a dot or a pipe; each takes two calls of Python's
 _MOST_GROWTH = 4096  # how many times larger than its input a result may be
 _MOST_TO_STRING = 3  # each nesting doubles the backslashes of the one within
@@ -146,7 +181,7 @@ def compile_query(text: str) -> Callable[[Any], Any]:
         if literal.group(1) is None:
             continue
         try:
-            value = json.loads(literal.group(1).replace("\\`", "`"))
+            value = _LITERALS.decode(literal.group(1).replace("\\`", "`"))
         except RecursionError:
             raise ExpressionError(f"`{short(text)}` is nested too deeply", literal.start()) from None
         except ValueError:
@@ -189,6 +224,7 @@ def compile_query(text: str) -> Callable[[Any], Any]:
 def _check_jmespath(tree: Mapping[str, Any], text: str) -> None:
     growth = 1
     to_strings = 0
+    taken: set[int] = set()  # the `&` that functions ask for
     pending: list[tuple[Any, int]] = [(tree, 0)]
     while pending:
         node, depth = pending.pop()
@@ -215,6 +251,15 @@ def _check_jmespath(tree: Mapping[str, Any], text: str) -> None:
                     f"`{name}` takes {more}{len(wanted)} values, not {given}", text.find(name)
                 )
             to_strings += name == "to_string"
+            taken.update(
+                id(each)
+                for each, takes in zip(node["children"], wanted, strict=False)
+                if takes["types"] == ["expref"]
+            )
+        if kind == "expref" and id(node) not in taken:
+            raise ExpressionError(
+                "`&` says what a function does with each item: it stands for no value", text.find("&")
+            )
         pending.extend((child, depth + 1) for child in node["children"] if isinstance(child, dict))
     if growth > _MOST_GROWTH or to_strings > _MOST_TO_STRING:
         raise ExpressionError(f"`{short(text)}` could make a result far larger than its input")

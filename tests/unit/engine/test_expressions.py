@@ -164,6 +164,12 @@ def test_what_is_put_is_found(steps: list[str | int]) -> None:
         ("price > `10`", True),
         ("price == `12.5`", True),
         ("sum([price, `1`])", Decimal("13.5")),
+        ("to_number(price)", Decimal("12.50")),
+        ("to_string(price)", "12.50"),
+        ("type(price)", "number"),
+        ("to_number('nan')", None),
+        ("to_number('1e999')", None),
+        ("to_number('12.5')", 12.5),
     ],
 )
 def test_text_without_braces_is_jmespath(text: str, value: Any) -> None:
@@ -208,6 +214,12 @@ def test_a_plain_path_does_what_jmespath_does(text: str, data: Any) -> None:
         ("length(a, b)", 0, "takes 1 values, not 2"),
         ("not_null()", 0, "at least 1"),
         ("'`' == a && b == `text`", 17, "isn't JSON"),
+        ("`1e400`", 0, "isn't JSON"),
+        ("a == `NaN`", 5, "isn't JSON"),
+        ("&a", 0, "stands for no value"),
+        ("a || &b", 5, "stands for no value"),
+        ("not_null(&a)", 9, "stands for no value"),
+        ("map(&(&a), b)", 4, "stands for no value"),
     ],
 )
 def test_bad_jmespath_says_where(text: str, position: int, words: str) -> None:
@@ -217,7 +229,15 @@ def test_bad_jmespath_says_where(text: str, position: int, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["length(none)", "a < text", "sum(text)", "explode(numbers, 'x')", "keys(text)"]
+    "text",
+    [
+        "length(none)",
+        "a < text",
+        "sum(text)",
+        "explode(numbers, 'x')",
+        "keys(text)",
+        "sum([`1e308`, `1e308`])",
+    ],
 )
 def test_jmespath_on_the_wrong_value_is_our_error_and_quotes_no_value(text: str) -> None:
     data = {"none": None, "a": 1, "text": "s3cret", "numbers": [1]}
