@@ -402,7 +402,7 @@ def heal(
         for key, file in (("samples_before", before), ("samples_after", after)):
             if file is not None:
                 common[key] = _read_yaml(file.read(), f"--{key.removeprefix('samples_')}")
-        if not common["candidates"] or not (was or fields):
+        if not (new or connector) or not (was or fields):
             raise click.UsageError("give QUESTIONS; or --old and --new, one of which may be a --connector's")
         asked = [{**common, "before": was, "only": fields or None}] if was else []
         asked = asked or [{**common, "old_path": path} for path in fields]

@@ -97,6 +97,14 @@ def test_what_is_no_question_is_told(given: str, said: str) -> None:
     assert (done.exit_code, said in shown) == (2, True), shown
 
 
+def test_where_no_field_is_left_all_are_without_a_successor(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text('["seatMap"]')
+    new.write_text("[]")
+    done = run("heal", "--old", str(old), "--new", str(new), "--json")
+    assert [each["status"] for each in json.loads(done.output)["plans"]] == ["broken"]
+
+
 def test_a_manifest_says_what_fields_there_are(tmp_path: Path) -> None:
     new = tmp_path / "new.json"
     new.write_text('{"id": "id", "email_address": "email", "remark": "text", "nickName": "text"}')
