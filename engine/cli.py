@@ -138,7 +138,7 @@ def _count(number: int, thing: str) -> str:
 
 @commands.command()
 @click.argument("template")
-@click.argument("sample", required=False, type=click.File("r"))
+@click.argument("sample", required=False, type=click.File("r", encoding="utf-8"))
 @click.option("--entity", help="Only the mappings of this entity.")
 @click.option("--resource", help="Only the mappings to this resource.")
 @click.option("--direction", type=click.Choice(["push", "pull"]), help="Only this way; of a SAMPLE, push.")
@@ -165,7 +165,7 @@ def preview(
     where it is written, target and result. With SAMPLE (JSON, `-` for standard input), the result alone.
     """
     venue_record = None if venue is None else _read_record(venue, "--venue")
-    record = None if sample is None else _read_record(sample.read(), "SAMPLE")
+    record = None if sample is None else _read_record(_text_of(sample, "SAMPLE"), "SAMPLE")
     if record is not None and (samples or markdown or html):
         raise click.UsageError("--samples, --markdown and --html go without SAMPLE")
     opened = _open_template(template)
@@ -215,7 +215,11 @@ def preview(
 @commands.command()
 @click.argument("template")
 @click.option(
-    "--record", "-r", required=True, type=click.File("r"), help="A record as JSON; `-`: from input."
+    "--record",
+    "-r",
+    required=True,
+    type=click.File("r", encoding="utf-8"),
+    help="A record as JSON; `-`: from input.",
 )
 @click.option("--entity", help="Only the mappings of this entity.")
 @click.option("--resource", help="Only the mappings to this resource.")
@@ -238,7 +242,7 @@ def explain(
     """
     from engine.previews import SAMPLE_VENUE, Sample, exact, previews, render_explained
 
-    given = _read_record(record.read(), "--record")
+    given = _read_record(_text_of(record, "--record"), "--record")
     around = {**SAMPLE_VENUE, **(_read_record(venue, "--venue") if venue else {})}
     opened, way = _open_template(template), cast("Literal['push', 'pull']", direction)
     wanted = _Wanted(entity, resource, direction)
@@ -358,11 +362,17 @@ def _show_mapped(
 
 
 @commands.command()
-@click.argument("questions", required=False, type=click.File("r"))
-@click.option("--old", type=click.File("r"), help="The fields there were, as JSON or YAML.")
-@click.option("--new", type=click.File("r"), help="The fields there are now, as JSON or YAML.")
-@click.option("--before", type=click.File("r"), help="Records of the time before: JSON, or JSON lines.")
-@click.option("--after", type=click.File("r"), help="The same records now.")
+@click.argument("questions", required=False, type=click.File("r", encoding="utf-8"))
+@click.option("--old", type=click.File("r", encoding="utf-8"), help="The fields there were, as JSON or YAML.")
+@click.option(
+    "--new", type=click.File("r", encoding="utf-8"), help="The fields there are now, as JSON or YAML."
+)
+@click.option(
+    "--before",
+    type=click.File("r", encoding="utf-8"),
+    help="Records of the time before: JSON, or JSON lines.",
+)
+@click.option("--after", type=click.File("r", encoding="utf-8"), help="The same records now.")
 @click.option("--connector", help="Whose manifest says what fields there are, for --old or --new.")
 @click.option("--resource", default="", help="The resource the fields belong to.")
 @click.option("--field", "fields", multiple=True, metavar="PATH", help="Only what became of this field.")
@@ -397,18 +407,19 @@ def heal(
             with _authors_errors():
                 spec = _resource_of(load_connector(_connector_path(connector)), resource)
             declared, common["renamed"] = {"id": "id", **spec.fields}, spec.renamed
-        common["candidates"] = _read_yaml(new.read(), "--new") if new else declared
-        was = _read_yaml(old.read(), "--old") if old else declared if new else None
+        common["candidates"] = _read_yaml(_text_of(new, "--new"), "--new") if new else declared
+        was = _read_yaml(_text_of(old, "--old"), "--old") if old else declared if new else None
         for key, file in (("samples_before", before), ("samples_after", after)):
             if file is not None:
-                common[key] = _read_yaml(file.read(), f"--{key.removeprefix('samples_')}")
+                name = f"--{key.removeprefix('samples_')}"
+                common[key] = _read_yaml(_text_of(file, name), name)
         if not (new or connector) or not (was or fields):
             raise click.UsageError("give QUESTIONS; or --old and --new, one of which may be a --connector's")
         asked = [{**common, "before": was, "only": fields or None}] if was else []
         asked = asked or [{**common, "old_path": path} for path in fields]
     try:
         if questions is not None:
-            asked = read_questions(_read_yaml(questions.read(), "QUESTIONS"))
+            asked = read_questions(_read_yaml(_text_of(questions, "QUESTIONS"), "QUESTIONS"))
         plans = [{**asked_as, **plan} for each in asked for asked_as, plan in answer(each, explain=explain)]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -537,7 +548,7 @@ def pull(
 @commands.command()
 @click.argument("connector")
 @click.argument("resource")
-@click.argument("file", type=click.File("r"))
+@click.argument("file", type=click.File("r", encoding="utf-8"))
 @credential
 @environment
 @connection
@@ -628,6 +639,14 @@ def _resource_of(connector: Connector, name: str) -> Resource:
             + f"it has {known}"
         )
     return connector.resources[name]
+
+
+def _text_of(file: TextIO, what: str) -> str:
+    """Return what is in a file, without the mark that some editors begin one with."""
+    try:
+        return file.read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{what} isn't text in UTF-8") from error
 
 
 def _read_json(text: str, what: str) -> Any:

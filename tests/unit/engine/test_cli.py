@@ -97,6 +97,26 @@ def test_what_is_no_question_is_told(given: str, said: str) -> None:
     assert (done.exit_code, said in shown) == (2, True), shown
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("explain", "square/default", "--record"), ()),
+        (("preview", "square/default"), ()),
+        (("heal",), ()),
+        (("heal", "--old"), ("--connector", "square", "--resource", "customer")),
+    ],
+)
+def test_a_file_that_is_no_text_is_told(
+    tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    file = tmp_path / "given.json"
+    file.write_bytes(b"\xff{}")
+    done = run(*before, str(file), *after)
+    assert (done.exit_code, "isn't text in UTF-8" in done.output) == (2, True)
+    file.write_bytes(b"\xef\xbb\xbf{")
+    assert "BOM" not in run(*before, str(file), *after).output
+
+
 def test_where_no_field_is_left_all_are_without_a_successor(tmp_path: Path) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text('["seatMap"]')
