@@ -267,7 +267,26 @@ def gone_pairs(
             )
             likely = _proposal(plan, rule.resource, free if not known else ())
             found[key] = GonePair(*key, rule.target, likely, plan, because)
-    return list(found.values())
+    return _shared_out(list(found.values()))
+
+
+def _shared_out(found: Sequence[GonePair]) -> list[GonePair]:
+    """Let no field take the place of two others by itself."""
+    claims: dict[str | None, set[str]] = {}
+    for each in found:
+        claims.setdefault(each.successor, set()).add(each.gone)
+    return [
+        replace(each, plan=_doubted(each.plan)) if each.plan and len(claims[each.successor]) > 1 else each
+        for each in found
+    ]
+
+
+def _doubted(plan: HealPlan) -> HealPlan:
+    if not plan.applies:
+        return plan
+    first, *others = plan.proposals
+    doubts = (*first.doubts, "it would take the place of another field that is gone, too")
+    return replace(plan, status="proposed", proposals=(replace(first, applies=False, doubts=doubts), *others))
 
 
 def _there(

@@ -264,6 +264,21 @@ def test_a_declared_field_takes_the_place_of_what_records_lost(stripe: Connector
     assert gone.successor is None
 
 
+def test_no_field_takes_the_place_of_two_by_itself(stripe: Connector, platform: Platform) -> None:
+    hinted = replace(stripe.resources["product"], renamed={"link": "url", "address": "url"})
+    connector = replace(stripe, resources={**stripe.resources, "product": hinted})
+    one = [{**BASE[0], "fields": {"name": "name", "url": "link"}}]
+    [gone] = gone_pairs(one, connector, platform)
+    assert gone.successor == "product.url"
+    again = [{**BASE[0], "fields": {"name": "name", "url": "link", "description": "link"}}]
+    assert [each.successor for each in gone_pairs(again, connector, platform)] == ["product.url"] * 2
+    two = [{**BASE[0], "fields": {"name": "name", "url": "link", "description": "address"}}]
+    told = gone_pairs(two, connector, platform)
+    assert [(each.successor, each.proposal) for each in told] == [(None, "product.url")] * 2
+    assert told[0].plan is not None
+    assert "it would take the place of another field that is gone, too" in told[0].plan.proposals[0].doubts
+
+
 def test_a_mapping_whose_resource_is_gone_is_told_and_the_others_compiled(
     stripe: Connector, platform: Platform
 ) -> None:
