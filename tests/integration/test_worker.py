@@ -170,6 +170,7 @@ async def test_a_run_that_ends_well_is_written_down(context: WorkerContext) -> N
         **counts,
         "held": 0,
         "note": "",
+        "conflict_fields": {},
         "duration_ms": 2000,
         "done": True,
     }
