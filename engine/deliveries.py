@@ -100,7 +100,7 @@ def _read_xml(body: bytes) -> dict[str, Any]:
     parser.StartDoctypeDeclHandler = declare
     try:
         parser.Parse(body, True)
-    except expat.ExpatError:
+    except (expat.ExpatError, LookupError, ValueError):  # the latter two are of encodings it may name
         raise MalformedDeliveryError("the body isn't XML") from None
     return open_[0][0]
 

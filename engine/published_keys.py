@@ -1,7 +1,8 @@
 """Keys that providers publish, fetched when a delivery needs them and kept for a while.
 
 Strangers can send deliveries, so nobody makes the hub fetch at will: what an address holds is fetched once an
-hour, once more a minute for a key that isn't there, and new addresses together a few dozen times a minute.
+hour, once more a minute for a key that isn't there, and new addresses that deliveries name together a few
+dozen times a minute. Those that manifests name neither count among these nor make room for them.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ AGAIN_SECONDS = 60.0  # between two looks for a key that isn't there, and after 
 FETCH_SECONDS = 2.0  # a provider waits for its answer meanwhile
 MOST_BYTES = 256 * 1024
 MOST_KEPT = 100  # addresses
-MOST_FETCHES = 30  # of addresses at which no keys were found yet, in AGAIN_SECONDS
+MOST_FETCHES = 30  # of addresses named by deliveries at which no keys were found yet, in AGAIN_SECONDS
 
 
 @dataclass(slots=True)
 class _Kept:
+    named: bool  # by a delivery
     keys: tuple[str, ...] = ()
     fetched: float | None = None  # when its keys came
     tried: float | None = None  # when they were last asked for
@@ -42,16 +44,19 @@ class PublishedKeys:
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _fetches: list[float] = field(default_factory=list)
 
-    async def at(self, url: str, read: Expression | None = None, *, again: bool = False) -> tuple[str, ...]:
+    async def at(
+        self, url: str, read: Expression | None = None, *, again: bool = False, named: bool = True
+    ) -> tuple[str, ...]:
         """Return the keys at an address, as `public_keys.load_key` takes them.
 
-        `again` is for a delivery that those known don't prove: they are looked up anew, but not often. Raises
-        UnavailableError when none are known and they can't be had now.
+        `again` is for a delivery that those known don't prove: they are looked up anew, but not often.
+        `named` tells whether a delivery named the address, and so maybe a stranger. Raises UnavailableError
+        when none are known and they can't be had now.
         """
         kept = self._kept.get(url)
         if kept is None:
             self._make_room()
-            kept = self._kept[url] = _Kept()
+            kept = self._kept[url] = _Kept(named)
         asked = self.monotonic()
         async with kept.fetching:
             if self._is_due(kept, asked, again):
@@ -63,9 +68,10 @@ class PublishedKeys:
     def _make_room(self) -> None:
         """Forget what is of no use first, or what came longest ago."""
         if len(self._kept) >= MOST_KEPT:
-            self._kept = {url: kept for url, kept in self._kept.items() if kept.keys}
+            self._kept = {url: kept for url, kept in self._kept.items() if kept.keys or not kept.named}
         if len(self._kept) >= MOST_KEPT:
-            del self._kept[min(self._kept, key=lambda url: self._kept[url].fetched or 0.0)]
+            named = [url for url, kept in self._kept.items() if kept.named]
+            del self._kept[min(named or self._kept, key=lambda url: self._kept[url].fetched or 0.0)]
 
     def _is_due(self, kept: _Kept, asked: float, again: bool) -> bool:
         if kept.tried is None:
@@ -75,7 +81,8 @@ class PublishedKeys:
 
     async def _fetch(self, url: str, read: Expression | None, kept: _Kept) -> None:
         now = self.monotonic()
-        if kept.fetched is None:  # where keys were found before, they may always be looked for again
+        # Where keys were found before, they may always be looked for again.
+        if kept.named and kept.fetched is None:
             self._fetches = [each for each in self._fetches if now - each < AGAIN_SECONDS]
             if len(self._fetches) >= MOST_FETCHES:
                 return

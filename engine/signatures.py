@@ -45,6 +45,7 @@ _HOLE = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 _TEXTS = frozenset({"method", "url", "path", "query", "timestamp", "form", "secret"})
 _OURS = frozenset({"method", "url", "path", "secret"})  # what a stranger who asks can't choose
 _MOMENT = re.compile(r"[0-9]{1,16}")
+_HALVES = re.compile(r"[\ud800-\udfff]")  # what bytes that are no text become: nothing is signed so
 # What may be signed for whoever asks: nothing that a body could be read from.
 _CHALLENGE = re.compile(r"[A-Za-z0-9_+/-]{1,256}={0,2}")
 
@@ -77,7 +78,11 @@ class Reading:
     def find(self, delivery: Delivery) -> list[str] | None:
         """Return the parts without their prefix; None when there is nothing in this place."""
         longest = LONGEST_TOKEN if self.where == "body" and not self.steps else LONGEST_HEADER
-        texts = [text for text in self._texts(delivery) if text.strip() and len(text) <= longest]
+        texts = [
+            text
+            for text in self._texts(delivery)
+            if text.strip() and len(text) <= longest and not _HALVES.search(text)
+        ]
         if not texts:
             return None
         parts = [

@@ -1,6 +1,6 @@
 """Where providers send webhooks, and what people see of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Annotated, Any, Literal, cast
@@ -298,7 +298,7 @@ async def _take(scope: HTTPScope, receive: Receive, provider: str) -> Reply | No
     # The address as the provider was given it, not as a proxy rewrote it: signatures may cover it.
     url = endpoints.url_of(context.settings, provider, token)
     query = scope["query_string"].decode("latin-1")
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    headers = _named(scope["headers"])
     body = await _read(scope, receive, headers)
     delivery = Delivery(scope["method"], f"{url}?{query}" if query else url, headers, body)
     now = datetime.now(UTC)
@@ -389,6 +389,15 @@ async def _may_answer(state: State, reply: Reply, provider: str, token: str | No
     if reply.visit is not None:
         await endpoints.visit(context, reply.visit)
     return True
+
+
+def _named(lines: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by name; of one that came on several lines, its values with commas between them."""
+    headers: dict[str, str] = {}
+    for line, text in lines:
+        name, value = line.decode("latin-1"), text.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 async def _read(scope: HTTPScope, receive: Receive, headers: Mapping[str, str]) -> bytes:

@@ -202,7 +202,8 @@ async def published_keys(
     if scheme is None or scheme.keys is None or address is None:
         return ()
     try:
-        return await known.at(address, scheme.keys.read, again=again)
+        named = not isinstance(scheme.keys.url, str)
+        return await known.at(address, scheme.keys.read, again=again, named=named)
     except UnavailableError as error:
         raise StoreUnavailableError(f"{error.message}: send it again") from error
 

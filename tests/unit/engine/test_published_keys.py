@@ -147,3 +147,24 @@ def test_several_keys_in_one_file() -> None:
 def test_what_holds_no_key(document: bytes) -> None:
     with pytest.raises(UnexpectedResponseError):
         keys_in(document)
+
+
+async def test_what_deliveries_name_keeps_nothing_from_addresses_that_manifests_name() -> None:
+    web = Web()
+    for number in range(MOST_FETCHES):
+        await web.keys.at(f"{URL}?{number}")
+    with pytest.raises(UnavailableError):
+        await web.keys.at(f"{URL}?more")
+    assert await web.keys.at(URL, named=False)
+
+
+async def test_addresses_that_manifests_name_make_no_room_for_others() -> None:
+    web = Web()
+    await web.keys.at(URL, named=False)
+    for number in range(2 * MOST_KEPT):
+        web.now = 10.0 * number
+        await web.keys.at(f"{URL}?{number}")
+    assert len(web.keys._kept) == MOST_KEPT
+    calls = web.calls
+    assert await web.keys.at(URL, named=False)
+    assert web.calls == calls
