@@ -410,8 +410,13 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
         events = [event for event in events if str(event.id) == own]
     if not events or connector.webhooks is None:
         return
+    if ended := webhooks.endings(connector.webhooks, events):
+        async with context.sessions() as session:
+            late = await webhooks.overtaken(session, ended)
+        await _settle(context, claim, {(WebhookStatus.IGNORED, webhooks.OVERTAKEN): late})
+        events = [event for event in events if event.id not in late]
     told, looked, outcomes = webhooks.sorted_out(connector.webhooks, events)
-    if webhooks.ends_connection(connector.webhooks, events):
+    if webhooks.endings(connector.webhooks, events):
         await _settle(context, claim, {(WebhookStatus.PROCESSED, None): [event.id for event in events]})
         raise AuthenticationError("its owner took back what was allowed")
     refused: dict[tuple[str, str], HubError] = {}

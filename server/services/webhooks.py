@@ -28,6 +28,7 @@ from server.catalog import Catalog
 from server.context import Context
 from server.db import exact_json
 from server.db.models import (
+    IntegrationConfig,
     IntegrationStatus,
     Operation,
     OperationStatus,
@@ -59,6 +60,7 @@ WORKED_AT_ONCE = 200
 NOBODYS = "no connection here has this account"
 UNKNOWN_TYPE = "the connector's manifest doesn't name this type of event"
 UNWANTED = "the connector's manifest ignores this type of event"
+OVERTAKEN = "it was connected again after this event"
 GIVEN_UP_AT_ONCE = 1000
 UNDER_WAY = (*operations.WAITING, OperationStatus.PROCESSING)
 CLEARED = "the queue was cleared before this was worked"
@@ -733,10 +735,33 @@ def sorted_out(
     return {resource: list(ids) for resource, ids in told.items()}, looked, about
 
 
-def ends_connection(spec: Webhooks, events: Sequence[Webhook]) -> bool:
-    """Tell whether one of the events says that the account took back what it had allowed."""
-    actions = (action_of(spec, event.event_type) for event in events)
-    return any(action is not None and action.does == "disconnect" for action in actions)
+def endings(spec: Webhooks, events: Sequence[Webhook]) -> list[Webhook]:
+    """Return those of some events that say that the account took back what it had allowed."""
+    actions = ((event, action_of(spec, event.event_type)) for event in events)
+    return [event for event, action in actions if action is not None and action.does == "disconnect"]
+
+
+async def overtaken(session: AsyncSession, ended: Sequence[Webhook]) -> list[UUID]:
+    """Return those of an integration's events from before it was connected: what they ended, they ended
+    already, and what was allowed since isn't what was taken back.
+    """
+    if not ended:
+        return []
+    found = await session.scalars(
+        select(Webhook.id)
+        .join(
+            IntegrationConfig,
+            (IntegrationConfig.venue_id == Webhook.venue_id)
+            & (IntegrationConfig.integration_type == Webhook.integration_type),
+        )
+        .where(
+            Webhook.id.in_([event.id for event in ended]),
+            func.coalesce(Webhook.occurred_at, Webhook.received_at)
+            # Providers tell the second something happened in.
+            < func.date_trunc("second", IntegrationConfig.connected_at),
+        )
+    )
+    return list(found.all())
 
 
 def grouped(

@@ -508,16 +508,20 @@ KEY = {"Authorization": "Bearer sk_test_demo"}
 
 
 async def told(
-    context: WorkerContext, venue: UUID, *kinds: tuple[str, str], spec: Webhooks | None = None
+    context: WorkerContext,
+    venue: UUID,
+    *kinds: tuple[str, str],
+    spec: Webhooks | None = None,
+    created: int = 1772366340,
 ) -> list[UUID]:
     """Take in events of Stripe, type and id of the record, as an address of the venue's would; `spec` is a
-    manifest of before.
+    manifest of before, `created` when they happened.
     """
     spec = spec or context.catalog.connector("stripe").webhooks
     assert spec is not None
     arrivals = []
     for number, (kind, record) in enumerate(kinds):
-        event = {"id": f"evt_{kind}_{record}_{number}", "type": kind, "created": 1772366340}
+        event = {"id": f"evt_{kind}_{record}_{number}", "type": kind, "created": created}
         body = json.dumps({**event, "data": {"object": {"id": record}}}).encode()
         delivery = Delivery("POST", "https://hub.example/x", {"content-type": "application/json"}, body)
         found = split_events(spec, delivery)
@@ -872,12 +876,33 @@ async def test_an_event_that_kills_its_workers_takes_no_other_with_it(
 
 
 async def test_an_account_that_takes_back_what_it_allowed(context: WorkerContext, venue: UUID) -> None:
-    await worked(context, *await told(context, venue, ("account.application.deauthorized", "ca_1")))
+    now = int(datetime.now(UTC).timestamp())
+    ended = ("account.application.deauthorized", "ca_1")
+    await worked(context, *await told(context, venue, ended, created=now))
     async with context.sessions() as session:
         row = (await session.scalars(select(IntegrationConfig).filter_by(venue_id=venue))).one()
     assert row.status is IntegrationStatus.ERROR
     assert row.last_error is not None
     assert "connect again" in row.last_error
+
+
+async def test_what_was_taken_back_before_it_was_allowed_again_ends_nothing(
+    context: WorkerContext, sandbox: Sandbox, venue: UUID
+) -> None:
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    async with context.sessions.begin() as session:
+        row = (await session.scalars(select(IntegrationConfig).filter_by(venue_id=venue))).one()
+        row.connected_at = datetime.fromtimestamp(1772366400, UTC)  # a minute later
+    ended = "account.application.deauthorized"
+    first, *_ = await told(context, venue, (ended, "ca_1"), ("customer.created", ana))
+    await worked(context, first)
+    assert await outcomes(context) == {
+        ended: (WebhookStatus.IGNORED, "it was connected again after this event"),
+        "customer.created": (WebhookStatus.PROCESSED, None),
+    }
+    async with context.sessions() as session:
+        row = (await session.scalars(select(IntegrationConfig).filter_by(venue_id=venue))).one()
+    assert row.status is IntegrationStatus.CONNECTED
 
 
 async def test_an_event_whose_operation_is_given_twice_is_worked_once(
