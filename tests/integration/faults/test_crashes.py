@@ -45,7 +45,7 @@ def _at_work(hub: Hub, syncs: dict[Provider, str], enough: int) -> str | None:
 @pytest.mark.parametrize(
     ("providers", "orders", "kills", "calls", "latency"),
     [
-        pytest.param(PROVIDERS, 0, 20, 20.0, 0.1, id="shops"),
+        pytest.param(PROVIDERS, 0, 20, 12.0, 0.1, id="shops"),
         # Few calls, with much in each.
         pytest.param(AUDIENCE_AND_BOOKS, 40, 5, 3.0, 0.3, id="audience and books"),
     ],
