@@ -161,8 +161,9 @@ async def revive_dead_letters(context: Context, actor: Actor | None = None) -> R
         async with turns:
             try:
                 await try_connection(context, venue_id, provider)
-            except HubError as error:
-                log.info("dead_letter.left", venue_id=str(venue_id), provider=provider, reason=error.code)
+            except Exception as error:  # whatever one integration's trouble is, the others' come back
+                reason = error.code if isinstance(error, HubError) else type(error).__name__
+                log.info("dead_letter.left", venue_id=str(venue_id), provider=provider, reason=reason)
                 return False
             return True
 

@@ -193,6 +193,29 @@ async def test_what_is_of_no_use_is_held_back(hub: Hub) -> None:
     assert (await state(hub, nobodys))[0] == "dead_letter"
 
 
+async def test_one_integration_that_can_not_be_tried_holds_up_no_other(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.services import recovery
+
+    await hub.connect_by_key()
+    body = {"venueId": str(OTHERS), "credentials": {"apiKey": "sk_test_demo_others"}}
+    answer = await hub.post(f"{API}/connect/stripe", {**body, "environment": "sandbox"}, headers=ROOT)
+    assert answer.status_code == 200, answer.text
+    broken, well = await dead_letter(hub), await dead_letter(hub, venue=OTHERS)
+    tried = recovery.try_connection
+
+    async def try_connection(context: Any, venue_id: UUID, provider: str) -> None:
+        if venue_id == OURS:
+            raise RuntimeError("nobody foresaw this")
+        await tried(context, venue_id, provider)
+
+    monkeypatch.setattr(recovery, "try_connection", try_connection)
+    found = await recovery.revive_dead_letters(hub.context)
+    assert (found.requeued, found.answering, found.silent) == (1, 1, 1)
+    assert [(await state(hub, each))[0] for each in (broken, well)] == ["dead_letter", "recovering"]
+
+
 async def test_the_hub_by_itself_takes_longer_each_time(hub: Hub) -> None:
     from server.services import recovery
 
