@@ -153,7 +153,8 @@ def lint_template(document: Document, connector: Connector, platform: Platform) 
         problems = [
             each for each in problems if not (is_inherited(each) and (each.code, each.message) in known)
         ]
-        problems += repeated(document, base)
+        shaped = document.without([path for _, path in violations(document, "mapping-template")])
+        problems += repeated(shaped, base)
     return in_file_order([*found, *problems])
 
 
@@ -180,9 +181,10 @@ def _lint_template_file(document: Document, file: FilePath) -> list[Diagnostic]:
     if folder is None:
         message = "there is no `connectors` folder above this template, so its names cannot be checked"
         return in_file_order([*shape, document.diagnostic("unknown-connector", message, ("connector",))])
-    manifest = folder / f"{name}.yaml"
-    if not manifest.is_file() or manifest.name == "platform.yaml":
-        known = sorted(each.stem for each in folder.glob("*.yaml") if each.name != "platform.yaml")
+    manifests = {each.stem: each for each in sorted(folder.glob("*.yaml")) if each.name != "platform.yaml"}
+    manifest = manifests.get(name)
+    if manifest is None:
+        known = list(manifests)
         message = f"there is no connector `{name}`"
         advice = (*did_you_mean(name, known), f"connectors are {listed(known)}")
         return in_file_order(

@@ -221,6 +221,24 @@ def test_what_is_wrong_is_told_at_its_place(
     assert {FilePath(each.file).name for each in found} == {"theater.yaml"}
 
 
+@pytest.mark.parametrize(
+    "mappings",
+    [
+        "mappings: 5",
+        "mappings: [7]",
+        "mappings: [{entity: customer, fields: {email: ~}}]",
+        "mappings: [{entity: customer, resource: customer, fields: 5}]",
+        "mappings: [{entity: customer, resource: customer, fields: [email]}]",
+    ],
+)
+def test_a_wrong_shape_of_what_extends_is_told(
+    tmp_path: FilePath, square: Connector, platform: Platform, mappings: str
+) -> None:
+    found = linted(tmp_path, square, platform, default=BASE, theater=f"{HEAD}{mappings}\n")
+    assert found
+    assert {each.code for each in found} <= {"wrong-type", "missing-key"}
+
+
 def test_what_is_wrong_with_the_extended_one_is_told_there(
     tmp_path: FilePath, square: Connector, platform: Platform
 ) -> None:

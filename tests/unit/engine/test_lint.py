@@ -136,6 +136,9 @@ def test_a_template_beside_a_broken_connector_is_not_checked_further(tmp_path: P
     # Mended, it is read again.
     (tmp_path / "connectors" / "juniper.yaml").write_text(CONNECTOR)
     assert lint_file(template) == []
+    for name in ("platform", "../connectors/juniper", "x" * 3000):
+        template.write_text(TEMPLATE.replace("connector: juniper", f"connector: {name}"))
+        assert "unknown-connector" in [each.code for each in lint_file(template)], name[:30]
 
 
 def test_a_template_without_connectors_says_so(tmp_path: Path) -> None:
