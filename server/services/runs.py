@@ -400,14 +400,17 @@ async def _work_events(context: WorkerContext, run: Run) -> None:
     """
     claim = run.claim
     connector = context.catalog.connector(claim.provider)
+    mine = _own_event(claim)
+    # By one of them, perhaps, it was lost or failed before: each by itself shows by which.
+    alone = mine if claim.lost_workers or claim.attempts > 1 else None
     async with context.sessions.begin() as session:
-        events = await webhooks.waiting(
-            session, claim.venue_id, claim.provider, revived=_revived_event(claim)
-        )
+        whose = (session, claim.venue_id, claim.provider)
+        revived = mine if claim.revivals else None
+        events = await webhooks.waiting(*whose, only=alone, revived=revived)
+        if len(events) == webhooks.WORKED_AT_ONCE and mine not in {None, *(event.id for event in events)}:
+            # Its own is worked with those in front of it, or nobody might come for it any more.
+            events = [*events, *await webhooks.waiting(*whose, only=mine, revived=revived)]
         await webhooks.read_again(context.catalog, session, events)
-    if claim.lost_workers or claim.attempts > 1:  # by one of them, perhaps: each by itself shows by which
-        own = claim.payload.get("webhookId")
-        events = [event for event in events if str(event.id) == own]
     if not events or connector.webhooks is None:
         return
     if ended := webhooks.endings(connector.webhooks, events):
@@ -507,10 +510,10 @@ def _concerns_all(error: HubError) -> bool:
     return error.retryable or isinstance(error, AuthenticationError | StoppedError | LeaseLostError)
 
 
-def _revived_event(claim: Claim) -> UUID | None:
-    """Return the event of an operation that ended badly and is worked again."""
+def _own_event(claim: Claim) -> UUID | None:
+    """Return the event that an operation was written for."""
     event_id = claim.payload.get("webhookId")
-    return UUID(event_id) if claim.revivals and event_id else None
+    return UUID(event_id) if event_id else None
 
 
 async def _settle(

@@ -671,10 +671,16 @@ async def give_up(session: AsyncSession, event_ids: Sequence[UUID]) -> None:
 
 
 async def waiting(
-    session: AsyncSession, venue_id: UUID, provider: str, *, revived: UUID | None = None
+    session: AsyncSession,
+    venue_id: UUID,
+    provider: str,
+    *,
+    only: UUID | None = None,
+    revived: UUID | None = None,
 ) -> Sequence[Webhook]:
     """Return an integration's events that wait, the oldest first; none whose own operation is a dead letter.
 
+    They are WORKED_AT_ONCE at most; `only` is the one event that is wanted, however many are older.
     `revived` is the event of an operation that failed and is worked again: with it come all that failed with
     it, since theirs ended without anything left to do.
     """
@@ -688,6 +694,8 @@ async def waiting(
             & (own.error == Webhook.error)
         )
         wanted |= (Webhook.status == WebhookStatus.FAILED) & exists().where(together)
+    if only is not None:
+        wanted &= Webhook.id == only
     rows = await session.scalars(
         select(Webhook)
         .filter_by(venue_id=venue_id, integration_type=provider)

@@ -905,6 +905,32 @@ async def test_what_was_taken_back_before_it_was_allowed_again_ends_nothing(
     assert row.status is IntegrationStatus.CONNECTED
 
 
+@pytest.mark.parametrize(
+    ("attempts", "older"), [(0, WebhookStatus.PROCESSED), (1, WebhookStatus.PENDING)], ids=["with", "alone"]
+)
+async def test_an_operation_works_its_own_event_behind_many_that_wait(
+    context: WorkerContext,
+    sandbox: Sandbox,
+    venue: UUID,
+    monkeypatch: pytest.MonkeyPatch,
+    attempts: int,
+    older: WebhookStatus,
+) -> None:
+    monkeypatch.setattr(webhooks, "WORKED_AT_ONCE", 1)
+    ana = await customer(sandbox, email="ana@example.com", name="Ana Ruiz")
+    bo = await customer(sandbox, email="bo@example.com", name="Bo Ruiz")
+    await told(context, venue, ("customer.updated", ana))
+    [last] = await told(context, venue, ("customer.created", bo))
+    async with context.sessions.begin() as session:
+        await session.execute(update(Operation).where(Operation.id == last).values(attempts=attempts))
+    [operation] = await worked(context, last)
+    assert operation.attempts == attempts + 1
+    assert await outcomes(context) == {
+        "customer.updated": (older, None),
+        "customer.created": (WebhookStatus.PROCESSED, None),
+    }
+
+
 async def test_an_event_whose_operation_is_given_twice_is_worked_once(
     context: WorkerContext, sandbox: Sandbox, venue: UUID
 ) -> None:
