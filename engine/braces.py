@@ -102,7 +102,13 @@ class _Missing(StrictUndefined):
     __slots__ = ()
 
 
-UNDEFINED: Final = _Missing("the value isn't there")  # in a scope, stands for an absent value
+_NOT_THERE = "the value isn't there"
+UNDEFINED: Final = _Missing(_NOT_THERE)  # in a scope, stands for an absent value
+
+
+def is_of_missing(error: Exception) -> bool:
+    """Say whether an expression failed because it used UNDEFINED, and for no other reason."""
+    return isinstance(error, UndefinedError | ExpressionError) and str(error.message).startswith(_NOT_THERE)
 
 
 # ---- what the written functions call -----------------------------------------------------------------
@@ -113,6 +119,8 @@ def _item(holder: Any, key: Any) -> Any:
         return holder[key]
     if isinstance(holder, Undefined):
         return holder
+    if isinstance(key, Undefined):
+        return key
     if isinstance(holder, Mapping):
         if isinstance(key, str | int) and key in holder:
             return holder[key]

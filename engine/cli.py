@@ -420,14 +420,24 @@ def heal(
     try:
         if questions is not None:
             asked = read_questions(_read_yaml(_text_of(questions, "QUESTIONS"), "QUESTIONS"))
-        plans = [{**asked_as, **plan} for each in asked for asked_as, plan in answer(each, explain=explain)]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    plans: list[dict[str, Any]] = []
+    faults: list[str] = []
+    for number, each in enumerate(asked, 1):
+        try:
+            plans += [{**asked_as, **plan} for asked_as, plan in answer(each, explain=explain)]
+        except ValueError as error:  # the others are answered
+            faults.append(f"question {number}: {error}" if len(asked) > 1 else str(error))
+    if faults and not plans:
+        raise click.UsageError("\n".join(faults))
     if json_output:
         click.echo(json.dumps({"plans": plans}, ensure_ascii=False, default=str))
     else:
         for plan in plans:
             _show_plan(plan)
+    if faults:
+        raise click.UsageError("\n".join(faults))
 
 
 def _show_plan(plan: dict[str, Any]) -> None:

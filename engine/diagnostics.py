@@ -154,8 +154,8 @@ CODES: Mapping[str, tuple[str, str]] = {
         "Use it in `query`, `headers`, `body` or the path, or send it to another place.",
     ),
     "unsigned-value": (
-        "What tells one event of a webhook from another, or whose it is, isn't covered by the signature: whoever"
-        " has seen one delivery could send it again as another.",
+        "What tells one event of a webhook from another, or whose it is, isn't covered by the signature: "
+        "whoever has seen one delivery could send it again as another.",
         "Take it from what is signed, or leave `id` out: it is then made from the body.",
     ),
     "unknown-placeholder": (

@@ -167,7 +167,11 @@ def _length(value: Any) -> int:
 
 
 def _bytes(value: Any) -> bytes:
-    return _text(value).encode("utf-8", "surrogatepass")
+    text = _text(value)
+    try:
+        return text.encode("utf-8", "surrogateescape")  # as a body that is no text was read
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _digest(value: Any, algorithm: Callable[[bytes], Any], written: str = "hex") -> str:

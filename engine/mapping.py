@@ -27,7 +27,7 @@ from typing import Any, Literal
 import orjson
 from jinja2 import UndefinedError
 
-from engine.braces import FAILURES, UNDEFINED, finished
+from engine.braces import FAILURES, UNDEFINED, finished, is_of_missing
 from engine.ceilings import MOST_RECORD_WORK, STEP, begin, check_depth, spend, spend_on
 from engine.errors import ExpressionError, MappingError
 from engine.expressions import ABSENT, Expression, Path, Steps, has_braces
@@ -830,7 +830,7 @@ def _evaluate(
             if isinstance(result, list | dict):
                 spend_on(result)
         except ExpressionError as error:
-            if value is UNDEFINED and needs_value:
+            if value is UNDEFINED and needs_value and is_of_missing(error):
                 return ABSENT  # absent stays absent, unless the expression makes something of it
             raise MappingError(f"`{name}`: {error.message}", name) from error
         return finish(result, name)
@@ -923,7 +923,7 @@ def _write_braces(
         return {each: scope.links.get((each, str(record.get("id")))) for each in resources}
 
     def failed(error: Exception, value: Any) -> Any:
-        if value is UNDEFINED and needs_value:
+        if value is UNDEFINED and needs_value and is_of_missing(error):
             return ABSENT  # absent stays absent, unless the expression makes something of it
         refused = braces.refusal(error)
         raise MappingError(f"`{name}`: {refused.message}", name) from (

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import asyncpg
 import pytest
 import redis
+from hypothesis import settings
 from sqlalchemy.engine import make_url
 
 from server.embedded import Stores, embedded_stores
@@ -29,6 +30,9 @@ from tests.canary import (
 )
 
 T = TypeVar("T")
+
+settings.register_profile("patient", settings.default, deadline=None)  # no example is timed on a busy machine
+settings.load_profile("patient")
 
 __all__ = (  # hooks: they work from here
     "pytest_runtest_logreport",

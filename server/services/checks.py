@@ -78,7 +78,13 @@ async def ask_due(context: WorkerContext) -> int:
 
         async def asked(venue_id: UUID, provider: str) -> None:
             async with turns:
-                await ask(context, venue_id, provider)
+                try:
+                    await ask(context, venue_id, provider)
+                except Exception as error:  # unforeseen: whoever comes after it has a turn, too
+                    log.error("health.check_crashed", provider=provider, error=type(error).__name__)
+                    async with context.sessions.begin() as session:
+                        await session.execute(_ASKED, {"venue_id": venue_id, "provider": provider})
+                    raise
 
         asking = [asyncio.create_task(asked(row.venue_id, row.integration_type)) for row in due]
         try:

@@ -279,8 +279,9 @@ async def check_drift(context: WorkerContext) -> bool:
     for venue_id, provider in changed:
         try:
             await mappings.heal(context, Actor("hub"), mappings.Asked(venue_id, provider))
-        except HubError as error:
-            log.warning("mapping.heal_failed", venue_id=str(venue_id), provider=provider, error=error.code)
+        except Exception as error:  # whatever it is, the others are looked at
+            code = error.code if isinstance(error, HubError) else type(error).__name__
+            log.warning("mapping.heal_failed", venue_id=str(venue_id), provider=provider, error=code)
     return bool(changed)
 
 

@@ -97,6 +97,13 @@ def test_what_is_no_question_is_told(given: str, said: str) -> None:
     assert (done.exit_code, said in shown) == (2, True), shown
 
 
+def test_a_question_that_is_none_keeps_no_other_from_its_answer() -> None:
+    given = [{"old_path": "a"}, {"old_path": "createdAt", "candidates": ["created_at"]}]
+    done = run("heal", "-", "--json", given=json.dumps(given))
+    assert [each["successor"] for each in json.loads(done.stdout)["plans"]] == ["created_at"]
+    assert (done.exit_code, "question 1: a question needs" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -175,6 +175,21 @@ def test_absent_stays_absent_unless_the_expression_makes_something_of_it() -> No
     assert made.pull({}, SCOPE) == {"note": "-", "status": "Le Duc"}
 
 
+def test_what_is_absent_hides_no_other_fault() -> None:
+    made = mapping(
+        {
+            "price": {"path": "amount", "push": "{{ value | default(1) | minor_units(venue.currencyx) }}"},
+            "status": {"path": "state", "push": "{{ {'paid': 'COMPLETED'}[value] }}"},
+        }
+    )
+    with pytest.raises(MappingError, match="currencyx") as caught:
+        made.push({"status": "paid"}, SCOPE)
+    assert caught.value.field == "price"
+    assert (
+        mapping({"status": {"path": "state", "push": "{{ {'paid': 'DONE'}[value] }}"}}).push({}, SCOPE) == {}
+    )
+
+
 def test_one_way_rules_go_one_way() -> None:
     made = mapping(
         {"name": {"path": "title", "push": "{{ value | upper }}"}, "note": {"path": "text", "pull": "text"}}
