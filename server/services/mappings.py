@@ -351,7 +351,7 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
         integration = await session.scalar(
             select(IntegrationConfig).filter_by(venue_id=asked.venue_id, integration_type=asked.provider)
         )
-    shadows: dict[tuple[str, str], shadow.Shadow] = {}
+    shadows: dict[tuple[str, str, str | None], shadow.Shadow] = {}
     if integration is not None:
         seen = await _surely_missed(context, asked, integration, seen)
         undone |= await _denied(context, asked, integration, seen, undone, shadows)
@@ -365,7 +365,7 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
             )
         gone = gone_pairs(now.mappings, connector, context.catalog.platform, seen)
         checked = sum(len(targets) for targets in now.pairs.values())
-        tried = [each for each in gone if (each.source, each.target) in shadows]
+        tried = [each for each in gone if (each.source, each.target, each.successor) in shadows]
         mappings, made = _move_sure(context.catalog, connector, now.mappings, gone, tried, undone)
         left = [each for each in gone if each not in [one.gone for one in made]]
         names = {(each.source, each.target) for each in left}
@@ -380,7 +380,7 @@ async def heal(context: Context, actor: Actor, asked: Asked) -> Healed:
             "applied": [
                 {
                     **each.to_json(),
-                    "shadow": shadows[each.gone.source, each.gone.target].to_json(),
+                    "shadow": shadows[each.gone.source, each.gone.target, each.to].to_json(),
                 }
                 for each in made
             ],
@@ -488,7 +488,7 @@ async def _denied(
     integration: IntegrationConfig,
     seen: drift.Observed,
     undone: Collection[tuple[str, str, str]],
-    shadows: dict[tuple[str, str], shadow.Shadow],
+    shadows: dict[tuple[str, str, str | None], shadow.Shadow],
 ) -> set[tuple[str, str, str]]:
     """Try on recent records what is sure; returns what they deny, and fills in what came of the others."""
     connector = context.catalog.connector(asked.provider)
@@ -506,7 +506,7 @@ async def _denied(
         except HubError:
             denied.add((each.source, each.target, to))
             continue
-        shadows[each.source, each.target] = tried
+        shadows[each.source, each.target, to] = tried
         if tried.denies:
             denied.add((each.source, each.target, to))
     return denied
