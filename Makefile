@@ -33,7 +33,7 @@ run: $(STAMP) ## start everything with a demo platform and simulated providers
 
 .PHONY: test
 test: $(STAMP) ## run every test on real, embedded stores
-	@exec $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not load' $(ARGS)
+	@exec $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not load' $(ARGS)
 
 .PHONY: setup
 setup: $(STAMP) ## create the environment; the other targets do it by themselves

@@ -108,8 +108,9 @@ async def test_a_provider_that_does_not_answer_keeps_no_other_waiting(
     async with asyncio.timeout(30):
         while other_server.counts["refreshed"] < 3:
             await schedule.refresh_tokens(context)
-    for venue in quick:
-        assert (await row(context.engine, "oauth_tokens", venue))["refresh_count"] == 1
+        for venue in quick:  # answered is not yet stored
+            while (await row(context.engine, "oauth_tokens", venue))["refresh_count"] < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
     assert 0 < server.counts["refresh_token"] <= 4  # half of half of the connections
     server.release.set()
     await context.renewals.close()
