@@ -28,7 +28,6 @@ _CALLED: Mapping[str, tuple[str, ...]] = {
 _ECHOED = ("name", "id", "provider", "resource")
 _ONE = frozenset(_CALLED) - {"only"}
 _ALL = frozenset(_CALLED) - {"old_path", "old_type", "label"}
-_MAPPINGS = ("renamed",)
 _TEXTS = ("old_path", "old_type", "resource", "link_by", "label")
 
 

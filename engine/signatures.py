@@ -50,7 +50,6 @@ _HALVES = re.compile(r"[\ud800-\udfff]")  # what bytes that are no text become: 
 _CHALLENGE = re.compile(r"[A-Za-z0-9_+/-]{1,256}={0,2}")
 
 Encoding = Literal["text", "hex", "base64", "base64url"]
-KeyForm = Literal["text", "base64", "base64url", "hex", "sha1", "sha256"]  # how a secret becomes a key
 Unit = Literal["seconds", "milliseconds", "rfc3339", "http_date"]
 
 

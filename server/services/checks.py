@@ -8,7 +8,8 @@ fit into it, within the limits of each account like any other call.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
@@ -82,8 +83,7 @@ async def ask_due(context: WorkerContext) -> int:
                     await ask(context, venue_id, provider)
                 except Exception as error:  # unforeseen: whoever comes after it has a turn, too
                     log.error("health.check_crashed", provider=provider, error=type(error).__name__)
-                    async with context.sessions.begin() as session:
-                        await session.execute(_ASKED, {"venue_id": venue_id, "provider": provider})
+                    await _end_turn(context, {"venue_id": venue_id, "provider": provider})
                     raise
 
         asking = [asyncio.create_task(asked(row.venue_id, row.integration_type)) for row in due]
@@ -112,20 +112,16 @@ async def ask(context: WorkerContext, venue_id: UUID, provider: str) -> None:
         async with metered(context.sessions, venue_id, provider), asyncio.timeout(ANSWER_SECONDS):
             await client.check()
     except RateLimitedError:  # it is there, and says when to come back
-        async with context.sessions.begin() as session:
-            await session.execute(_ASKED, place)
+        await _end_turn(context, place)
         return
     except (ProviderError, CredentialsNotFoundError, TimeoutError) as error:
         code = error.code if isinstance(error, HubError) else UnavailableError.code
         log.info("health.check_failed", venue_id=str(venue_id), provider=provider, error=code)
-        async with context.sessions.begin() as session:
-            await session.execute(_ASKED, place)
-            await session.execute(_FAILED, {**place, "code": code})
+        await _end_turn(context, place, failed=code)
         return
     except HubError as error:  # nothing that the provider could do anything about
         log.info("health.not_checked", venue_id=str(venue_id), provider=provider, error=error.code)
-        async with context.sessions.begin() as session:
-            await session.execute(_ASKED, place)
+        await _end_turn(context, place)
         return
     took = None if client.answered_in is None else round(1000 * client.answered_in)
     async with context.sessions.begin() as session:
@@ -133,3 +129,11 @@ async def ask(context: WorkerContext, venue_id: UUID, provider: str) -> None:
         await session.execute(_ANSWERED, {**place, "took": took})
         await quotas.write(session, venue_id, provider, client.quota)
         await breaker.let_one_through(session, venue_id, provider)
+
+
+async def _end_turn(context: WorkerContext, place: Mapping[str, Any], *, failed: str | None = None) -> None:
+    """Write down that an integration was asked, and with what code it `failed`."""
+    async with context.sessions.begin() as session:
+        await session.execute(_ASKED, place)
+        if failed is not None:
+            await session.execute(_FAILED, {**place, "code": failed})

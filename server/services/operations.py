@@ -12,7 +12,7 @@ stopped it) are final until a person or a recovery revives them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -47,8 +47,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import JSONPATH, insert
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
 from engine.errors import HubError, LeaseLostError
@@ -279,31 +278,7 @@ def _arrays(integrations: Collection[tuple[UUID, str]]) -> dict[str, Any]:
 
 
 async def claim(
-    session: AsyncSession,
-    operation_id: UUID | None = None,
-    *,
-    owner: str,
-    lease: timedelta,
-    lanes: Collection[str] = LANES,
-) -> Claim | None:
-    """Take one operation, or the most urgent one there is; None when it isn't to be had.
-
-    Commit right after it: until then nobody else can claim for the same integration.
-    """
-    wanted = [operation_id] if operation_id else [row.id for row in await due(session, 20, lanes=lanes)]
-    for candidate in wanted:
-        try:
-            async with session.begin_nested():
-                claims = await claim_many(session, [candidate], owner=owner, lease=lease, lanes=lanes)
-        except IntegrityError:
-            continue
-        if claims:
-            return claims[0]
-    return None
-
-
-async def claim_many(
-    connection: AsyncSession | AsyncConnection,
+    ledger: Reads,
     operation_ids: Sequence[UUID],
     *,
     owner: str,
@@ -312,20 +287,9 @@ async def claim_many(
 ) -> list[Claim]:
     """Take those of some operations that are to be had, in their order: one of each integration.
 
-    It is one statement, best in a transaction of its own: until its end nobody else can claim for the same
-    integrations. Raises IntegrityError, and takes nothing, when somebody claims for one of them in the same
+    It is one statement and one transaction: until its end nobody else can claim for the same integrations.
+    Raises asyncpg.UniqueViolationError, and takes nothing, when somebody claims for one of them in the same
     moment: an index lets an integration have one that runs. Then they are to be claimed one by one.
-    """
-    found = await connection.execute(
-        _claim_statement(frozenset(lanes)), {"ids": list(operation_ids), "owner": owner, "lease": lease}
-    )
-    return _claims(map(dict, found.mappings()), operation_ids, owner, lease)
-
-
-async def claim_at_once(
-    ledger: Reads, operation_ids: Sequence[UUID], *, owner: str, lease: timedelta, lanes: Collection[str]
-) -> list[Claim]:
-    """Do what `claim_many` does, in a transaction of its own; asyncpg.UniqueViolationError tells the same.
 
     Claimed again after a connection broke, an operation may be held by a lease that nobody knows of: it runs
     out, as the lease of a worker that is lost.
@@ -334,22 +298,18 @@ async def claim_at_once(
     rows = await ledger.rows(
         statement.text, *statement.values(ids=list(operation_ids), owner=owner, lease=lease)
     )
-    found = (
-        {**row, "operation_type": OperationType(row["operation_type"]), "priority": Priority(row["priority"])}
-        for row in rows
-    )
-    return _claims(found, operation_ids, owner, lease)
-
-
-def _claims(
-    rows: Iterable[Mapping[str, Any]], operation_ids: Sequence[UUID], owner: str, lease: timedelta
-) -> list[Claim]:
     claims = {}
     for row in rows:
         values = dict(row)
-        operation_id, provider = values.pop("id"), values.pop("integration_type")
+        operation_id = values.pop("id")
         claims[operation_id] = Claim(
-            operation_id=operation_id, provider=provider, owner=owner, lease=lease, **values
+            operation_id=operation_id,
+            provider=values.pop("integration_type"),
+            operation_type=OperationType(values.pop("operation_type")),
+            priority=Priority(values.pop("priority")),
+            owner=owner,
+            lease=lease,
+            **values,
         )
     return [claims[each] for each in operation_ids if each in claims]
 

@@ -77,12 +77,11 @@ async def work(worker: Worker, *operation_ids: UUID) -> None:
 async def _claim(worker: Worker, operation_ids: Sequence[UUID]) -> Sequence[Claim]:
     context = worker.context
     try:
-        return await operations.claim_at_once(
+        return await operations.claim(
             context.ledger, operation_ids, owner=worker.owner, lease=context.lease, lanes=worker.lanes
         )
-    except (
-        asyncpg.UniqueViolationError
-    ):  # another worker claims for one of these integrations in the same moment
+    except asyncpg.UniqueViolationError:
+        # Another worker claims for one of these integrations in the same moment.
         if len(operation_ids) == 1:
             return ()
         return [claim for each in operation_ids for claim in await _claim(worker, [each])]

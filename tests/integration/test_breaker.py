@@ -35,6 +35,7 @@ from server.services.runs import NothingSyncedError, Run, Runner, StepReport
 from server.settings import read_settings
 from server.worker.context import WorkerContext, open_worker_context
 from server.worker.tasks import Worker, work
+from tests import claims
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOWN = UnavailableError("the provider can't be reached")
@@ -181,7 +182,7 @@ async def test_a_half_open_circuit_lets_one_through_at_a_time(context: WorkerCon
     async def claim(operation_id: UUID) -> bool:
         async with context.sessions.begin() as session:
             await session.execute(update(Operation).values(next_retry_at=None))
-            return await operations.claim(session, operation_id, owner="w", lease=lease) is not None
+        return await claims.claim(context.engine, operation_id, owner="w", lease=lease) is not None
 
     assert sorted(await asyncio.gather(claim(first), claim(second))) == [False, True]
 
@@ -322,11 +323,11 @@ async def test_an_operation_that_kills_three_workers_is_set_aside(
     async with context.sessions.begin() as session:
         ends = func.extract("epoch", Operation.lease_expires_at - func.now())
         left = await session.scalar(select(ends).where(Operation.id == operation_id))
-        assert await operations.claim(session, operation_id, owner="w", lease=timedelta(1)) is None
+    assert await claims.claim(context.engine, operation_id, owner="w", lease=timedelta(1)) is None
     assert left is not None
     await asyncio.sleep(max(float(left), 0) + 0.05)  # the last one's lease, of a second
+    assert await claims.claim(context.engine, operation_id, owner="w", lease=timedelta(1)) is None
     async with context.sessions.begin() as session:
-        assert await operations.claim(session, operation_id, owner="w", lease=timedelta(1)) is None
         assert await operations.settle(session) == 1
     row = await _row(context, operation_id)
     assert (row.status, row.error_code, row.lost_workers) == ("dead_letter", "WORKER_LOST", 3)
@@ -363,8 +364,8 @@ async def test_a_worker_that_only_lost_its_lease_was_not_killed(context: WorkerC
                 .where(Operation.id == operation_id)
                 .values(lease_expires_at=func.now() - timedelta(seconds=1))
             )
-            taken = await operations.claim(session, operation_id, owner="other", lease=timedelta(minutes=1))
-            assert taken is not None
+        taken = await claims.claim(context.engine, operation_id, owner="other", lease=timedelta(minutes=1))
+        assert taken is not None
         raise LeaseLostError("another worker has taken this operation over")
 
     await work(Worker(context, "w", run=run), operation_id)
@@ -378,8 +379,7 @@ async def test_only_workers_lost_in_a_row_without_anything_done_count(context: W
     over = timedelta(seconds=-1)  # a lease that ran out in the moment it was given
 
     async def taken() -> PostgresSyncState:
-        async with context.sessions.begin() as session:
-            claim = await operations.claim(session, operation_id, owner="w", lease=over)
+        claim = await claims.claim(context.engine, operation_id, owner="w", lease=over)
         assert claim is not None
         lease = Lease(operation_id, claim.fencing_token)
         return PostgresSyncState(context.engine, venue_id=venue_id, provider="juniper", lease=lease)

@@ -23,6 +23,7 @@ from server.errors import BeingErasedError
 from server.services import audit, erasure, export, integrations, maintenance, operations, upkeep, venues
 from server.services.audit import Actor
 from server.worker.context import WorkerContext
+from tests import claims
 from tests.integration.test_export import ACTOR, context, fill, first_failure_is_the_last, links
 
 __all__ = ("context", "first_failure_is_the_last")  # fixtures
@@ -261,7 +262,7 @@ async def running(context: WorkerContext, venue_id: UUID) -> operations.Claim:
             entity_type="full",
             payload={},
         )
-        claim = await operations.claim(session, operation.id, owner="w", lease=timedelta(minutes=1))
+    claim = await claims.claim(context.engine, operation.id, owner="w", lease=timedelta(minutes=1))
     assert claim is not None
     return claim
 

@@ -18,6 +18,7 @@ from server.db.reads import Reads
 from server.errors import QueueFullError
 from server.services import operations
 from server.services.operations import Claim, Hold
+from tests import claims
 
 LEASE = timedelta(seconds=60)
 OVER = timedelta(seconds=-1)  # a lease that ran out in the moment it was given
@@ -70,8 +71,7 @@ async def _claim(
     lease: timedelta = LEASE,
     **given: Any,
 ) -> Claim | None:
-    async with sessions.begin() as session:
-        return await operations.claim(session, operation_id, owner=owner, lease=lease, **given)
+    return await claims.claim(sessions.kw["bind"], operation_id, owner=owner, lease=lease, **given)
 
 
 async def _held(sessions: Sessions, operation_id: UUID, owner: str = "a", lease: timedelta = LEASE) -> Claim:
@@ -431,23 +431,22 @@ async def test_of_many_one_of_each_integration_is_claimed_in_their_order(
     paused = await _enqueue(sessions)
     await _set(sessions, paused, status=OperationStatus.PAUSED)
     wanted = [others[2], low, others[0], paused, high, others[1]]
-    async with sessions.begin() as session:
-        claims = await operations.claim_many(session, wanted, owner="a", lease=LEASE)
-    assert [claim.operation_id for claim in claims] == [others[2], others[0], high, others[1]]
+    taken = await operations.claim(ledger, wanted, owner="a", lease=LEASE)
+    assert [claim.operation_id for claim in taken] == [others[2], others[0], high, others[1]]
     assert await operations.next_of(ledger, [(venue, "juniper")]) == []  # it is busy
 
 
-async def test_a_worker_s_own_way_to_claim_takes_the_same(sessions: Sessions, ledger: Reads) -> None:
+async def test_what_is_claimed_is_what_the_ledger_has_of_a_worker_s_lanes(
+    sessions: Sessions, ledger: Reads
+) -> None:
     venue, other = uuid4(), uuid4()
     low, high = [await _enqueue(sessions, venue_id=venue, priority=p) for p in (Priority.LOW, Priority.HIGH)]
     third = await _enqueue(sessions, venue_id=other, payload={"price": 12.5})
-    taken = await operations.claim_at_once(
+    taken = await operations.claim(
         ledger, [third, low, high], owner="a", lease=LEASE, lanes=("critical", "high")
     )
     assert [claim.operation_id for claim in taken] == [high]  # what is left is in no lane of this worker's
-    [claim] = await operations.claim_at_once(
-        ledger, [third, low], owner="a", lease=LEASE, lanes=operations.LANES
-    )
+    [claim] = await operations.claim(ledger, [third, low], owner="a", lease=LEASE)
     row = await _row(sessions, third)
     assert (claim.payload, claim.operation_type, claim.priority) == (
         {"price": 12.5},
@@ -462,10 +461,13 @@ async def test_of_two_that_claim_for_one_integration_one_is_told(sessions: Sessi
     venue = uuid4()
     first, second = [await _enqueue(sessions, venue_id=venue) for _ in range(2)]
     async with sessions() as session:
-        await operations.claim_many(session, [first], owner="a", lease=LEASE)
-        later = asyncio.create_task(
-            operations.claim_at_once(ledger, [second], owner="b", lease=LEASE, lanes=operations.LANES)
-        )
+        held = {
+            "status": OperationStatus.PROCESSING,
+            "lease_owner": "a",
+            "lease_expires_at": func.now() + LEASE,
+        }
+        await session.execute(update(Operation).where(Operation.id == first).values(**held))
+        later = asyncio.create_task(operations.claim(ledger, [second], owner="b", lease=LEASE))
         await _locked_out(sessions)
         await session.commit()
     with pytest.raises(asyncpg.UniqueViolationError):

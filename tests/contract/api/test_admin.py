@@ -12,6 +12,7 @@ from engine.errors import AuthenticationError, UnavailableError
 from server.db.models import OperationType, Priority
 from server.services import operations, overview, recovery
 from server.services.operations import Claim
+from tests import claims
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, Hub, bearer
 
 ADMIN = f"{API}/admin"
@@ -43,8 +44,7 @@ async def queue(
 
 
 async def claim(hub: Hub, operation_id: UUID) -> Claim:
-    async with hub.context.sessions.begin() as session:
-        taken = await operations.claim(session, operation_id, owner="test", lease=timedelta(minutes=5))
+    taken = await claims.claim(hub.context.engine, operation_id, owner="test", lease=timedelta(minutes=5))
     assert taken is not None
     return taken
 

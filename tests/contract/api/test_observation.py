@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from engine.ports import Secret
 from server.db.models import WebhookStatus
-from server.services import health, operations, webhooks
+from server.services import health, webhooks
 from server.services.runs import Run, run_operation
 from server.settings import Settings
 from server.telemetry import configure_logging, metrics, traces
@@ -27,7 +27,7 @@ from server.telemetry.counting import KEY, read_counts
 from server.worker.context import open_worker_context
 from server.worker.main import serve
 from server.worker.tasks import Worker
-from tests import canary
+from tests import canary, claims
 from tests.contract.api.conftest import API, NOWHERE, OTHERS, OURS, USER_ID, Hub, bearer
 from tests.contract.api.test_webhooks import SQUARE_KEY, connected, square, square_event
 
@@ -327,8 +327,7 @@ async def worked(hub: Hub, settings: Settings, spans: InMemorySpanExporter) -> d
     assert answer.status_code == 202
     assert traces.traceparent() is None  # what follows knows the trace from the ledger alone
     async with open_worker_context(settings, application_name="test worker", connections=5) as context:
-        async with context.sessions.begin() as session:
-            claim = await operations.claim(session, owner="test", lease=timedelta(minutes=1))
+        claim = await claims.claim(context.engine, owner="test", lease=timedelta(minutes=1))
         assert claim is not None
         await run_operation(context, Run(claim))
     return {"claim": claim, "trace": int("ab" * 16, 16), "caller": int("cd" * 8, 16)}

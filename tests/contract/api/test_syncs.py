@@ -17,6 +17,7 @@ from server.db.models import Operation
 from server.services import operations
 from server.services.operations import Claim
 from server.worker import relay
+from tests import claims
 from tests.contract.api.conftest import API, OTHERS, OURS, Hub, bearer
 
 SYNC = f"{API}/sync/stripe/sync"
@@ -37,8 +38,7 @@ async def queued(hub: Hub) -> None:
 
 async def claim(hub: Hub, progress: Mapping[str, Any] | None = None) -> Claim:
     """Take the operation that waits, as a worker would."""
-    async with hub.context.sessions.begin() as session:
-        taken = await operations.claim(session, owner="test", lease=timedelta(minutes=5))
+    taken = await claims.claim(hub.context.engine, owner="test", lease=timedelta(minutes=5))
     assert taken is not None
     if progress is not None:
         async with hub.context.sessions.begin() as session:
